@@ -1,0 +1,33 @@
+"""Errors, grouped by what a caller would do about them."""
+
+from __future__ import annotations
+
+
+class StorageError(Exception):
+    """The store could not be read or written (disk full, no permission, unreachable)."""
+
+    code = "storage"
+
+
+class NotFoundError(StorageError):
+    """Something that a commit names, or that the caller asked for, is not in the store."""
+
+    code = "not-found"
+
+
+class CorruptError(StorageError):
+    """Bytes are there but are not what their name or the format says."""
+
+    code = "corrupt"
+
+
+class FormatError(StorageError):
+    """The store was written by a newer program, or is not a store of ours."""
+
+    code = "format"
+
+
+class ConflictError(StorageError):
+    """Other writers won every attempt; nothing was lost, trying again is safe."""
+
+    code = "conflict"
