@@ -1,0 +1,65 @@
+"""One error for everything that the user can mend, and the exit codes."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What the process says when it ends; documented in the README."""
+
+    DONE = 0
+    FAILURE = 1
+    USAGE = 2
+    NO_PROJECT = 3
+    BAD_INPUT = 4
+    STORE = 5
+    CONFLICT = 6
+    INTERRUPTED = 130
+
+
+class RinError(Exception):
+    """One sentence (what and where) and the next thing to do.
+
+    Args:
+        message: what went wrong and where, without a final full stop.
+        hint: the next command or step.
+    """
+
+    exit_code = ExitCode.FAILURE
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.message, self.hint)
+
+
+def _rebuild(kind: type[RinError], message: str, hint: str) -> RinError:
+    return kind(message, hint=hint)
+
+
+class UsageError(RinError):
+    """Options that do not go together."""
+
+    exit_code = ExitCode.USAGE
+
+
+class NoProjectError(RinError):
+    """There is no rin.toml here or above."""
+
+    exit_code = ExitCode.NO_PROJECT
+
+
+class InputError(RinError):
+    """Bad config, data, checkpoint or query."""
+
+    exit_code = ExitCode.BAD_INPUT
+
+
+class MissingError(RinError):
+    """The store lacks, or holds damaged, what was asked for."""
+
+    exit_code = ExitCode.STORE

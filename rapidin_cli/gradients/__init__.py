@@ -1,0 +1,1 @@
+"""From a batch of examples to cached rows: capture, sketch, quantise."""

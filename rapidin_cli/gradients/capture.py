@@ -1,0 +1,185 @@
+"""Hooks that hand over each target layer's inputs and output gradients."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from rapidin_cli.errors import InputError
+from rapidin_cli.gradients.rows import Layer
+
+_PROBE_BATCH, _PROBE_LENGTH = 2, 5
+
+
+@dataclass(frozen=True)
+class Target:
+    """A module whose weight's gradient is captured.
+
+    `calls` is how often one forward pass runs it: a module that is used twice (shared
+    weights) has the gradient summed over both uses.
+    """
+
+    layer: Layer
+    module: nn.Module
+    calls: int
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A trainable parameter whose gradient is not captured, and why."""
+
+    name: str
+    reason: str
+
+
+def find_targets(model: nn.Module, pattern: str) -> tuple[list[Target], list[Skipped]]:
+    """Return the trainable linear layers that `pattern` matches, in the model's order.
+
+    With an adapter only its factors are trainable, so they are the targets; without one
+    every linear layer is (`nn.Linear` and Hugging Face's `Conv1D`). A probe pass finds out
+    how often each is used and whether its inputs keep examples apart.
+
+    Raises:
+        InputError: a broken pattern, or no layer left.
+    """
+    try:
+        matches = re.compile(pattern).search
+    except re.error as error:
+        raise InputError(
+            f"[gradient] layers = {pattern!r} is not a regular expression: {error}",
+            hint="correct rin.toml",
+        ) from None
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    modules: dict[str, nn.Module] = {}
+    reasons: dict[int, str] = {
+        identity: "an embedding, not a linear layer" for identity in embeddings
+    }
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if not _is_linear(module) or not isinstance(weight, nn.Parameter):
+            continue
+        if not weight.requires_grad:
+            continue
+        if id(weight) in embeddings:
+            reasons[id(weight)] = "the embedding, tied to the output layer"
+        elif not matches(layer_name(name)):
+            reasons[id(weight)] = f"not matched by layers = {pattern!r}"
+        else:
+            modules[name] = module
+    calls, mixed = _probe(model, modules)
+    targets = []
+    for name, module in modules.items():
+        if mixed[name]:
+            reasons[id(module.weight)] = "its inputs do not keep the examples of a batch apart"
+        elif not calls[name]:
+            reasons[id(module.weight)] = "not used in the forward pass"
+        else:
+            targets.append(Target(_layer(name, module), module, calls[name]))
+    if not targets:
+        raise InputError(
+            f"no trainable linear layer is matched by [gradient] layers = {pattern!r}",
+            hint="correct rin.toml",
+        )
+    captured = {id(target.module.weight) for target in targets}
+    skipped = [
+        Skipped(layer_name(name), reasons.get(id(parameter), "not the weight of a linear layer"))
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and id(parameter) not in captured
+    ]
+    return targets, skipped
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def layer_name(name: str) -> str:
+    """Return a module's name without what PEFT puts around it."""
+    name = re.sub(r"^base_model\.model\.", "", name)
+    return re.sub(r"\.(lora_[AB])\.[^.]+", r".\1", name)
+
+
+def _layer(name: str, module: nn.Module) -> Layer:
+    first, second = module.weight.shape  # type: ignore[misc]
+    conv = type(module).__name__ == "Conv1D"  # its weight is stored as (I, O)
+    return Layer(layer_name(name), second if conv else first, first if conv else second)
+
+
+def _probe(
+    model: nn.Module, modules: dict[str, nn.Module]
+) -> tuple[dict[str, int], dict[str, bool]]:
+    calls = dict.fromkeys(modules, 0)
+    mixed = dict.fromkeys(modules, False)
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            del module, output
+            calls[name] += 1
+            shape = inputs[0].shape
+            mixed[name] |= len(shape) != 3 or tuple(shape[:2]) != (_PROBE_BATCH, _PROBE_LENGTH)
+
+        return hook
+
+    handles = [module.register_forward_hook(watch(name)) for name, module in modules.items()]
+    try:
+        device = next(model.parameters()).device
+        ids = torch.ones((_PROBE_BATCH, _PROBE_LENGTH), dtype=torch.long, device=device)
+        with torch.no_grad():
+            model(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls, mixed
+
+
+Consumer = Callable[[int, torch.Tensor, torch.Tensor], None]
+"""Called with a target's number, its inputs (B, T, I) and output gradients (B, T, O)."""
+
+
+@contextmanager
+def captured(model: nn.Module, targets: list[Target], consume: Consumer) -> Iterator[None]:
+    """While active, every backward pass hands each target's (x, d) to `consume`.
+
+    No weight needs a gradient: the input embeddings' output is made to require one, which
+    is enough for autograd to compute output gradients everywhere. Inputs and gradients are
+    released layer by layer as the backward pass goes.
+    """
+    parts: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+
+    def arrive(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
+        calls = targets[number].calls
+        if calls == 1:
+            consume(number, x, d)
+            return
+        pairs = parts.setdefault(number, [])
+        pairs.append((x, d))
+        if len(pairs) == calls:
+            xs, ds = zip(*parts.pop(number), strict=True)
+            consume(number, torch.cat(xs, 1), torch.cat(ds, 1))
+
+    def watch(number: int) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+            del module
+            x = inputs[0].detach()
+            output.register_hook(lambda d: arrive(number, x, d))
+
+        return hook
+
+    def start_graph(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        del module, inputs
+        return output if output.requires_grad else output.requires_grad_()
+
+    handles = [t.module.register_forward_hook(watch(n)) for n, t in enumerate(targets)]
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    handles.append(embedding.register_forward_hook(start_graph))  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
