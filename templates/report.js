@@ -57,6 +57,7 @@
   }
   const plain = (value) => String(value).replace(/-/g, "−");
   const count = (value) => value.toLocaleString("en-US");
+  const percent = (value) => value.toFixed(value > 99 || value < 1 ? 2 : 1);
   const plural = (value, noun) => `${count(value)} ${noun}${value === 1 ? "" : "s"}`;
   const signOf = (value) => (value > 0 ? "plus" : value < 0 ? "minus" : "");
   const clip = (text) => (text.length > SNIPPET ? `${text.slice(0, SNIPPET)}…` : text);
@@ -331,8 +332,8 @@
       score.textContent = number(value);
       score.className = `score ${signOf(value)}`;
       change.textContent = short;
-      percentile.textContent = `${state.from === null ? "" : `total ${number(example.score)} · `}percentile ${example.percentile.toFixed(1)}`;
-      head.setAttribute("aria-label", visible(`${side} ${place_}, ${number(value)}${long ? `, ${long}` : ""}, percentile ${example.percentile.toFixed(1)}, row ${example.id}`));
+      percentile.textContent = `${state.from === null ? "" : `total ${number(example.score)} · `}percentile ${percent(example.percentile)}`;
+      head.setAttribute("aria-label", visible(`${side} ${place_}, ${number(value)}${long ? `, ${long}` : ""}, percentile ${percent(example.percentile)}, row ${example.id}`));
       if (mini) mini.choose();
       show();
     }
@@ -357,7 +358,7 @@
     });
     const band = svg("rect", { class: "band", y: 0, height: 26, x: 0, width: 0 });
     const hint = svg("rect", { class: "hint", y: 0.5, height: 25, x: 0, width: 0, visibility: "hidden" });
-    const node = svg("svg", { class: "mini", viewBox: `0 0 ${n} 26`, preserveAspectRatio: "none", "aria-hidden": "true" },
+    const node = svg("svg", { class: "mini", width: 12 * n, height: 26, viewBox: `0 0 ${n} 26`, preserveAspectRatio: "none", "aria-hidden": "true" },
       band, svg("path", { class: "up", d: bars.up }), svg("path", { class: "down", d: bars.down }),
       svg("path", { class: "axis", d: `M0 13h${n}` }), hint);
     return {
@@ -383,7 +384,7 @@
       block.tabIndex = 0;
       block.setAttribute("role", "region");
       block.setAttribute("aria-label", `${title} of this example`);
-      body.append(element("div", "", element("h4", "", title), block));
+      body.append(element("div", "", element("h3", "", title), block));
     }
     if (model.clickable) body.append(tokenScores(example));
     const { mean, std } = model.query.distribution;
@@ -412,7 +413,7 @@
     const legend = element("p", "legend", element("span", "", element("span", "u-plus", "solid"), " raised, ", element("span", "u-minus", "dotted"), " lowered"), element("span", "", `colour steps at ±${edges}, the same for every example of this query`));
     const rows = () => model.explained.map((token, i) => [String(i + 1), word(token.text), plain(example.tokens[i])]);
     const table = lazyTable(element("details", "table", element("summary", "", "as table")), "Influence of this example on each generated token", ["#", "token", "score"], rows, 1);
-    return element("div", "", element("h4", "", "Its influence on each generated token"), heat, legend, table);
+    return element("div", "", element("h3", "", "Its influence on each generated token"), heat, legend, table);
   }
 
   function lazyTable(details, caption, titles, rows, words) {
@@ -604,7 +605,7 @@
     select.addEventListener("change", () => goToQuery(Number(select.value)));
     byId("query-back").addEventListener("click", () => goToQuery(state.query - 1));
     byId("query-next").addEventListener("click", () => goToQuery(state.query + 1));
-    byId("reset").addEventListener("click", () => choose(null, false));
+    byId("reset").addEventListener("click", () => { choose(null, false); stops()[0].focus({ preventScroll: true }); });
     for (const side of SIDES) {
       byId(`${side}-all`).addEventListener("click", () => {
         const before = byId(side).children.length;
@@ -618,14 +619,17 @@
     byId("help-open").addEventListener("click", () => byId("help").showModal());
     byId("help-close").addEventListener("click", () => byId("help").close());
     document.addEventListener("keydown", onKey);
-    addEventListener("hashchange", recall);
+    // The skip link leads to #main, which is no state of the page.
+    addEventListener("hashchange", () => (location.hash === "#main" ? remember() : recall()));
     let width = innerWidth;
     addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; drawChart(); } });
     byId("tools").hidden = false;
   }
 
   async function load() {
-    const packed = Uint8Array.from(atob(byId("report-data").textContent), (character) => character.charCodeAt(0));
+    const text = atob(byId("report-data").textContent);
+    const packed = new Uint8Array(text.length);
+    for (let i = 0; i < text.length; i += 1) packed[i] = text.charCodeAt(i);
     const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
     report = await new Response(stream).json();
     byId("app").hidden = false;

@@ -57,9 +57,7 @@ def find_targets(model: nn.Module, pattern: str) -> tuple[list[Target], list[Ski
         ) from None
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     modules: dict[str, nn.Module] = {}
-    reasons: dict[int, str] = {
-        identity: "an embedding, not a linear layer" for identity in embeddings
-    }
+    reasons: dict[int, str] = dict.fromkeys(embeddings, "an embedding, not a linear layer")
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if not _is_linear(module) or not isinstance(weight, nn.Parameter):

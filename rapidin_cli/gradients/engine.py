@@ -11,15 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from rapidin_cli.data.examples import IGNORED
 from rapidin_cli.errors import InputError
-from rapidin_cli.gradients.capture import Skipped, Target, captured, find_targets
+from rapidin_cli.gradients.capture import Target, captured, find_targets
 from rapidin_cli.gradients.oporp import Oporp
 from rapidin_cli.gradients.rows import GradientRows, RowLayout
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.gradients.tensorsketch import BlockSketch, block_sizes
-
-IGNORED = -100
-"""The label of a token that is not learnt from (the prompt, padding)."""
 
 Compute = Literal["float32", "bfloat16"]
 
@@ -183,9 +181,7 @@ class _OporpRows:
         layers = tuple(target.layer for target in targets)
         self.layout = RowLayout(spec, layers, (spec.dimensions,))
         self._device = device
-        self._oporp = Oporp(
-            self.layout.parameters, spec.dimensions, spec.rounds, spec.seed, device
-        )
+        self._oporp = Oporp(self.layout.parameters, spec.dimensions, spec.rounds, spec.seed, device)
         self._starts = [sum(layer.size for layer in layers[:n]) for n in range(len(layers))]
 
     def start(self, batch: int) -> None:

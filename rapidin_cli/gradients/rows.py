@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from rapidin_storage import ArraySpec
 
 from rapidin_cli.errors import MissingError
 from rapidin_cli.gradients.spec import GradientSpec
+from rapidin_storage import ArraySpec
 
 Array = np.ndarray[Any, Any]
 
@@ -59,7 +59,9 @@ class RowLayout:
     def to_json(self) -> dict[str, Any]:
         """What the cache keeps beside its rows."""
         return {
-            "layers": [[layer.name, layer.out_features, layer.in_features] for layer in self.layers],
+            "layers": [
+                [layer.name, layer.out_features, layer.in_features] for layer in self.layers
+            ],
             "blocks": list(self.blocks),
         }
 

@@ -33,6 +33,7 @@ class _Costs:
     sketch: float  # one element transposed and count-sketched
     fold: float  # one element of a k x k matrix folded
 
+
 _COSTS = {
     torch.bfloat16: _Costs(gemm=0.006, fft=0.17, sketch=0.4, fold=0.2),
     torch.float32: _Costs(gemm=0.025, fft=0.15, sketch=1.0, fold=0.2),
@@ -91,21 +92,20 @@ class BlockSketch:
         where = (self.out_hash.bin[:, None] + self.in_hash.bin[None, :]) % self.size
         return where, self.out_hash.sign[:, None] * self.in_hash.sign[None, :]
 
-    def choose(self, batch: int, length: int) -> Way:
-        """Return the cheapest way for a batch of `batch` sequences of `length` tokens."""
+    def choose(self, length: int) -> Way:
+        """Return the cheapest way for sequences of `length` tokens (all are linear in the batch)."""
         if self.exact:
             return "gradient"
         cost = _COSTS.get(self._dtype, _COSTS[torch.bfloat16])
-        O, I, k, T = self.out_features, self.in_features, self.size, length
-        sides = cost.sketch * T * (O + I) + cost.gemm * T * T * (O + I)  # and the ghost norm
+        out, inner, k, steps = self.out_features, self.in_features, self.size, length
+        # Both sides sketched, and the ghost norm, which the third way gets for nothing.
+        sides = (cost.sketch + cost.gemm * steps) * steps * (out + inner)
         ways: dict[Way, float] = {
-            "fourier": sides + cost.fft * np.log2(k) * k * (2 * T + 1),
-            "matrix": sides + cost.gemm * T * k * k + cost.fold * k * k,
-            "gradient": cost.gemm * T * O * I
-            + cost.sketch * (O * I + self._rolled * max(O, I))
-            + cost.fold * (k * min(O, I) if self._rolled else k * k),
+            "fourier": sides + cost.fft * np.log2(k) * k * (2 * steps + 1),
+            "matrix": sides + cost.gemm * steps * k * k + cost.fold * k * k,
+            "gradient": (cost.gemm * steps + cost.sketch) * out * inner
+            + cost.fold * k * (min(out, inner) if self._rolled else k),
         }
-        del batch  # every way is linear in it
         return min(ways, key=lambda way: ways[way])
 
     @property
@@ -127,7 +127,7 @@ class BlockSketch:
             gradients, both float32.
         """
         x, d = x.to(self._dtype), d.to(self._dtype)
-        way = way or self.choose(*x.shape[:2])
+        way = way or self.choose(x.shape[1])
         if way == "gradient":
             gradient = torch.bmm(d.transpose(1, 2), x)
             norm = torch.linalg.vector_norm(gradient, dim=(1, 2), dtype=torch.float32)

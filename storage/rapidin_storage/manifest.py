@@ -24,7 +24,10 @@ ChunkRefs = Mapping[str, ObjectRef]
 
 def encode_page(first: int, chunks: list[ChunkRefs]) -> bytes:
     """Return the stored bytes of a page that begins at chunk number `first`."""
-    body = {"first": first, "chunks": [{name: list(ref) for name, ref in c.items()} for c in chunks]}
+    body = {
+        "first": first,
+        "chunks": [{name: list(ref) for name, ref in c.items()} for c in chunks],
+    }
     return bytes(Zstd(level=3).encode(canonical_json(body)))
 
 

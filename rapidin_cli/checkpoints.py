@@ -1,0 +1,314 @@
+"""Checkpoints: where they are, what they are (fingerprint), and loading them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rapidin_storage import canonical_json
+
+from rapidin_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ADAPTER_CONFIG = "adapter_config.json"
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?\Z")
+# What is written beside the weights but does not change what the model computes.
+_VOLATILE = {
+    "_name_or_path",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "dtype",
+    "inference_mode",
+    "peft_version",
+    "revision",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A base model with an adapter, or a full model: folders on this machine.
+
+    Attributes:
+        name: as in rin.toml.
+        path: folder of the adapter, or of the full model.
+        base: folder of the base model; None for a full model.
+    """
+
+    name: str
+    path: Path
+    base: Path | None
+    trust_remote_code: bool = False
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The checkpoint's own tokenizer, else its base model's."""
+        own = any((self.path / name).exists() for name in _TOKENIZER_FILES)
+        return self.path if own or self.base is None else self.base
+
+
+def resolve(root: Path, name: str, path: str, base: str, *, trust: bool = False) -> Checkpoint:
+    """Find a checkpoint's folders, fetching hub names.
+
+    Raises:
+        InputError: a folder is missing or is no checkpoint, a hub name cannot be had.
+    """
+    folder = _folder(root, path, f"checkpoint {name!r}")
+    if not (folder / ADAPTER_CONFIG).exists():
+        if not (folder / "config.json").exists():
+            raise InputError(
+                f"checkpoint {name!r}: {folder} has neither {ADAPTER_CONFIG} nor config.json",
+                hint="correct [[checkpoints]] in rin.toml",
+            )
+        return Checkpoint(name, folder, None, trust)
+    named = base or _read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or ""
+    if not named:
+        raise InputError(
+            f"checkpoint {name!r} is an adapter that does not name its base model",
+            hint="set [model] base in rin.toml",
+        )
+    return Checkpoint(name, folder, _folder(root, named, f"base model of {name!r}"), trust)
+
+
+def _folder(root: Path, place: str, what: str) -> Path:
+    local = root / Path(place).expanduser()
+    if local.is_dir():
+        return local.resolve()
+    if not _HUB_NAME.match(place) or place.startswith("."):
+        raise InputError(f"{what}: no folder {place}", hint="correct the path in rin.toml")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(place, ignore_patterns=["*.bin", "*.h5", "*.msgpack", "*.gguf"])
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"{what}: {place} is no folder here, and the model hub did not deliver it ({reason})",
+            hint="correct the path in rin.toml, or log in with `hf auth login`",
+        ) from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}", hint="save the checkpoint again") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is not a JSON object", hint="save the checkpoint again")
+    return value
+
+
+class Fingerprints:
+    """SHA-256 of checkpoints' tensors and configuration.
+
+    Hashing a file's tensors is remembered by its path, size and modification time, so that
+    a command on an unchanged 7B model does not read 14 GB again.
+    """
+
+    def __init__(self, memory: Path) -> None:
+        self._memory = memory
+        try:
+            self._known: dict[str, Any] = json.loads(memory.read_text())
+        except (OSError, ValueError):
+            self._known = {}
+
+    def checkpoint(self, checkpoint: Checkpoint) -> str:
+        """Fingerprint of all weights that take part, base model included.
+
+        Raises:
+            InputError: no safetensors, or unreadable ones.
+        """
+        parts = [self._model(checkpoint.path)]
+        if checkpoint.base is not None:
+            parts.append(self._model(checkpoint.base))
+        return hashlib.sha256(canonical_json(parts)).hexdigest()
+
+    def tokenizer(self, checkpoint: Checkpoint, rendering: dict[str, Any]) -> str:
+        """Fingerprint of what turns a row into tokens: vocabulary, templates, settings."""
+        folder = checkpoint.tokenizer_path
+        parts: dict[str, Any] = {"rendering": rendering}
+        for name in _TOKENIZER_FILES:
+            path = folder / name
+            if not path.exists():
+                continue
+            if name == "tokenizer.json":
+                value = _read_json(path)
+                # State of the last call, not part of the vocabulary.
+                for key in ("padding", "truncation"):
+                    value.pop(key, None)
+                parts[name] = hashlib.sha256(canonical_json(value)).hexdigest()
+            else:
+                parts[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        template = folder / "chat_template.jinja"
+        if template.exists():
+            parts["chat_template"] = template.read_text(encoding="utf-8")
+        settings = folder / "tokenizer_config.json"
+        if settings.exists():
+            known = _read_json(settings)
+            parts["tokens"] = {k: known.get(k) for k in ("bos_token", "eos_token", "add_bos_token")}
+            parts.setdefault("chat_template", known.get("chat_template"))
+        return hashlib.sha256(canonical_json(parts)).hexdigest()
+
+    def _model(self, folder: Path) -> dict[str, Any]:
+        adapter = folder / ADAPTER_CONFIG
+        config = _read_json(adapter if adapter.exists() else folder / "config.json")
+        kept = {k: sorted(v) if _is_names(v) else v for k, v in config.items()}
+        pattern = "adapter_model*.safetensors" if adapter.exists() else "model*.safetensors"
+        files = sorted(folder.glob(pattern))
+        if not files:
+            raise InputError(
+                f"{folder} has no {pattern}: rin reads no pickled weights",
+                hint="save the checkpoint with safe_serialization=True",
+            )
+        tensors: dict[str, str] = {}
+        for file in files:
+            tensors.update(self._tensors(file))
+        return {
+            "config": {k: v for k, v in kept.items() if k not in _VOLATILE},
+            "tensors": tensors,
+        }
+
+    def _tensors(self, file: Path) -> dict[str, str]:
+        stat = file.stat()
+        key = f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+        if key not in self._known:
+            self._known[key] = _hash_tensors(file)
+            self._remember()
+        return dict(self._known[key])
+
+    def _remember(self) -> None:
+        self._memory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._memory.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(self._known))
+        temporary.replace(self._memory)
+
+
+def _is_names(value: Any) -> bool:
+    """PEFT writes sets of module names in any order."""
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _hash_tensors(file: Path) -> dict[str, str]:
+    """Hash each tensor of a safetensors file: name -> SHA-256 of dtype, shape and bytes.
+
+    Read by hand, not through `safetensors`, which would need the dtype in NumPy or torch:
+    8 bytes of header size, a JSON header, then the data.
+    """
+    broken = InputError(f"{file} is not a whole safetensors file", hint="save the checkpoint again")
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 2 <= length <= size - 8:
+            raise broken
+        try:
+            header = json.loads(stream.read(length))
+            entries = {
+                str(name): (str(e["dtype"]), list(e["shape"]), *map(int, e["data_offsets"]))
+                for name, e in header.items()
+                if name != "__metadata__"
+            }
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise broken from None
+        hashes = {}
+        for name, (dtype, shape, start, stop) in entries.items():
+            if not 0 <= start <= stop <= size - 8 - length:
+                raise broken
+            digest = hashlib.sha256(canonical_json([dtype, shape]))
+            stream.seek(8 + length + start)
+            left = stop - start
+            while left:
+                block = stream.read(min(left, 1 << 24))
+                digest.update(block)
+                left -= len(block)
+            hashes[name] = digest.hexdigest()
+    return hashes
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keep transformers' progress bars and advice out of the terminal."""
+    import warnings
+
+    import transformers
+
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            transformers.logging.set_verbosity(verbosity)
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """Load the checkpoint's tokenizer.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    folder = checkpoint.tokenizer_path
+    try:
+        with quiet_loading():
+            return AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=checkpoint.trust_remote_code
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise _cannot_load("the tokenizer", checkpoint, error) from None
+
+
+def load_model(checkpoint: Checkpoint, device: str) -> nn.Module:
+    """Load model and adapter on a device; what training trained requires a gradient.
+
+    On a CPU all weights are float32 (autocast casts them); on a GPU they keep the dtype
+    they were saved in.
+
+    Raises:
+        InputError: the weights cannot be loaded, or some are missing.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    dtype: Any = torch.float32 if device == "cpu" else "auto"
+    try:
+        with quiet_loading():
+            model = AutoModelForCausalLM.from_pretrained(
+                checkpoint.base or checkpoint.path,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=checkpoint.trust_remote_code,
+            )
+            if checkpoint.base is not None:
+                from peft import PeftModel
+
+                model = PeftModel.from_pretrained(model, checkpoint.path, is_trainable=True)
+            loaded: nn.Module = model.to(device).eval()
+            return loaded
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _cannot_load("the model", checkpoint, error) from None
+
+
+def _cannot_load(what: str, checkpoint: Checkpoint, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:300]
+    return InputError(
+        f"{what} of checkpoint {checkpoint.name!r} cannot be loaded: {reason}",
+        hint="check the checkpoint's folder; --debug shows the whole error",
+    )

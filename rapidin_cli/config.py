@@ -1,0 +1,172 @@
+"""rin.toml: read, check, explain."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from rapidin_cli.data.reading import DataSettings
+from rapidin_cli.errors import InputError
+from rapidin_cli.gradients.spec import GradientSpec
+
+CONFIG_FILE = "rin.toml"
+LOCAL_CONFIG = ".rin/config.local.toml"
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The `[model]` table.
+
+    Attributes:
+        base: the model under an adapter, a folder or a hub name; empty to take the one
+            that the adapter names.
+        dtype: precision of the forward and backward pass: `auto` is bfloat16 where the
+            hardware has it. Not part of a cache's identity: it changes rounding only.
+        trust_remote_code: run Python code that comes with the model.
+    """
+
+    base: str = ""
+    dtype: Dtype = "auto"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """One `[[checkpoints]]` entry: a name to type, and a folder or hub name."""
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True)
+class StorageSettings:
+    """The `[storage]` table: a folder relative to the project, or an fsspec URL."""
+
+    root: str = ".rin"
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """The `[cache]` table: how work is cut; none of it changes what is cached.
+
+    Attributes:
+        batch_tokens: padded tokens of a batch.
+        commit_seconds: work that a crash can cost.
+        workers: processes on a CPU; their threads share the cores.
+    """
+
+    batch_tokens: int = 4096
+    commit_seconds: float = 30.0
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    """All of rin.toml."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    checkpoints: tuple[CheckpointSettings, ...] = ()
+    gradient: GradientSpec = field(default_factory=GradientSpec)
+    storage: StorageSettings = field(default_factory=StorageSettings)
+    cache: CacheSettings = field(default_factory=CacheSettings)
+
+
+def load_config(root: Path) -> Config:
+    """Read rin.toml and, on top of it, `.rin/config.local.toml`.
+
+    Raises:
+        InputError: not TOML, an unknown key or a value of the wrong type.
+    """
+    tables = _read(root / CONFIG_FILE)
+    local = root / LOCAL_CONFIG
+    if local.exists():
+        for name, table in _read(local).items():
+            both = isinstance(table, dict) and isinstance(tables.get(name), dict)
+            tables[name] = {**tables[name], **table} if both else table
+    config = _build(Config, tables, "")
+    names = [checkpoint.name for checkpoint in config.checkpoints]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise InputError(
+            f"{CONFIG_FILE}: two checkpoints are called {sorted(repeated)[0]!r}",
+            hint=f"give each checkpoint in {CONFIG_FILE} its own name",
+        )
+    for name in ("batch_tokens", "commit_seconds", "workers"):
+        if getattr(config.cache, name) <= 0:
+            raise InputError(
+                f"{CONFIG_FILE}: [cache] {name} must be positive", hint=f"correct {CONFIG_FILE}"
+            )
+    return config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path.name} is not TOML: {error}", hint=f"correct {path.name}") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}", hint="rin init") from None
+
+
+Table = TypeVar("Table")
+
+
+def _build(kind: type[Table], value: Any, where: str) -> Table:
+    """Make a settings dataclass of a TOML table, refusing what it does not know."""
+    if not isinstance(value, dict):
+        raise _wrong(where, value, "a table")
+    hints = typing.get_type_hints(kind)
+    fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(value) - set(fields)):
+        raise InputError(
+            f"{CONFIG_FILE}: {where or 'the top level'} has no setting {unknown[0]!r} "
+            f"(it has {', '.join(fields)})",
+            hint=f"correct {CONFIG_FILE}",
+        )
+    for name, item in fields.items():
+        required = item.default is item.default_factory is dataclasses.MISSING
+        if required and name not in value:
+            raise InputError(
+                f"{CONFIG_FILE}: {where} needs {name!r}", hint=f"correct {CONFIG_FILE}"
+            )
+    return kind(
+        **{
+            name: _convert(hints[name], entry, f"{where} {name}" if where else f"[{name}]")
+            for name, entry in value.items()
+        }
+    )
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value, where)  # type: ignore[arg-type]
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise _wrong(where, value, "a list")
+        inner = typing.get_args(kind)[0]
+        place = "[[checkpoints]]" if inner is CheckpointSettings else where
+        return tuple(_convert(inner, item, place) for item in value)
+    if origin is Literal:
+        if value not in typing.get_args(kind):
+            raise _wrong(where, value, "one of " + ", ".join(typing.get_args(kind)))
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+        raise _wrong(where, value, names[kind])
+    return value
+
+
+def _wrong(where: str, value: Any, expected: str) -> InputError:
+    shown = "a table" if isinstance(value, dict) else repr(value)
+    return InputError(
+        f"{CONFIG_FILE}: {where} = {shown} must be {expected}", hint=f"correct {CONFIG_FILE}"
+    )

@@ -1,0 +1,1 @@
+"""Training data: rows in, tokenised examples out."""

@@ -1,0 +1,142 @@
+"""Examples: rows as tokens and labels, their digests, and batches of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from rapidin_cli.data.reading import BadRow, Row
+
+IGNORED = -100
+"""The label of a token that is not learnt from: the prompt, padding."""
+
+_WINDOW_ROWS = 16_384
+
+Tokens = np.ndarray[tuple[int], np.dtype[np.int32]]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as tokens.
+
+    Attributes:
+        row: where it comes from.
+        input_ids: (T,) int32.
+        labels: (T,) int32, not shifted; IGNORED where nothing is learnt.
+        truncated: it was longer than `max_tokens`.
+    """
+
+    row: Row
+    input_ids: Tokens
+    labels: Tokens
+    truncated: bool = False
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of tokens and labels: equal examples have equal gradients."""
+        return hashlib.sha256(
+            b"rin example 1\0"
+            + len(self.input_ids).to_bytes(8, "little")
+            + self.input_ids.astype("<i4").tobytes()
+            + self.labels.astype("<i4").tobytes()
+        ).digest()
+
+    @property
+    def learnt(self) -> int:
+        """Tokens that have a loss; the first of a sequence never has."""
+        return int((self.labels[1:] != IGNORED).sum())
+
+
+@dataclass
+class Dataset:
+    """All usable examples of a project, and what was left out."""
+
+    examples: list[Example] = field(default_factory=list)
+    bad: list[BadRow] = field(default_factory=list)
+
+    @cached_property
+    def by_digest(self) -> dict[bytes, list[Example]]:
+        """Digest -> the examples that have it, in file order."""
+        groups: dict[bytes, list[Example]] = {}
+        for example in self.examples:
+            groups.setdefault(example.digest, []).append(example)
+        return groups
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the set of example digests: order and repeats do not count."""
+        total = hashlib.sha256()
+        for digest in sorted(self.by_digest):
+            total.update(digest)
+        return total.hexdigest()
+
+    @property
+    def truncated(self) -> int:
+        """How many examples were cut at `max_tokens`."""
+        return sum(example.truncated for example in self.examples)
+
+    def find(self, identity: str) -> Example | None:
+        """Return the example with that row id, or whose digest begins so."""
+        for example in self.examples:
+            if example.row.id == identity:
+                return example
+        if len(identity) >= 8:
+            for example in self.examples:
+                if example.digest.hex().startswith(identity):
+                    return example
+        return None
+
+
+def plan_batches(
+    examples: Sequence[Example], done: Iterable[bytes], token_budget: int
+) -> list[list[Example]]:
+    """Group the examples whose digest is not in `done` into batches of similar length.
+
+    Within windows of the data file, longest first, each batch at most `token_budget`
+    padded tokens (but always one example). The order depends only on the data, and caching
+    commits batches in this order: after an interruption the same batches come again, so
+    their rows are bit-identical to those of an undisturbed run.
+    """
+    seen = set(done)
+    batches = []
+    for start in range(0, len(examples), _WINDOW_ROWS):
+        window = []
+        for example in examples[start : start + _WINDOW_ROWS]:
+            if example.digest not in seen:
+                seen.add(example.digest)
+                window.append(example)
+        window.sort(key=lambda example: (-len(example.input_ids), example.digest))
+        while window:
+            size = max(1, token_budget // len(window[0].input_ids))
+            batches.append(window[:size])
+            window = window[size:]
+    return batches
+
+
+def padded(examples: Sequence[Example]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Pad on the right: input_ids (B, T) with zeros, labels (B, T) with IGNORED, int64."""
+    length = max(len(example.input_ids) for example in examples)
+    ids = np.zeros((len(examples), length), dtype=np.int64)
+    labels = np.full((len(examples), length), IGNORED, dtype=np.int64)
+    for number, example in enumerate(examples):
+        ids[number, : len(example.input_ids)] = example.input_ids
+        labels[number, : len(example.labels)] = example.labels
+    return ids, labels
+
+
+def one_token_queries(query: Example) -> list[Example]:
+    """Split a query into one example per explained token, each cut after that token.
+
+    Their gradients add up to the query's, and causal attention makes the cut free.
+    """
+    parts = []
+    for position in np.flatnonzero(query.labels[1:] != IGNORED) + 1:
+        labels = np.full(position + 1, IGNORED, dtype=np.int32)
+        labels[position] = query.labels[position]
+        parts.append(replace(query, input_ids=query.input_ids[: position + 1], labels=labels))
+    return parts

@@ -1,0 +1,337 @@
+"""Gradient work over devices: one process per device, each with its own model.
+
+The parent hands out batches and gets encoded rows back over one pipe per worker. A pipe
+ends when the parent dies, however it dies, and then the worker ends too.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rapidin_cli.checkpoints import Checkpoint, load_model
+from rapidin_cli.errors import RinError
+from rapidin_cli.gradients.spec import GradientSpec
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.process import BaseProcess
+
+    from rapidin_cli.gradients.capture import Skipped
+    from rapidin_cli.gradients.engine import Batch, GradientEngine
+    from rapidin_cli.gradients.rows import RowLayout
+
+_MAX_DEATHS = 3
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+Tokens = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+"""input_ids and labels of a padded batch, (B, T) each."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to build its engine.
+
+    Attributes:
+        checkpoint: what to load.
+        spec: what to compute.
+        device: `cpu` or `cuda:N`.
+        threads: intra-op threads (on a CPU; 0 leaves torch's default).
+        dtype: `auto`, `float32` or `bfloat16`.
+    """
+
+    checkpoint: Checkpoint
+    spec: GradientSpec
+    device: str
+    threads: int
+    dtype: str
+
+
+class WorkerError(RinError):
+    """A worker failed in a way that trying again will not mend."""
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_devices(requested: str, cpu_workers: int) -> list[tuple[str, int]]:
+    """Return (device, threads) for each worker.
+
+    Args:
+        requested: `auto`, or a comma-separated list such as `cuda:0,cuda:1` or `cpu`.
+        cpu_workers: processes when the device is the CPU; the cores are divided.
+
+    Raises:
+        RinError: a device that is not there.
+    """
+    import torch
+
+    names = [name.strip() for name in requested.split(",") if name.strip()]
+    if names in ([], ["auto"]):
+        names = [f"cuda:{n}" for n in range(torch.cuda.device_count())] or ["cpu"]
+    if names == ["cpu"]:
+        threads = max(1, cores() // cpu_workers)
+        return [("cpu", threads)] * cpu_workers
+    for name in names:
+        present = name.startswith("cuda") and torch.cuda.is_available()
+        if not present or (torch.device(name).index or 0) >= torch.cuda.device_count():
+            raise RinError(
+                f"there is no device {name!r} ({torch.cuda.device_count()} CUDA devices found)",
+                hint="give --devices cpu, or leave it out",
+            )
+    return [(name, 0) for name in names]
+
+
+def compute_dtype(requested: str, device: str) -> str:
+    """Return `bfloat16` or `float32`: what `auto` means on that device."""
+    import torch
+
+    if requested != "auto":
+        return requested
+    if device != "cpu":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return "bfloat16" if native is not None and native() else "float32"
+
+
+def build_engine(job: Job) -> GradientEngine:
+    """Load the model and make the engine."""
+    import torch
+
+    from rapidin_cli.gradients.engine import GradientEngine
+
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    model = load_model(job.checkpoint, job.device)
+    compute: Any = compute_dtype(job.dtype, job.device)
+    return GradientEngine(model, job.spec, torch.device(job.device), compute)
+
+
+class Worker:
+    """An engine with the row encoding and the retreat from running out of memory."""
+
+    def __init__(self, job: Job) -> None:
+        from rapidin_cli.gradients.rows import row_kind
+
+        self.engine = build_engine(job)
+        self._kind = row_kind(self.engine.layout)
+
+    def rows(self, tokens: Tokens) -> Arrays:
+        """Return the store arrays of a batch; halves it for as long as memory runs out."""
+        import torch
+
+        from rapidin_cli.gradients.engine import Batch
+
+        try:
+            batch: Batch = Batch(torch.from_numpy(tokens[0]), torch.from_numpy(tokens[1]))
+            return self._kind.encode(self.engine(batch))
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            half = len(tokens[0]) // 2
+            if not half or not _out_of_memory(error):
+                raise
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        first = self.rows((tokens[0][:half], tokens[1][:half]))
+        second = self.rows((tokens[0][half:], tokens[1][half:]))
+        return {name: np.concatenate([first[name], second[name]]) for name in first}
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a pool knows once a model is loaded."""
+
+    layout: RowLayout
+    skipped: list[Skipped]
+
+
+class InlinePool:
+    """One device: the work is done in this process."""
+
+    def __init__(self, job: Job) -> None:
+        self._worker = Worker(job)
+        engine = self._worker.engine
+        self.ready = Ready(engine.layout, engine.skipped)
+
+    def run(self, batches: Sequence[Tokens]) -> Iterator[tuple[int, str, Arrays]]:
+        """Yield (batch number, device, rows) as batches are done."""
+        for number, tokens in enumerate(batches):
+            yield number, "", self._worker.rows(tokens)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class ProcessPool:
+    """Several devices, or several processes on a CPU."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._members = [_Member(job) for job in jobs]
+        try:
+            self.ready = self._members[0].wait_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, batches: Sequence[Tokens]) -> Iterator[tuple[int, str, Arrays]]:
+        """Yield (batch number, device, rows) as batches are done, in any order.
+
+        A dead worker is replaced and its batch handed out again.
+
+        Raises:
+            WorkerError: a worker reported an error, or a batch killed three workers.
+        """
+        from multiprocessing.connection import wait
+
+        waiting = deque(range(len(batches)))
+        deaths: Counter[int] = Counter()
+        left = len(batches)
+        while left:
+            for member in self._members:
+                while waiting and len(member.busy) < 2:  # one running, one to come
+                    member.send(waiting.popleft(), batches)
+            ready = wait([member.connection for member in self._members])
+            for position, member in enumerate(self._members):
+                if member.connection not in ready:
+                    continue
+                try:
+                    message = member.connection.recv()
+                except (EOFError, OSError):
+                    self._members[position] = member.replace(waiting, deaths)
+                    continue
+                match message:
+                    case Ready():
+                        continue
+                    case (int(number), dict(rows)):
+                        member.busy.remove(number)
+                        left -= 1
+                        yield number, member.job.device, rows
+                    case RinError() as error:
+                        raise error
+
+    def close(self) -> None:
+        """End all workers."""
+        for member in self._members:
+            member.stop()
+
+
+class _Member:
+    """The parent's side of one worker process."""
+
+    def __init__(self, job: Job) -> None:
+        import torch.multiprocessing as mp
+
+        self.job = job
+        self.busy: list[int] = []
+        context = mp.get_context("spawn")
+        self.connection: Connection
+        self.connection, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(
+            target=_serve, args=(job, theirs), daemon=True, name=f"rin-{job.device}"
+        )
+        self.process.start()
+        theirs.close()
+
+    def wait_ready(self) -> Ready:
+        try:
+            message = self.connection.recv()
+        except EOFError:
+            self.process.join()
+            raise WorkerError(
+                f"the worker on {self.job.device} died while it loaded the model "
+                f"({_manner(self.process.exitcode)})",
+                hint="try one worker with --workers 1 --debug",
+            ) from None
+        if isinstance(message, RinError):
+            raise message
+        assert isinstance(message, Ready)
+        return message
+
+    def send(self, number: int, batches: Sequence[Tokens]) -> None:
+        self.busy.append(number)
+        try:
+            self.connection.send((number, batches[number]))
+        except OSError:
+            pass  # it is dead: the next `wait` finds that out and puts the batch back
+
+    def replace(self, waiting: deque[int], deaths: Counter[int]) -> _Member:
+        """Put a dead worker's batches back, count the death against the running one."""
+        self.process.join()
+        if not self.busy:
+            raise WorkerError(
+                f"the worker on {self.job.device} died while idle ({_manner(self.process.exitcode)})"
+            )
+        running = self.busy[0]
+        deaths[running] += 1
+        if deaths[running] >= _MAX_DEATHS:
+            raise PoisonBatchError(running, self.job.device, _manner(self.process.exitcode))
+        waiting.extendleft(reversed(self.busy))
+        self.connection.close()
+        return _Member(self.job)
+
+    def stop(self) -> None:
+        self.connection.close()
+        self.process.join(timeout=5)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+class PoisonBatchError(WorkerError):
+    """A batch that killed every worker which tried it."""
+
+    def __init__(self, number: int, device: str, manner: str) -> None:
+        super().__init__(f"{_MAX_DEATHS} workers died on the same batch on {device} ({manner})")
+        self.number = number
+        self.manner = manner
+
+
+def _manner(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        return f"killed by signal {-exitcode}" + (
+            ", perhaps out of memory" if exitcode == -9 else ""
+        )
+    return f"exit code {exitcode}"
+
+
+def _serve(job: Job, connection: Connection) -> None:
+    """Run in the worker: load, then answer batches until the pipe ends."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    try:
+        worker = Worker(job)
+        connection.send(Ready(worker.engine.layout, worker.engine.skipped))
+        while True:
+            number, tokens = connection.recv()
+            connection.send((number, worker.rows(tokens)))
+    except (EOFError, BrokenPipeError):
+        return
+    except RinError as error:
+        connection.send(error)
+    except Exception as error:  # whatever it is, the parent must hear of it
+        detail = traceback.format_exc()
+        connection.send(
+            WorkerError(
+                f"the worker on {job.device} failed: {type(error).__name__}: {error}",
+                hint=f"report this with the following\n{detail}",
+            )
+        )
+
+
+def open_pool(jobs: Sequence[Job]) -> InlinePool | ProcessPool:
+    """Start the workers and wait until the first has loaded its model."""
+    return InlinePool(jobs[0]) if len(jobs) == 1 else ProcessPool(jobs)
