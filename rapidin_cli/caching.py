@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from rapidin_storage import Cache, CacheWriter, Snapshot
 
 from rapidin_cli.data.examples import Dataset, Example, padded, plan_batches
 from rapidin_cli.errors import RinError
 from rapidin_cli.workers import Job, PoisonBatchError, Ready, open_pool
+from rapidin_storage import Cache, CacheWriter, Snapshot
 
 if TYPE_CHECKING:
     from rapidin_cli.gradients.rows import RowLayout

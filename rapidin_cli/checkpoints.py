@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rapidin_storage import canonical_json
-
 from rapidin_cli.errors import InputError
+from rapidin_storage import canonical_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -218,14 +217,15 @@ def _hash_tensors(file: Path) -> dict[str, str]:
         try:
             header = json.loads(stream.read(length))
             entries = {
-                str(name): (str(e["dtype"]), list(e["shape"]), *map(int, e["data_offsets"]))
+                str(name): (str(e["dtype"]), list(e["shape"]), e["data_offsets"])
                 for name, e in header.items()
                 if name != "__metadata__"
             }
         except (ValueError, KeyError, TypeError, AttributeError):
             raise broken from None
         hashes = {}
-        for name, (dtype, shape, start, stop) in entries.items():
+        for name, (dtype, shape, offsets) in entries.items():
+            start, stop = map(int, offsets)
             if not 0 <= start <= stop <= size - 8 - length:
                 raise broken
             digest = hashlib.sha256(canonical_json([dtype, shape]))

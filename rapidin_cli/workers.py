@@ -6,6 +6,7 @@ ends when the parent dies, however it dies, and then the worker ends too.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import traceback
 from collections import Counter, deque
@@ -201,7 +202,9 @@ class ProcessPool:
         left = len(batches)
         while left:
             for member in self._members:
-                while waiting and len(member.busy) < 2:  # one running, one to come
+                # One at a time: with a second on its way, parent and worker could each
+                # wait for the other to empty a full pipe.
+                if waiting and not member.busy:
                     member.send(waiting.popleft(), batches)
             ready = wait([member.connection for member in self._members])
             for position, member in enumerate(self._members):
@@ -214,7 +217,7 @@ class ProcessPool:
                     continue
                 match message:
                     case Ready():
-                        continue
+                        member.loaded = True
                     case (int(number), dict(rows)):
                         member.busy.remove(number)
                         left -= 1
@@ -236,6 +239,7 @@ class _Member:
 
         self.job = job
         self.busy: list[int] = []
+        self.loaded = False
         context = mp.get_context("spawn")
         self.connection: Connection
         self.connection, theirs = context.Pipe()
@@ -249,36 +253,37 @@ class _Member:
         try:
             message = self.connection.recv()
         except EOFError:
-            self.process.join()
-            raise WorkerError(
-                f"the worker on {self.job.device} died while it loaded the model "
-                f"({_manner(self.process.exitcode)})",
-                hint="try one worker with --workers 1 --debug",
-            ) from None
+            raise self._died_loading() from None
         if isinstance(message, RinError):
             raise message
         assert isinstance(message, Ready)
+        self.loaded = True
         return message
+
+    def _died_loading(self) -> WorkerError:
+        self.process.join()
+        return WorkerError(
+            f"the worker on {self.job.device} died while it loaded the model "
+            f"({_manner(self.process.exitcode)})",
+            hint="try one worker: rin --debug cache --workers 1",
+        )
 
     def send(self, number: int, batches: Sequence[Tokens]) -> None:
         self.busy.append(number)
-        try:
+        with contextlib.suppress(OSError):
+            # If it is dead, the next `wait` finds that out and puts the batch back.
             self.connection.send((number, batches[number]))
-        except OSError:
-            pass  # it is dead: the next `wait` finds that out and puts the batch back
 
     def replace(self, waiting: deque[int], deaths: Counter[int]) -> _Member:
-        """Put a dead worker's batches back, count the death against the running one."""
+        """Put a dead worker's batch back, count the death against it, start another."""
+        if not self.loaded:
+            raise self._died_loading()
         self.process.join()
-        if not self.busy:
-            raise WorkerError(
-                f"the worker on {self.job.device} died while idle ({_manner(self.process.exitcode)})"
-            )
-        running = self.busy[0]
-        deaths[running] += 1
-        if deaths[running] >= _MAX_DEATHS:
-            raise PoisonBatchError(running, self.job.device, _manner(self.process.exitcode))
-        waiting.extendleft(reversed(self.busy))
+        for number in self.busy:
+            deaths[number] += 1
+            if deaths[number] >= _MAX_DEATHS:
+                raise PoisonBatchError(number, self.job.device, _manner(self.process.exitcode))
+            waiting.appendleft(number)
         self.connection.close()
         return _Member(self.job)
 

@@ -81,9 +81,10 @@ class Dataset:
         return sum(example.truncated for example in self.examples)
 
     def find(self, identity: str) -> Example | None:
-        """Return the example with that row id, or whose digest begins so."""
+        """Return the example with that row id or FILE:LINE, or whose digest begins so."""
         for example in self.examples:
-            if example.row.id == identity:
+            place = f"{example.row.file}:{example.row.line}"
+            if identity in (example.row.id, place):
                 return example
         if len(identity) >= 8:
             for example in self.examples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from rapidin_cli.errors import InputError
 
 Message = dict[str, str]
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _SHAREGPT_ROLES = {
     "human": "user",
@@ -210,6 +213,8 @@ def parse_row(value: Any, shape: str, settings: DataSettings, file: str, line: i
         raise RowError(_unknown_shape(value, settings))
     identity = value.get(settings.id_field)
     name = f"{Path(file).name}:{line}" if identity in (None, "") else str(identity)
+    if _SURROGATE.search(name):
+        raise RowError(f"field {settings.id_field!r} holds half a surrogate pair")
     match shape:
         case "prompt":
             prompt = _text(value, settings.prompt_field, empty=True)
@@ -233,6 +238,8 @@ def _text(value: dict[str, Any], name: str, *, empty: bool = False) -> str:
     text = value[name]
     if not isinstance(text, str):
         raise RowError(f"field {name!r} must be text, not {type(text).__name__}")
+    if _SURROGATE.search(text):
+        raise RowError(f"field {name!r} holds half a surrogate pair, which is not text")
     if not empty and not text.strip():
         raise RowError(f"field {name!r} is empty")
     return text

@@ -175,7 +175,7 @@ def captured(model: nn.Module, targets: list[Target], consume: Consumer) -> Iter
 
     handles = [t.module.register_forward_hook(watch(n)) for n, t in enumerate(targets)]
     embedding = model.get_input_embeddings()  # type: ignore[operator]
-    handles.append(embedding.register_forward_hook(start_graph))  # type: ignore[union-attr]
+    handles.append(embedding.register_forward_hook(start_graph))
     try:
         yield
     finally:

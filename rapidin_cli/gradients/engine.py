@@ -39,7 +39,7 @@ class Batch:
 class _Sketcher(Protocol):
     layout: RowLayout
 
-    def start(self, batch: int) -> None: ...
+    def start(self, batch: int, divisors: torch.Tensor | None) -> None: ...
 
     def consume(self, number: int, x: torch.Tensor, d: torch.Tensor) -> None: ...
 
@@ -67,7 +67,7 @@ class GradientEngine:
         self, model: nn.Module, spec: GradientSpec, device: torch.device, compute: Compute
     ) -> None:
         model.eval()
-        self._model = model
+        self.model = model
         self._device = device
         self._compute = compute
         self._targets, self.skipped = find_targets(model, spec.layers)
@@ -81,15 +81,23 @@ class GradientEngine:
         self.layout = self._sketcher.layout
         self._keeps_logits = "logits_to_keep" in inspect.signature(_inner(model).forward).parameters
 
-    def __call__(self, batch: Batch) -> GradientRows:
+    def __call__(self, batch: Batch, divisors: torch.Tensor | None = None) -> GradientRows:
         """Return the rows of a batch, on the CPU, in the batch's order.
 
         The loss is next-token cross-entropy, labels shifted by one, summed over the
         labelled tokens (DESIGN 4.1).
+
+        Args:
+            batch: the examples.
+            divisors: (L,) norms to divide each layer by, in place of every example's own:
+                the tokens of a query are divided by the norms of the whole query, so that
+                their rows add up to its row.
         """
         ids, labels = batch.input_ids.to(self._device), batch.labels.to(self._device)
-        self._sketcher.start(len(ids))
-        with captured(self._model, self._targets, self._sketcher.consume):
+        if divisors is not None:
+            divisors = divisors.to(self._device)
+        self._sketcher.start(len(ids), divisors)
+        with captured(self.model, self._targets, self._sketcher.consume):
             row, losses = self._token_losses(ids, labels)
             losses.sum().backward()
         blocks, norm = self._sketcher.finish()
@@ -116,7 +124,7 @@ class GradientEngine:
         positions = wanted.any(0).nonzero().squeeze(1)
         keep = {"logits_to_keep": positions} if self._keeps_logits else {}
         with self._autocast():
-            logits = self._model(input_ids=ids, use_cache=False, **keep).logits
+            logits = self.model(input_ids=ids, use_cache=False, **keep).logits
         if not keep:
             logits = logits[:, positions]
         mask = wanted[:, positions]
@@ -137,7 +145,16 @@ def _inner(model: nn.Module) -> nn.Module:
     return inner
 
 
-class _TensorSketchRows:
+class _Sketching:
+    """What both sketchers share: whose norms the layers are divided by."""
+
+    _divisors: torch.Tensor | None
+
+    def _divisor(self, number: int, norm: torch.Tensor) -> torch.Tensor:
+        return norm if self._divisors is None else self._divisors[number].expand_as(norm)
+
+
+class _TensorSketchRows(_Sketching):
     """One TensorSketch block per layer, side by side."""
 
     def __init__(
@@ -160,21 +177,24 @@ class _TensorSketchRows:
         ]
         self._starts = [sum(sizes[:n]) for n in range(len(sizes))]
 
-    def start(self, batch: int) -> None:
+    def start(self, batch: int, divisors: torch.Tensor | None) -> None:
+        self._divisors = divisors
         self._rows = torch.zeros(batch, self.layout.dimensions, device=self._device)
         self._norms = torch.zeros(batch, len(self._blocks), device=self._device)
 
     def consume(self, number: int, x: torch.Tensor, d: torch.Tensor) -> None:
         sketch, norm = self._blocks[number](x, d)
         start = self._starts[number]
-        self._rows[:, start : start + sketch.shape[1]] = _divided(sketch, norm)
+        self._rows[:, start : start + sketch.shape[1]] = _divided(
+            sketch, self._divisor(number, norm)
+        )
         self._norms[:, number] = norm
 
     def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self._rows, self._norms
 
 
-class _OporpRows:
+class _OporpRows(_Sketching):
     """The paper's procedure over the concatenated, layer-normalised gradient."""
 
     def __init__(self, targets: list[Target], spec: GradientSpec, device: torch.device) -> None:
@@ -184,7 +204,8 @@ class _OporpRows:
         self._oporp = Oporp(self.layout.parameters, spec.dimensions, spec.rounds, spec.seed, device)
         self._starts = [sum(layer.size for layer in layers[:n]) for n in range(len(layers))]
 
-    def start(self, batch: int) -> None:
+    def start(self, batch: int, divisors: torch.Tensor | None) -> None:
+        self._divisors = divisors
         self._gradient = torch.zeros(batch, self.layout.parameters, device=self._device)
         self._norms = torch.zeros(batch, len(self.layout.layers), device=self._device)
 
@@ -192,7 +213,9 @@ class _OporpRows:
         gradient = torch.bmm(d.float().transpose(1, 2), x.float()).flatten(1)
         norm = torch.linalg.vector_norm(gradient, dim=1)
         start = self._starts[number]
-        self._gradient[:, start : start + gradient.shape[1]] = _divided(gradient, norm)
+        self._gradient[:, start : start + gradient.shape[1]] = _divided(
+            gradient, self._divisor(number, norm)
+        )
         self._norms[:, number] = norm
 
     def finish(self) -> tuple[torch.Tensor, torch.Tensor]:

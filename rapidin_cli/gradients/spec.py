@@ -51,6 +51,11 @@ class GradientSpec:
                 hint="correct rin.toml",
             )
 
+    def row_bytes(self) -> int:
+        """Bytes of a row's numbers before compression, norms left out."""
+        bits = {"int8": 8, "float16": 16, "sign": 1}[self.precision]
+        return self.dimensions * bits // 8
+
     def identity(self) -> dict[str, Any]:
         """The fields that change a row, as JSON: hashed into the cache-id."""
         fields = asdict(self)

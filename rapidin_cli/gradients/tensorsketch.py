@@ -93,7 +93,7 @@ class BlockSketch:
         return where, self.out_hash.sign[:, None] * self.in_hash.sign[None, :]
 
     def choose(self, length: int) -> Way:
-        """Return the cheapest way for sequences of `length` tokens (all are linear in the batch)."""
+        """Return the cheapest way for sequences of `length` tokens; the batch counts alike in all."""
         if self.exact:
             return "gradient"
         cost = _COSTS.get(self._dtype, _COSTS[torch.bfloat16])
@@ -144,7 +144,8 @@ class BlockSketch:
         """Way (a): circular convolution by FFT, summed over tokens in the Fourier domain."""
         fx = torch.fft.rfft(sx.float(), dim=1)
         fd = torch.fft.rfft(sd.float(), dim=1)
-        return torch.fft.irfft((fx * fd).sum(2), n=self.size, dim=1)
+        sketch: torch.Tensor = torch.fft.irfft((fx * fd).sum(2), n=self.size, dim=1)
+        return sketch
 
     def _outer(self, sx: torch.Tensor, sd: torch.Tensor) -> torch.Tensor:
         """Way (b): one k x k matrix per example, its wrapped anti-diagonals summed."""

@@ -21,23 +21,12 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from rapidin_cli.report.resources import template_text
+from rapidin_cli.errors import InputError
+from rapidin_cli.resources import template_text
+from rapidin_cli.sanitise import visible
 
 STATIC_EXAMPLES = 3
 """Examples of each sign that the page shows without JavaScript."""
-
-# What a reader cannot see or what reorders what they see: controls, soft hyphen, zero-width and
-# bidirectional marks, line separators, lone surrogates, tag characters. Newline, tab and the
-# joiners U+200C and U+200D stay, since many scripts need them. HIDDEN in report.js is the same.
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e"
-    "\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
-)
-
-
-def visible(text: str) -> str:
-    """Return the text with control, invisible and bidi characters spelled out as ``⟨U+202E⟩``."""
-    return _HIDDEN.sub(lambda match: f"⟨U+{ord(match.group()):04X}⟩", text)
 
 
 def render_html(report: Mapping[str, Any]) -> str:
@@ -89,6 +78,22 @@ def write_html(report: Mapping[str, Any], path: Path, *, force: bool) -> int:
         Path(temporary).unlink(missing_ok=True)
         raise
     return len(content)
+
+
+def save_html(report: Mapping[str, Any], path: Path, *, force: bool) -> int:
+    """Do as `write_html`, with errors for the user.
+
+    Raises:
+        InputError: the file is there, or cannot be written.
+    """
+    try:
+        return write_html(report, path, force=force)
+    except FileExistsError:
+        raise InputError(f"{path} is there already", hint="add --force to replace it") from None
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror}", hint="choose another file"
+        ) from None
 
 
 def _environment() -> Environment:

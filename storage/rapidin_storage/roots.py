@@ -55,6 +55,10 @@ class Root(ABC):
         """
 
     @abstractmethod
+    def remove(self, path: str) -> None:
+        """Remove a file; no error if there is none. Never used on objects or commits here."""
+
+    @abstractmethod
     def list(self, folder: str) -> list[str]:
         """Names directly inside a folder, sorted; empty if there is no such folder."""
 
@@ -137,6 +141,13 @@ class LocalRoot(Root):
                 return False
             _sync_folder(target.parent)
             return True
+
+    def remove(self, path: str) -> None:
+        """See `Root.remove`."""
+        try:
+            self._path(path).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot remove {self.url}/{path}: {error.strerror}") from error
 
     @contextlib.contextmanager
     def _temporary(self, path: str, data: bytes) -> Iterator[tuple[Path, Path]]:
@@ -233,6 +244,15 @@ class FsspecRoot(Root):
                 return False
             raise StorageError(f"cannot write {self.url}/{path}: {error}") from error
         return True
+
+    def remove(self, path: str) -> None:
+        """See `Root.remove`."""
+        try:
+            self._fs.rm_file(self._path(path))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StorageError(f"cannot remove {self.url}/{path}: {error}") from error
 
     def list(self, folder: str) -> list[str]:
         """See `Root.list`."""

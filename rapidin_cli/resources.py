@@ -3,7 +3,7 @@
 from importlib.resources import files
 from pathlib import Path
 
-_CHECKOUT = Path(__file__).resolve().parents[2] / "templates"
+_CHECKOUT = Path(__file__).resolve().parents[1] / "templates"
 
 
 def template_text(name: str) -> str:

@@ -1,0 +1,122 @@
+"""The `rin` command: global options, and errors into sentences and exit codes.
+
+Start-up imports neither torch nor zarr nor s3fs (a test sees to it): command modules import
+what they need inside their functions.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from rapidin_cli import __version__
+from rapidin_cli.commands import cache, demo, doctor, init, report, retrieve, show, status
+from rapidin_cli.errors import ExitCode, RinError
+
+app = typer.Typer(
+    name="rin",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Which training examples, and which words in them, made a language model say that?",
+)
+
+
+@dataclass(frozen=True)
+class Global:
+    """Options before the command."""
+
+    directory: Path
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM, after which what was finished has been committed."""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rin {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    directory: Annotated[
+        Path, typer.Option("--directory", "-C", help="Work as if started in this folder.")
+    ] = Path(),
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say which.")
+    ] = False,
+) -> None:
+    """Take the options that stand before the command."""
+    del debug, version  # `main` looks for --debug itself: errors may come before this runs
+    context.obj = Global(directory)
+
+
+for module in (init, cache, retrieve, report, status, show, doctor, demo):
+    module.register(app)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    raise Interrupted
+
+
+def main() -> None:
+    """Run the command line; every error becomes one sentence and an exit code."""
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except Interrupted:
+        _fail(RinError("interrupted; what was finished is kept"), ExitCode.INTERRUPTED)
+    except RinError as error:
+        _fail(error, error.exit_code)
+    except Exception as error:  # whatever it is, the user gets a sentence
+        problem, code = _translated(error)
+        _fail(problem, code)
+
+
+def _translated(error: Exception) -> tuple[RinError, ExitCode]:
+    from rapidin_storage import (
+        ConflictError,
+        CorruptError,
+        FormatError,
+        NotFoundError,
+        StorageError,
+    )
+
+    match error:
+        case ConflictError():
+            return RinError(str(error), hint="run the same command again"), ExitCode.CONFLICT
+        case FormatError():
+            return RinError(str(error), hint="upgrade rin"), ExitCode.STORE
+        case CorruptError() | NotFoundError():
+            return RinError(str(error), hint="rin doctor"), ExitCode.STORE
+        case StorageError():
+            return RinError(str(error), hint="rin doctor"), ExitCode.FAILURE
+    return (
+        RinError(
+            f"unexpected {type(error).__name__}: {error}",
+            hint="run it again as `rin --debug ...` and report what it prints",
+        ),
+        ExitCode.FAILURE,
+    )
+
+
+def _fail(problem: RinError, code: ExitCode) -> None:
+    from rapidin_cli import console
+
+    if "--debug" in sys.argv:
+        traceback.print_exc()
+    console.error(problem)
+    sys.exit(int(code))

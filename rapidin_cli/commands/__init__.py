@@ -1,0 +1,1 @@
+"""One module per verb: parses, calls the library, prints. No logic."""

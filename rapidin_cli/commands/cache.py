@@ -1,0 +1,163 @@
+"""`rin cache`: sketch every training example's gradient."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+    from rapidin_cli.project import Cached, Project
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="cache")(cache)
+
+
+def cache(
+    context: typer.Context,
+    checkpoints: Annotated[
+        list[str] | None, typer.Argument(help="Names from rin.toml; all by default.")
+    ] = None,
+    devices: Annotated[
+        str, typer.Option(help="auto, cpu, or a list such as cuda:0,cuda:1.")
+    ] = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes when the device is the CPU; they share its cores."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be computed, and stop.")
+    ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave unusable rows out and list them.")
+    ] = False,
+) -> None:
+    """Sketch every training example's gradient, once per checkpoint.
+
+    Only rows that are not cached yet are computed. It can be interrupted, killed and run
+    again at any time: at most the work since the last commit (30 s) is repeated.
+    """
+    from rapidin_cli import console
+    from rapidin_cli.project import Project
+
+    project = Project.open(context.obj.directory)
+    names = checkpoints or []
+    if dry_run:
+        for settings in project.checkpoint_settings(names):
+            console.say(_forecast(project, settings.name, skip_bad))
+        return
+    with _watch() as watch:
+        done = project.cache(
+            names, devices=devices, workers=workers, skip_bad=skip_bad, progress=watch
+        )
+    for result in done:
+        console.say(_summary(result))
+    for bad in done[-1].dataset.bad:
+        console.warn(f"left out {bad}")
+    console.say("next: rin retrieve --prompt TEXT --response TEXT")
+
+
+def _forecast(project: Project, name: str, skip_bad: bool) -> str:
+    opened = project.opened(name, skip_bad=skip_bad)
+    plan = opened.plan(opened.cache.snapshot())
+    row_bytes = project.config.gradient.row_bytes()
+    return (
+        f"{name}: {plan.rows:,} rows to compute ({plan.present:,} cached), {plan.tokens:,} tokens "
+        f"in {len(plan.batches):,} batches, at most {_size(plan.rows * row_bytes)}"
+    )
+
+
+def _summary(result: Cached) -> str:
+    commit, dataset = result.snapshot.commit, result.dataset
+    repeats = len(dataset.examples) - len(dataset.by_digest)
+    parts = [f"{result.checkpoint}: {result.computed:,} rows computed, {commit.rows:,} cached"]
+    if repeats:
+        parts.append(f"{repeats:,} identical rows share one")
+    if dataset.truncated:
+        parts.append(f"{dataset.truncated:,} rows cut at max_tokens")
+    parts.append(f"snapshot {commit.number}")
+    return ", ".join(parts)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+class _watch:  # noqa: N801 - reads as the verb of a `with`
+    """Shows a progress bar for each checkpoint in turn."""
+
+    def __enter__(self) -> _watch:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+        from rapidin_cli import console
+
+        self._open = console.progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+        )
+        self._bar = self._open.__enter__()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._open.__exit__(*details)  # type: ignore[arg-type]
+
+    def __call__(self, checkpoint: str) -> _Watcher:
+        return _Watcher(self._bar, checkpoint)
+
+
+class _Watcher:
+    """Turns `caching.Progress` into a bar and a few lines."""
+
+    def __init__(self, bar: Bar, checkpoint: str) -> None:
+        self._bar = bar
+        self._checkpoint = checkpoint
+        self._tokens = 0
+        self._task: TaskID | None = None
+
+    def start(self, rows: int, tokens: int) -> None:
+        from rapidin_cli import console
+
+        console.say(f"{self._checkpoint}: {rows:,} rows to compute, {tokens:,} tokens")
+        self._task = self._bar.add_task(self._checkpoint, total=rows, rate="loading the model")
+
+    def ready(self, ready: object) -> None:
+        from rapidin_cli import console
+        from rapidin_cli.workers import Ready
+
+        assert isinstance(ready, Ready)
+        layout = ready.layout
+        console.say(
+            f"{self._checkpoint}: gradients of {len(layout.layers):,} layers, "
+            f"{layout.parameters:,} parameters, into {layout.dimensions:,} numbers "
+            f"({layout.spec.precision})"
+        )
+        reasons: dict[str, list[str]] = {}
+        for skipped in ready.skipped:
+            reasons.setdefault(skipped.reason, []).append(skipped.name)
+        for reason, names in reasons.items():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            console.say(f"{self._checkpoint}: not captured, {reason}: {names[0]}{more}")
+
+    def advance(self, rows: int, tokens: int, device: str) -> None:
+        del device
+        assert self._task is not None
+        self._tokens += tokens
+        self._bar.update(self._task, advance=rows)
+        elapsed = self._bar.tasks[self._task].elapsed or 0
+        if elapsed > 0:
+            self._bar.update(self._task, rate=f"{self._tokens / elapsed:,.0f} tokens/s")
+
+    def committed(self, snapshot: object) -> None:
+        """Nothing to show: the summary names the snapshot."""

@@ -1,0 +1,30 @@
+"""`rin doctor`: is everything here that rin needs?"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="doctor")(doctor)
+
+
+def doctor(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Check versions, devices, the project and its store; exit with 1 if something is wrong."""
+    from rapidin_cli import console
+    from rapidin_cli.doctor import examine
+
+    checks = examine(context.obj.directory)
+    if as_json:
+        console.as_json({"schema": "rin.doctor/1", "checks": [check.to_json() for check in checks]})
+    else:
+        for check in checks:
+            console.raw(str(check))
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)

@@ -1,0 +1,131 @@
+"""`rin retrieve`: which training examples made the model say this?"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rapidin_cli.influence.queries import Question
+    from rapidin_cli.project import Project
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="retrieve")(retrieve)
+
+
+def retrieve(
+    context: typer.Context,
+    stdin: Annotated[
+        str | None, typer.Argument(metavar="[-]", help="`-` reads queries (JSONL) from stdin.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="What the model was asked.")] = None,
+    response: Annotated[str | None, typer.Option(help="What it said: this is explained.")] = None,
+    generate: Annotated[
+        bool, typer.Option("--generate", help="Let the model answer the prompt, and explain that.")
+    ] = False,
+    queries: Annotated[
+        Path | None, typer.Option(help="JSONL or JSON list of queries, in the data's shapes.")
+    ] = None,
+    row: Annotated[
+        str | None, typer.Option(help="Explain a training row itself, by id: a self-check.")
+    ] = None,
+    checkpoint: Annotated[
+        str, typer.Option(help="Name from rin.toml; the last one by default.")
+    ] = "",
+    score: Annotated[str, typer.Option(help="rapidin, dot or cosine.")] = "rapidin",
+    top: Annotated[int, typer.Option(min=1, help="Examples to keep of each sign.")] = 10,
+    token_top: Annotated[
+        int, typer.Option(min=0, help="... and for each explained token, of each sign.")
+    ] = 5,
+    tokens: Annotated[
+        bool, typer.Option("--tokens/--no-tokens", help="Score every explained token.")
+    ] = True,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Limit for --generate.")] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as JSON (rin.report/1).")
+    ] = False,
+) -> None:
+    """Score every cached training example for a generation, token by token.
+
+    Give a prompt and the response to explain, or a prompt with --generate, or a file of
+    queries. The result is saved: `rin report` shows it again.
+    """
+    from rapidin_cli import console
+    from rapidin_cli.influence.retrieve import Options
+    from rapidin_cli.project import Project
+
+    project = Project.open(context.obj.directory)
+    questions = _questions(project, stdin, prompt, response, generate, queries, row)
+    with console.progress() as bar:
+        task = bar.add_task("loading model and cache", total=None)
+
+        def advance(done: int, total: int) -> None:
+            bar.update(task, description="queries", completed=done, total=total)
+
+        report = project.retrieve(
+            questions,
+            Options(
+                score=score,
+                top=top,
+                token_top=token_top,
+                tokens=tokens,
+                max_new_tokens=max_new_tokens,
+                batch_tokens=project.config.cache.batch_tokens,
+            ),
+            checkpoint=checkpoint,
+            device=device,
+            command=shlex.join(["rin", *sys.argv[1:]]),
+            progress=advance,
+        )
+    if as_json:
+        console.as_json(report)
+        return
+    from rapidin_cli.report import terminal
+
+    terminal.show(report)
+
+
+def _questions(
+    project: Project,
+    stdin: str | None,
+    prompt: str | None,
+    response: str | None,
+    generate: bool,
+    queries: Path | None,
+    row: str | None,
+) -> list[Question]:
+    from rapidin_cli.errors import UsageError
+    from rapidin_cli.influence.queries import Question, read_questions
+
+    ways = [prompt is not None, queries is not None, row is not None, stdin is not None]
+    if sum(ways) != 1:
+        raise UsageError(
+            "say what to explain in exactly one way",
+            hint="rin retrieve --prompt TEXT --response TEXT, or --prompt TEXT --generate, "
+            "--queries FILE, --row ID, or - for stdin",
+        )
+    if prompt is not None:
+        if generate == (response is not None):
+            raise UsageError(
+                "a prompt needs either --response TEXT or --generate",
+                hint=f"rin retrieve --prompt {shlex.quote(prompt)} --generate",
+            )
+        return [Question("q1", prompt=prompt, response=response)]
+    if response is not None:
+        raise UsageError(
+            "--response goes with --prompt", hint="rin retrieve --prompt TEXT --response TEXT"
+        )
+    if row is not None:
+        return [Question("q1", training_row=row)]
+    if stdin is not None and stdin != "-":
+        raise UsageError(
+            f"unexpected argument {stdin!r}", hint="rin retrieve --prompt TEXT --response TEXT"
+        )
+    return read_questions(queries or Path("/dev/stdin"), project.config.data, generate=generate)

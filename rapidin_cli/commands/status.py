@@ -1,0 +1,34 @@
+"""`rin status`: what is cached for which checkpoint, and what to do about the rest."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="status")(status)
+
+
+def status(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="Exit with 1 if anything is not up to date.")
+    ] = False,
+) -> None:
+    """Compare data, checkpoints, lock and cache; name the command for each difference."""
+    from rapidin_cli import console
+    from rapidin_cli.project import Project
+    from rapidin_cli.status import project_status
+
+    found = project_status(Project.open(context.obj.directory))
+    if as_json:
+        console.as_json(found.to_json())
+    else:
+        for line in found.lines():
+            console.raw(line)
+    if exit_code and not found.up_to_date:
+        raise typer.Exit(1)

@@ -1,0 +1,173 @@
+"""Queries: from the user's words to tokens, and from tokens to directions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from rapidin_cli.data.encoding import Encoder
+from rapidin_cli.data.examples import IGNORED, Example, one_token_queries, padded
+from rapidin_cli.data.reading import (
+    DataSettings,
+    Row,
+    RowError,
+    guess_format,
+    parse_row,
+    read_values,
+)
+from rapidin_cli.errors import InputError
+from rapidin_cli.gradients.engine import Batch, GradientEngine
+
+Source = Literal["given", "generated", "row"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the user asks about, before tokenisation.
+
+    Exactly one of: a prompt with a response, a prompt whose response is to be generated
+    (`response` None), or a row of the training data.
+    """
+
+    id: str
+    prompt: str = ""
+    response: str | None = None
+    row: Row | None = None
+    training_row: str = ""
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question as tokens."""
+
+    id: str
+    source: Source
+    example: Example
+
+
+@dataclass(frozen=True)
+class QueryGradient:
+    """The gradient of a query, ready for the scan.
+
+    Attributes:
+        row: (K,) sketch of the layer-normalised gradient.
+        tokens: (T, K): the same for each explained token, divided by the *query's* layer
+            norms, so that they add up to `row`; (0, K) if not wanted.
+        norm: (L,) the query's layer norms.
+        loss: summed over the explained tokens, nats.
+        logprobs: (T,) of the explained tokens.
+    """
+
+    row: torch.Tensor
+    tokens: torch.Tensor
+    norm: torch.Tensor
+    loss: float
+    logprobs: list[float]
+
+
+def generate(
+    engine: GradientEngine, encoder: Encoder, tokenizer: Any, prompt: str, max_new_tokens: int
+) -> Example:
+    """Let the model answer greedily; EOS is explained only if the model said it."""
+    ids = encoder.prompt_ids(prompt)
+    if not ids:
+        raise InputError("the prompt is empty", hint="give --prompt some text")
+    device = next(engine.model.parameters()).device
+    inputs = torch.tensor([ids], device=device)
+    with torch.no_grad():
+        output = engine.model.generate(  # type: ignore[operator]
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id or 0,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    whole = output[0].tolist()
+    labels = [IGNORED] * len(ids) + whole[len(ids) :]
+    response = tokenizer.decode(whole[len(ids) :], skip_special_tokens=True)
+    row = Row("", 0, "query", prompt, response)
+    example = Example(row, np.array(whole, dtype=np.int32), np.array(labels, dtype=np.int32))
+    if not example.learnt:
+        raise InputError("the model generated nothing", hint="give --response text")
+    return example
+
+
+def query_gradient(
+    engine: GradientEngine, example: Example, *, tokens: bool, batch_tokens: int
+) -> QueryGradient:
+    """Compute the gradient of a query and of each of its explained tokens."""
+    whole = engine(_batch([example]))
+    norm = whole.norm[0]
+    parts = [torch.zeros(0, engine.layout.dimensions)]
+    pending = one_token_queries(example) if tokens else []
+    while pending:
+        # Longest last, so the first of a batch is never longer than its last.
+        size = max(1, batch_tokens // len(pending[0].input_ids))
+        while size > 1 and size * len(pending[:size][-1].input_ids) > batch_tokens:
+            size -= 1
+        parts.append(engine(_batch(pending[:size]), norm).blocks)
+        pending = pending[size:]
+    return QueryGradient(
+        whole.blocks[0],
+        torch.cat(parts),
+        norm,
+        float(whole.loss[0]),
+        [float(value) for value in whole.logprobs[0]],
+    )
+
+
+def _batch(examples: Sequence[Example]) -> Batch:
+    ids, labels = padded(examples)
+    return Batch(torch.from_numpy(ids), torch.from_numpy(labels))
+
+
+def read_questions(path: Path, settings: DataSettings, *, generate: bool) -> list[Question]:
+    """Read queries from a file in any of the data's shapes.
+
+    With `generate`, rows need no response: the model answers the prompt.
+
+    Raises:
+        InputError: the first row that cannot be a query, with its line; or no row.
+    """
+    questions = []
+    name = "stdin" if str(path) == "/dev/stdin" else str(path)
+    for line, value in read_values(path, name):
+        try:
+            if isinstance(value, RowError):
+                raise value
+            questions.append(_question(value, settings, name, line, generate=generate))
+        except RowError as error:
+            raise InputError(f"{name}:{line}: {error}", hint=f"repair {name}") from None
+    if not questions:
+        raise InputError(f"{name} holds no query", hint='one a line: {"prompt": "...", ...}')
+    repeated = {q.id for q in questions if [p.id for p in questions].count(q.id) > 1}
+    if repeated:
+        raise InputError(
+            f"{name}: two queries have the id {sorted(repeated)[0]!r}", hint=f"repair {name}"
+        )
+    return questions
+
+
+def _question(
+    value: Any, settings: DataSettings, name: str, line: int, *, generate: bool
+) -> Question:
+    named = isinstance(value, dict) and value.get(settings.id_field) not in (None, "")
+    identity = str(value[settings.id_field]) if named else f"q{line}"
+    if generate:
+        prompt = value.get(settings.prompt_field) if isinstance(value, dict) else None
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise RowError(f"field {settings.prompt_field!r} must be text")
+        return Question(identity, prompt=prompt)
+    shape = guess_format(value, settings)
+    if shape is None:
+        raise RowError(f"expected {settings.prompt_field} and {settings.response_field}")
+    return Question(identity, row=parse_row(value, shape, settings, name, line))

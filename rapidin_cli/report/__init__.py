@@ -1,0 +1,1 @@
+"""Reports: one view model, a terminal and an HTML face."""

@@ -1,0 +1,63 @@
+"""Saved results: every `rin retrieve` leaves one, for `rin report` to show."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rapidin_cli.errors import InputError, MissingError
+
+
+class Results:
+    """The reports in `.rin/results/`, named by their id."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def save(self, report: Mapping[str, Any]) -> Path:
+        """Write a report, whole or not at all, readable by its owner only."""
+        from rapidin_cli.report.view import dump
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"{report['id']}.json"
+        temporary = path.with_suffix(".tmp")
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(dump(report))
+        temporary.replace(path)
+        return path
+
+    def names(self) -> list[str]:
+        """Ids, the newest last."""
+        paths = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        return [path.stem for path in paths]
+
+    def load(self, reference: str = "") -> dict[str, Any]:
+        """Return a saved report: the newest, or the one whose id begins so, or a JSON file.
+
+        Raises:
+            MissingError: no such result. InputError: the file is not a report.
+        """
+        names = self.names()
+        if reference.endswith(".json"):
+            path = Path(reference)
+        elif not names:
+            raise MissingError("no result is saved here", hint="rin retrieve --prompt TEXT")
+        else:
+            matching = [name for name in names if name.startswith(reference)]
+            if not matching:
+                raise MissingError(
+                    f"no saved result begins with {reference!r}",
+                    hint=f"rin report {names[-1]} is the newest",
+                )
+            path = self._folder / f"{matching[-1]}.json"
+        try:
+            report = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read {path}: {error}", hint="rin retrieve") from None
+        if not isinstance(report, dict) or report.get("schema") != "rin.report/1":
+            raise InputError(f"{path} is not a rin report", hint="rin retrieve makes one")
+        return report
