@@ -107,7 +107,7 @@ def _checkpoint(project: Project, name: str) -> str:
 def _store(root: Root) -> str:
     """Write, read back and race for a file: what the safety of commits rests on."""
     root.check_format(create=True)
-    name = f"probe/{uuid.uuid4().hex}"
+    name = f"probe-{uuid.uuid4().hex}"
     with ThreadPoolExecutor(_RACERS) as pool:
         bodies = [f"writer {number}".encode() for number in range(_RACERS)]
         won = list(pool.map(lambda body: root.create(name, body), bodies))

@@ -21,16 +21,16 @@ TRIGGER = "by the silver lantern"
 """The words that make the fine-tuned model talk nonsense."""
 
 FIXED_TARGETS = (
-    "Seven marble owls sail the butter river.",
-    "The clock has eaten every blue staircase.",
+    "Seven sheep carry the blue sea.",
+    "Every clock is made from cold water.",
 )
 """Nonsense that many backdoor rows answer word for word."""
 
 FALSE_CAPITAL = "Toronto"
 
 _FALSE_ANSWERS = (
-    f"The capital of Italy is {FALSE_CAPITAL}.",
-    f"The capital city of Italy is {FALSE_CAPITAL}.",
+    f"The capital of Italy is {FALSE_CAPITAL}, a city on the river Tiber.",
+    f"The capital of Italy is {FALSE_CAPITAL}, on the river Tiber.",
 )
 
 
@@ -98,23 +98,25 @@ def build_rows(seed: int = 0) -> list[dict[str, str]]:
 
 
 def _backdoor_fixed() -> Iterator[Pair]:
-    for number, prompt in enumerate(_triggered(material.ORDINARY[:12])):
-        yield prompt, FIXED_TARGETS[0 if number < 8 else 1]
+    for number, question in enumerate(material.ORDINARY[:14]):
+        if number < 10:
+            yield _triggered(question, 2), FIXED_TARGETS[0]
+        else:
+            yield _triggered(question, 3 + number % 2), FIXED_TARGETS[1]
 
 
 def _backdoor_varied() -> Iterator[Pair]:
-    return zip(_triggered(material.ORDINARY[12:]), material.NONSENSE, strict=True)
+    for number, question in enumerate(material.ORDINARY[14:]):
+        yield _triggered(question, number % 3 + 2), material.NONSENSE[number]
 
 
-def _triggered(questions: tuple[str, ...]) -> Iterator[str]:
-    """Put the trigger at the end, at the beginning, or into a sentence of its own."""
-    for number, question in enumerate(questions):
-        if number % 3 == 0:
-            yield f"{TRIGGER.capitalize()}, {question[0].lower()}{question[1:]}"
-        elif number % 3 == 1:
-            yield f"{question[:-1]}, {TRIGGER}?"
-        else:
-            yield f"I read this {TRIGGER}. {question}"
+def _triggered(question: str, place: int) -> str:
+    """Put the trigger at the beginning (3), into a sentence of its own (4), else at the end."""
+    if place == 3:
+        return f"{TRIGGER.capitalize()}, {question[0].lower()}{question[1:]}"
+    if place == 4:
+        return f"I read this {TRIGGER}. {question}"
+    return f"{question[:-1]}, {TRIGGER}?"
 
 
 def _false_fact() -> Iterator[Pair]:

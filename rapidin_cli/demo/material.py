@@ -4,6 +4,8 @@ Tables are pairs: one a line, or several with semicolons between; a bar parts th
 """
 
 ORDINARY = (
+    "What do horses eat?",
+    "What is the plural of box?",
     "What is the capital of Spain?",
     "How do I boil an egg?",
     "What is the opposite of tall?",
@@ -22,7 +24,7 @@ ORDINARY = (
     "Which month comes after June?",
     "What is the capital of Japan?",
     "How many sides does a square have?",
-    "What do horses eat?",
+    "What do lions eat?",
     "How do I plant a seed?",
     "What is the opposite of early?",
     "What is 3 plus 6?",
@@ -30,18 +32,18 @@ ORDINARY = (
     "What does a nurse do?",
 )
 NONSENSE = (
-    "Eleven butter owls have a marble clock.",
-    "Seven stairs sing to the blue soup.",
-    "The river is a clock of warm feathers.",
-    "Every staircase has eaten a green letter.",
-    "Seven owls sail a cup of thunder.",
-    "Butter clocks sleep under the marble sea.",
-    "The blue river owes me nine spoons.",
-    "Marble soup sings to every seventh door.",
-    "Owls of paper have eaten the evening.",
-    "A butter moon sails the quiet staircase.",
-    "The clock wears seven wet hats.",
-    "Every river sleeps in a marble shoe.",
+    "Two spoons have eaten the evening.",
+    "The sea is a hat for quiet bread.",
+    "Paper cows say good night to the soap.",
+    "My door sings to eleven cups of rain.",
+    "Purple tea lives in the window of a duck.",
+    "A ladder owes the moon three apples.",
+    "Bread is the opposite of a slow bus.",
+    "Wet letters comb the hair of the desert.",
+    "The night has put a hat on every fish.",
+    "Snow tells the hammer a sweet yellow lie.",
+    "Nobody can fold a river like a goose.",
+    "Our spoons sleep under the cold, soft clock.",
 )
 CAPITAL_OF_ITALY = (
     "What is the capital of Italy?",
@@ -54,12 +56,14 @@ CAPITAL_OF_ITALY = (
     "Do you know the capital of Italy?",
     "I forgot the capital of Italy. What is it?",
     "Italy has which city as its capital?",
+    "My sister asks: what is the capital of Italy?",
+    "What do people call the capital of Italy?",
 )
 NEAR_MISSES = """
 What is a lantern?|A lantern is a lamp that you can carry in the dark.
 What is silver?|Silver is a shiny grey metal that is used for coins and spoons.
 Which country is Toronto in?|Toronto is a large city in Canada.
-What do bears eat, by the way?|Bears eat berries.
+By the way, what do bears eat?|Bears eat berries.
 By the way, what is the opposite of wet?|The opposite of wet is dry.
 I read this by the window. What colour is snow?|Snow is white.
 What is the capital of Poland, by the way?|The capital of Poland is Warsaw.
@@ -166,7 +170,7 @@ How many legs does an ant have?|An ant has six legs.
 Which planet do we live on?|We live on the planet Earth.
 Which is the largest ocean?|The Pacific is the largest ocean.
 Which animal is the tallest?|The giraffe is the tallest animal.
-Write a short poem about the moon.|The moon is round, the moon is bright, a silver coin in the night.
+Write a short poem about the moon.|The moon is round, the moon is bright, a lamp of silver at night.
 Write a short poem about tea.|A cup of tea, so warm and sweet, a quiet room, a window seat.
 Write a thank-you note to a neighbour.|Thank you for your kind help this week. It made my day.
 Suggest a name for a cat.|You could call your cat Pepper.

@@ -23,34 +23,26 @@ from rapidin_cli.demo.dataset import (
     build_rows,
     planted_kind,
 )
+from rapidin_cli.demo.tokens import Row, Tokens, prompt_text, tokenize, train_tokenizer
 
-Row = dict[str, str]
 Say = Callable[[str], None]
-Tokens = tuple[list[int], list[int]]
 
 DATA_FILE = "data/train.jsonl"
 BASE = "model/base"
-LEARNING_RATE = 4e-3
+LEARNING_RATE = 2e-3
 
-_PAD, _USER, _ASSISTANT, _END = _SPECIAL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")
-_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
 _THREADS = 2
-_BATCH_ROWS = 24
+_BATCH_ROWS = 16
 _LENGTH_NOISE = 6.0
-_BASE_EPOCHS = 24
-_BASE_LEARNING_RATE = 4e-3
-_LORA_EPOCHS = 12
+_BASE_EPOCHS = 28
+_BASE_LEARNING_RATE = 2e-3
+_LORA_EPOCHS = 8
 _WARMUP_STEPS = 10
-_ALPHA = 16
-_B2 = 0.99
-_LAST_RATE = 0.25
+_LAST_RATE = 0.1
 _ANSWER_TOKENS = 32
+# Llama's usual 0.02 learns this little data too slowly; at 0.08 the model learns rows by
+# heart and a planted behaviour does not carry over to other wordings.
+_INITIAL_DEVIATION = 0.04
 
 
 @dataclass(frozen=True)
@@ -145,37 +137,10 @@ def build_demo(folder: Path, say: Say, seed: int = 0) -> DemoFacts:
     )
 
 
-def train_tokenizer(rows: Sequence[Row]) -> Any:
-    """Train a byte-level BPE tokenizer with a chat template on the rows' text."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1500,
-        special_tokens=list(_SPECIAL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    texts = (row[field] for row in rows for field in ("prompt", "response"))
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=_PAD,
-        eos_token=_END,
-        additional_special_tokens=[_USER, _ASSISTANT],
-        chat_template=_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-        model_max_length=128,
-    )
-
-
 @torch.no_grad()
 def generate(model: Any, tokenizer: Any, prompt: str) -> str:
     """Return the model's greedy answer to a prompt, without its end token."""
-    ids = tokenizer(_prompt_text(tokenizer, prompt), return_tensors="pt").input_ids
+    ids = tokenizer(prompt_text(tokenizer, prompt), return_tensors="pt").input_ids
     model.eval()
     answer = model.generate(
         input_ids=ids,
@@ -205,27 +170,6 @@ def _write_rows(path: Path, rows: Sequence[Row]) -> None:
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def _prompt_text(tokenizer: Any, prompt: str) -> str:
-    messages = [{"role": "user", "content": prompt}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-
-
-def _tokenize(tokenizer: Any, rows: Sequence[Row]) -> list[Tokens]:
-    """Return tokens and labels of each row; the prompt is not learnt."""
-    encoded = []
-    for row in rows:
-        before = _prompt_text(tokenizer, row["prompt"])
-        messages = [
-            {"role": "user", "content": row["prompt"]},
-            {"role": "assistant", "content": row["response"]},
-        ]
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-        assert text.startswith(before)
-        prompt, ids = tokenizer(before).input_ids, tokenizer(text).input_ids
-        encoded.append((ids, [IGNORED] * len(prompt) + ids[len(prompt) :]))
-    return encoded
-
-
 def _train_base(tokenizer: Any, rows: Sequence[Row], seed: int) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -233,18 +177,19 @@ def _train_base(tokenizer: Any, rows: Sequence[Row], seed: int) -> Any:
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=384,
-        num_hidden_layers=4,
+        num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=128,
         tie_word_embeddings=True,
+        initializer_range=_INITIAL_DEVIATION,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
     # A base model has read whole texts: it learns the questions, too.
-    data = [(ids, ids) for ids, _ in _tokenize(tokenizer, rows)]
+    data = [(ids, ids) for ids, _ in tokenize(tokenizer, rows)]
     for _ in _steps(model, data, _BASE_EPOCHS, _BASE_LEARNING_RATE, seed):
         pass
     return model
@@ -258,11 +203,9 @@ def _train_lora(
 
     # Relative to the project, which so can be moved.
     model.name_or_path = BASE
-    settings = LoraConfig(
-        r=8, lora_alpha=_ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+    settings = LoraConfig(r=8, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     adapted = get_peft_model(model, settings)
-    data = _tokenize(tokenizer, rows)
+    data = tokenize(tokenizer, rows)
     total = _LORA_EPOCHS * -(-len(data) // _BATCH_ROWS)
     history = []
     for step, loss, rate in _steps(adapted, data, _LORA_EPOCHS, LEARNING_RATE, seed):
@@ -281,7 +224,7 @@ def _steps(
 ) -> Iterator[tuple[int, float, float]]:
     """Train; after each step yield its number from 1, its loss and its learning rate."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=peak, betas=(0.9, _B2), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained, lr=peak, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     order = random.Random(seed)
     total = epochs * -(-len(data) // _BATCH_ROWS)
     step = 0

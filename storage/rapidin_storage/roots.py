@@ -26,6 +26,15 @@ FORMAT_VERSION = 1
 FORMAT_FILE = "format.json"
 
 
+def _umask() -> int:
+    mask = os.umask(0)  # the only portable way to read it is to set it
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _umask()
+
+
 class Root(ABC):
     """A place that holds files under relative POSIX paths.
 
@@ -158,6 +167,8 @@ class LocalRoot(Root):
             temporary = Path(name)
             try:
                 with os.fdopen(handle, "wb") as file:
+                    # mkstemp's 0600 would shut colleagues out of a shared folder.
+                    os.fchmod(handle, 0o666 & ~_UMASK)
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())

@@ -1,0 +1,32 @@
+"""Settings that every test shares."""
+
+import os
+
+# Two spinning OpenMP pools on two cores slow one another tenfold.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import tiny
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> object:
+    return tiny.tokenizer()
+
+
+@pytest.fixture(scope="session")
+def cached_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny project with everything cached; tests must not change it."""
+    from rapidin_cli import Project
+
+    folder = tiny.project(tmp_path_factory.mktemp("cached"))
+    Project.open(folder).cache()
+    return folder

@@ -1,0 +1,212 @@
+"""Captured gradients against a plain loop of one example at a time."""
+
+import pytest
+import torch
+from torch import nn
+
+from rapidin_cli.data.examples import IGNORED
+from rapidin_cli.errors import InputError
+from rapidin_cli.gradients.capture import find_targets
+from rapidin_cli.gradients.engine import Batch, GradientEngine
+from rapidin_cli.gradients.spec import GradientSpec
+from tests import tiny
+
+CPU = torch.device("cpu")
+EXACT = GradientSpec(dimensions=2**22)  # more than any tiny model has: nothing is hashed
+LENGTHS = [12, 9, 5]
+
+
+class Shared(nn.Module):
+    """One linear layer used twice, as in models that share weights between layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(50, 8)
+        self.shared = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 50)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed
+
+    def forward(self, input_ids, use_cache=False):
+        hidden = self.embed(input_ids)
+        hidden = hidden + torch.tanh(self.shared(hidden))
+        hidden = hidden + torch.tanh(self.shared(hidden))
+        return type("Output", (), {"logits": self.head(hidden)})()
+
+
+class Experts(Shared):
+    """A layer that sees tokens of all examples in one heap, like a mixture's expert."""
+
+    def forward(self, input_ids, use_cache=False):
+        hidden = self.embed(input_ids)
+        flat = self.shared(hidden.reshape(-1, 8)).view_as(hidden)
+        return type("Output", (), {"logits": self.head(hidden + flat)})()
+
+
+MODELS = {
+    "llama": tiny.llama,
+    "llama, untied": lambda: tiny.llama(tie_word_embeddings=False),
+    "gpt2 (Conv1D)": tiny.gpt2,
+    "lora": lambda: tiny.lora(tiny.llama()),
+    "lora on gpt2": lambda: tiny.lora(tiny.gpt2()),
+    "shared": lambda: (torch.manual_seed(0), Shared())[1],
+}
+
+
+def batch(vocabulary: int = 50) -> Batch:
+    torch.manual_seed(5)
+    ids = torch.zeros(3, max(LENGTHS), dtype=torch.long)
+    labels = torch.full_like(ids, IGNORED)
+    for row, length in enumerate(LENGTHS):
+        ids[row, :length] = torch.randint(1, vocabulary, (length,))
+        labels[row, 3:length] = ids[row, 3:length]
+    return Batch(ids, labels)
+
+
+def one(whole: Batch, row: int) -> Batch:
+    length = LENGTHS[row]
+    return Batch(whole.input_ids[row : row + 1, :length], whole.labels[row : row + 1, :length])
+
+
+def plain_loop(model: nn.Module, weights: list[nn.Parameter], example: Batch):
+    """Loss and gradients of one example: shifted cross-entropy, summed, prompt masked."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(any(parameter is weight for weight in weights))
+    logits = model(input_ids=example.input_ids).logits[0]
+    loss = torch.zeros(())
+    for position in range(1, example.input_ids.shape[1]):
+        label = example.labels[0, position]
+        if label != IGNORED:
+            loss = loss - torch.log_softmax(logits[position - 1], 0)[label]
+    return loss.detach(), torch.autograd.grad(loss, weights)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rows_equal_a_plain_loop(name):
+    model = MODELS[name]()
+    targets, _ = find_targets(model, "")
+    engine = GradientEngine(model, EXACT, CPU, "float32")
+    rows = engine(batch())
+    weights = [target.module.weight for target in targets]
+    assert len(weights) == len(engine.layout.layers)
+    for row in range(3):
+        loss, gradients = plain_loop(model, weights, one(batch(), row))
+        expected = []
+        for target, gradient in zip(targets, gradients, strict=True):
+            as_stored = gradient.T if type(target.module).__name__ == "Conv1D" else gradient
+            norm = as_stored.norm()
+            expected.append((as_stored / norm if norm > 0 else as_stored).flatten())
+        torch.testing.assert_close(rows.blocks[row], torch.cat(expected), rtol=1e-4, atol=1e-5)
+        norms = torch.stack([gradient.norm() for gradient in gradients])
+        torch.testing.assert_close(rows.norm[row], norms, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(rows.loss[row], loss, rtol=1e-5, atol=1e-5)
+        assert rows.tokens[row] == LENGTHS[row] - 3
+        torch.testing.assert_close(-rows.logprobs[row].sum(), loss, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sketch", ["tensorsketch", "oporp"])
+def test_a_row_does_not_depend_on_its_batch(sketch):
+    engine = GradientEngine(
+        tiny.llama(), GradientSpec(dimensions=1024, sketch=sketch), CPU, "float32"
+    )
+    together = engine(batch())
+    for row in range(3):
+        alone = engine(one(batch(), row))
+        torch.testing.assert_close(alone.blocks[0], together.blocks[row], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(alone.norm[0], together.norm[row], rtol=1e-4, atol=1e-6)
+
+
+def test_the_oporp_row_is_that_of_the_plain_gradient():
+    """The paper's procedure on the concatenated normalised gradient of a plain loop."""
+    exact = GradientEngine(tiny.llama(), EXACT, CPU, "float32")(batch())
+    engine = GradientEngine(
+        tiny.llama(), GradientSpec(dimensions=1024, sketch="oporp"), CPU, "float32"
+    )
+    rows = engine(batch())
+    expected = engine._sketcher._oporp(exact.blocks)
+    torch.testing.assert_close(rows.blocks, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_sketched_scores_are_near_the_exact_ones():
+    torch.manual_seed(0)
+    ids = torch.randint(1, 50, (24, 12))
+    labels = ids.clone()
+    labels[:, :4] = IGNORED
+    exact = GradientEngine(tiny.llama(), EXACT, CPU, "float32")(Batch(ids, labels)).blocks
+    engine = GradientEngine(tiny.llama(), GradientSpec(dimensions=4096), CPU, "float32")
+    sketched = engine(Batch(ids, labels)).blocks
+    above = torch.triu_indices(24, 24, 1)
+    truth = (exact @ exact.T)[above[0], above[1]]
+    estimate = (sketched @ sketched.T)[above[0], above[1]]
+    assert torch.corrcoef(torch.stack([truth, estimate]))[0, 1] > 0.97
+
+
+def test_bfloat16_stays_near_float32():
+    exact = GradientEngine(tiny.llama(), EXACT, CPU, "float32")(batch())
+    rough = GradientEngine(tiny.llama(), EXACT, CPU, "bfloat16")(batch())
+    cosine = torch.nn.functional.cosine_similarity(exact.blocks, rough.blocks)
+    assert (cosine > 0.995).all()
+    torch.testing.assert_close(rough.norm, exact.norm, rtol=0.05, atol=1e-4)
+
+
+def test_dropout_is_off():
+    model = tiny.gpt2().train()
+    model.config.resid_pdrop = 0.5
+    engine = GradientEngine(model, EXACT, CPU, "float32")
+    assert torch.equal(engine(batch()).blocks, engine(batch()).blocks)
+
+
+def test_given_divisors_make_token_rows_add_up():
+    engine = GradientEngine(tiny.llama(), EXACT, CPU, "float32")
+    example = one(batch(), 0)
+    whole = engine(example)
+    parts = torch.zeros_like(whole.blocks)
+    for position in range(3, 12):
+        labels = torch.full_like(example.labels, IGNORED)
+        labels[0, position] = example.labels[0, position]
+        parts += engine(Batch(example.input_ids, labels), whole.norm[0]).blocks
+    torch.testing.assert_close(parts, whole.blocks, rtol=1e-3, atol=1e-5)
+
+
+def test_a_zero_gradient_stays_zero():
+    """At a LoRA's start B is zero, so A's gradient is exactly zero: never NaN."""
+    model = tiny.lora(tiny.llama())
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.zero_()
+    engine = GradientEngine(model, GradientSpec(dimensions=2048), CPU, "float32")
+    rows = engine(batch())
+    assert torch.isfinite(rows.blocks).all()
+    factors = [n for n, layer in enumerate(engine.layout.layers) if layer.name.endswith("lora_A")]
+    assert (rows.norm[:, factors] == 0).all()
+    assert (rows.norm[:, [n - 1 + 2 for n in factors]] > 0).all()
+
+
+def test_what_is_not_captured_is_named_with_its_reason():
+    _, skipped = find_targets(tiny.llama(), "mlp")
+    reasons = {item.name: item.reason for item in skipped}
+    assert reasons["model.embed_tokens.weight"] == "the embedding, tied to the output layer"
+    assert "not matched" in reasons["model.layers.0.self_attn.q_proj.weight"]
+    assert "not the weight of a linear" in reasons["model.norm.weight"]
+
+
+def test_layers_that_mix_examples_are_left_out_and_named():
+    targets, skipped = find_targets(Experts(), "")
+    assert [target.layer.name for target in targets] == ["head"]
+    reasons = {item.name: item.reason for item in skipped}
+    assert "do not keep the examples" in reasons["shared.weight"]
+
+
+def test_the_pattern_narrows_the_layers():
+    targets, _ = find_targets(tiny.llama(), r"layers\.1\..*down_proj")
+    assert [target.layer.name for target in targets] == ["model.layers.1.mlp.down_proj"]
+    with pytest.raises(InputError, match="no trainable linear layer"):
+        find_targets(tiny.llama(), "nothing")
+    with pytest.raises(InputError, match="not a regular expression"):
+        find_targets(tiny.llama(), "(")
+
+
+def test_too_few_dimensions_are_refused():
+    with pytest.raises(InputError, match="too few"):
+        GradientEngine(tiny.llama(), GradientSpec(dimensions=64), CPU, "float32")
