@@ -93,7 +93,7 @@ class BlockSketch:
         return where, self.out_hash.sign[:, None] * self.in_hash.sign[None, :]
 
     def choose(self, length: int) -> Way:
-        """Return the cheapest way for sequences of `length` tokens; the batch counts alike in all."""
+        """Return the cheapest way for sequences of `length` tokens, whatever their number."""
         if self.exact:
             return "gradient"
         cost = _COSTS.get(self._dtype, _COSTS[torch.bfloat16])

@@ -28,7 +28,7 @@ class Shared(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         return self.embed
 
-    def forward(self, input_ids, use_cache=False):
+    def forward(self, input_ids, **_):
         hidden = self.embed(input_ids)
         hidden = hidden + torch.tanh(self.shared(hidden))
         hidden = hidden + torch.tanh(self.shared(hidden))
@@ -38,7 +38,7 @@ class Shared(nn.Module):
 class Experts(Shared):
     """A layer that sees tokens of all examples in one heap, like a mixture's expert."""
 
-    def forward(self, input_ids, use_cache=False):
+    def forward(self, input_ids, **_):
         hidden = self.embed(input_ids)
         flat = self.shared(hidden.reshape(-1, 8)).view_as(hidden)
         return type("Output", (), {"logits": self.head(hidden + flat)})()
@@ -136,10 +136,10 @@ def test_sketched_scores_are_near_the_exact_ones():
     exact = GradientEngine(tiny.llama(), EXACT, CPU, "float32")(Batch(ids, labels)).blocks
     engine = GradientEngine(tiny.llama(), GradientSpec(dimensions=4096), CPU, "float32")
     sketched = engine(Batch(ids, labels)).blocks
-    above = torch.triu_indices(24, 24, 1)
-    truth = (exact @ exact.T)[above[0], above[1]]
-    estimate = (sketched @ sketched.T)[above[0], above[1]]
-    assert torch.corrcoef(torch.stack([truth, estimate]))[0, 1] > 0.97
+    error = (sketched @ sketched.T - exact @ exact.T).square().mean().sqrt()
+    # Unit vectors in each of L layers, k dimensions each: a standard error of 1 / sqrt(k).
+    layers, size = len(engine.layout.blocks), min(engine.layout.blocks)
+    assert error < 1.3 * (layers / size) ** 0.5
 
 
 def test_bfloat16_stays_near_float32():

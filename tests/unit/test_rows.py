@@ -25,17 +25,17 @@ def kind(precision: str):
 
 
 @pytest.mark.parametrize(
-    ("precision", "error", "width"),
-    [("int8", 0.02, 864), ("float16", 0.001, 864), ("sign", 0.2, 108)],
+    ("precision", "agreement", "width"),
+    [("int8", 0.9999, 864), ("float16", 0.99999, 864), ("sign", 0.95, 108)],
 )
-def test_stored_rows_give_nearly_the_same_products(precision, error, width):
+def test_stored_rows_give_nearly_the_same_products(precision, agreement, width):
     rows = gradient_rows()
     stored = kind(precision).encode(rows)
     assert stored["sketch"].shape == (20, width)
     directions = rows.blocks[:5]
-    exact = rows.blocks @ directions.T
-    products = kind(precision).products(stored, directions, None)
-    assert (products - exact).abs().max() < error * len(LAYERS)
+    exact = (rows.blocks @ directions.T).flatten()
+    products = kind(precision).products(stored, directions, None).flatten()
+    assert torch.corrcoef(torch.stack([exact, products]))[0, 1] > agreement
 
 
 @pytest.mark.parametrize("precision", ["int8", "float16", "sign"])
@@ -63,7 +63,7 @@ def test_zero_gradients_score_zero(precision):
     direction = torch.zeros(1, 864)
     direction[0, :64] = 1
     products = kind(precision).products(stored, direction, None)[:, 0]
-    assert np.isfinite(products).all()
+    assert torch.isfinite(products).all()
     assert products[1] == 0
     assert products[2] == 0
     assert products[0] != 0

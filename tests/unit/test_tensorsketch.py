@@ -102,7 +102,8 @@ def test_hashes_are_the_same_in_another_process_and_for_ever():
         "bins(7, 3, 0, 'x').tolist())"
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    here = f"{permutation(7, 0, 'x').tolist()} {signs(7, 0, 'x').tolist()} {bins(7, 3, 0, 'x').tolist()}"
+    arrays = (permutation(7, 0, "x"), signs(7, 0, "x"), bins(7, 3, 0, "x"))
+    here = " ".join(str(array.tolist()) for array in arrays)
     assert other.stdout.strip() == here
     # Written down: a change would silently make every cache that exists meaningless.
     assert here == FROZEN

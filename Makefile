@@ -1,0 +1,42 @@
+# `make demo` and `make test` do everything on a fresh machine: git, make and Python 3.11+.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# The torch to install: `make TORCH=torch==2.9.1 demo` takes another.
+TORCH  ?= torch==2.13.0
+DEMO   ?= rin-demo
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/rin demo $(DEMO) --force
+
+test: $(VENV)/tested check
+	$(BIN)/python -m pytest
+
+check: $(VENV)/tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/tested
+	$(BIN)/python tests/benchmarks/caching.py
+
+# torch first and pinned: resolved with the rest, it would bring gigabytes of CUDA.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	echo "$(TORCH)" > $(VENV)/constraint.txt
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet --constraint $(VENV)/constraint.txt --editable .
+	touch $@
+
+$(VENV)/tested: $(VENV)/installed
+	$(BIN)/python tests/requirements.py > $(VENV)/test-requirements.txt
+	$(BIN)/pip install --quiet --constraint $(VENV)/constraint.txt --requirement $(VENV)/test-requirements.txt
+	sh tests/install-chromium.sh
+	touch $@
+
+clean:
+	rm -rf $(VENV) rin-demo build dist

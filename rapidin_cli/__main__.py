@@ -1,0 +1,5 @@
+"""`python -m rapidin_cli` is `rin`."""
+
+from rapidin_cli.cli import main
+
+main()
