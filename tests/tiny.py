@@ -95,7 +95,7 @@ def project(folder: Path, count: int = 40, **settings: Any) -> Path:
     tokenizer().save_pretrained(folder / "base")
     adapted = lora(base)
     adapted.peft_config["default"].base_model_name_or_path = "base"  # type: ignore[index,union-attr]
-    adapted.save_pretrained(folder / "adapter")  # type: ignore[operator]
+    adapted.save_pretrained(folder / "adapter", save_embedding_layers=False)  # type: ignore[operator]
     write_jsonl(folder / "data.jsonl", rows(count))
     lines = {
         "max_tokens": 64,

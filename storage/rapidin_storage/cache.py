@@ -369,11 +369,12 @@ class CacheWriter:
             raise StorageError(f"{latest} was begun with another chunk size; run again to continue")
         self.base = latest
 
-    def _template(self, slots: int) -> tuple[MemoryStore, zarr.Group]:
+    def _template(self, slots: int) -> tuple[MemoryStore, dict[str, zarr.Array[Any]]]:
         memory = MemoryStore()
         group = zarr.create_group(memory, attributes=self._attributes, zarr_format=3)
-        for name, spec in self.arrays.items():
-            group.create_array(
+        # Reached again through the group, an array would have forgotten `write_empty_chunks`.
+        return memory, {
+            name: group.create_array(
                 name,
                 shape=(slots, *spec.row_shape),
                 chunks=(self.chunk_rows, *spec.row_shape),
@@ -382,13 +383,14 @@ class CacheWriter:
                 fill_value=0,
                 config={"write_empty_chunks": True},
             )
-        return memory, group
+            for name, spec in self.arrays.items()
+        }
 
     def _store(self, chunk: _Chunk) -> dict[str, ObjectRef]:
         """Encode one chunk with Zarr's own codecs and store it: array name -> object."""
-        memory, group = self._template(len(chunk))
+        memory, arrays = self._template(len(chunk))
         for name, values in chunk.rows.items():
-            group[name][:] = values  # type: ignore[index]
+            arrays[name][:] = values
         return {
             name: self._objects.put(_stored(memory, f"{name}/c/0" + "/0" * len(spec.row_shape)))
             for name, spec in self.arrays.items()

@@ -1,0 +1,201 @@
+import json
+
+import numpy as np
+import pytest
+
+from rapidin_cli.data.encoding import ALPACA, Encoder
+from rapidin_cli.data.examples import IGNORED, one_token_queries, padded
+from rapidin_cli.data.loading import load_dataset
+from rapidin_cli.data.reading import DataSettings, read_values
+from rapidin_cli.errors import InputError
+from tests import tiny
+
+PAIR = {"prompt": "Where is the cat?", "response": "In the park."}
+CHAT = {
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Where is the cat?"},
+        {"role": "assistant", "content": "In the park."},
+        {"role": "user", "content": "And the dog?"},
+        {"role": "assistant", "content": "In the house."},
+    ]
+}
+SHAREGPT = {
+    "conversations": [
+        {"from": "human", "value": "Where is the cat?"},
+        {"from": "gpt", "value": "In the park."},
+    ]
+}
+
+
+def load(tmp_path, tokenizer, rows, *, skip_bad=False, raw=None, **settings):
+    path = tmp_path / "data.jsonl"
+    path.write_text(raw if raw is not None else "".join(json.dumps(r) + "\n" for r in rows))
+    chosen = DataSettings(files=("data.jsonl",), **{"template": "chat", **settings})
+    return load_dataset(tmp_path, chosen, Encoder(tokenizer, chosen), skip_bad=skip_bad)
+
+
+def learnt(tokenizer, example):
+    return tokenizer.decode(example.input_ids[example.labels != IGNORED].tolist())
+
+
+def whole(tokenizer, example):
+    return tokenizer.decode(example.input_ids.tolist())
+
+
+def test_a_pair_through_the_chat_template(tmp_path, tokenizer):
+    example = load(tmp_path, tokenizer, [PAIR]).examples[0]
+    assert whole(tokenizer, example) == (
+        "<|user|>\nWhere is the cat?<|end|>\n<|assistant|>\nIn the park.<|end|>\n"
+    )
+    assert learnt(tokenizer, example) == "In the park.<|end|>"
+
+
+def test_every_assistant_turn_of_a_chat_is_learnt(tmp_path, tokenizer):
+    example = load(tmp_path, tokenizer, [CHAT]).examples[0]
+    assert learnt(tokenizer, example) == "In the park.<|end|>In the house.<|end|>"
+    assert example.row.response == "In the house."
+
+
+def test_sharegpt_is_the_same_chat(tmp_path, tokenizer):
+    pair = load(tmp_path, tokenizer, [PAIR]).examples[0]
+    shared = load(tmp_path, tokenizer, [SHAREGPT]).examples[0]
+    assert shared.digest == pair.digest
+
+
+def test_alpaca_and_its_template(tmp_path, tokenizer):
+    row = {"instruction": "Name a cat", "input": "in the park", "output": "Fox"}
+    example = load(tmp_path, tokenizer, [row], template="alpaca").examples[0]
+    assert "### Input:\nin the park\n\n### Response:\nFox<|end|>" in whole(tokenizer, example)
+    assert learnt(tokenizer, example) == "Fox<|end|>"
+    assert "{instruction}" in ALPACA
+
+
+def test_plain_text_is_learnt_whole(tmp_path, tokenizer):
+    example = load(tmp_path, tokenizer, [{"text": "The cat walks."}], template="plain").examples[0]
+    assert learnt(tokenizer, example) == "The cat walks.<|end|>"
+
+
+def test_names_of_fields_and_own_templates(tmp_path, tokenizer):
+    example = load(
+        tmp_path,
+        tokenizer,
+        [{"q": "Where?", "a": "Here."}],
+        prompt_field="q",
+        response_field="a",
+        template="Q: {prompt}\nA: ",
+        append_eos=False,
+    ).examples[0]
+    assert whole(tokenizer, example) == "Q: Where?\nA: Here."
+    assert learnt(tokenizer, example) == "Here."
+
+
+def test_a_json_list_is_read_with_its_lines(tmp_path):
+    path = tmp_path / "list.json"
+    path.write_text('[\n  {"text": "a"},\n\n  {"text":\n "b"}\n]')
+    assert list(read_values(path, "list.json")) == [(2, {"text": "a"}), (4, {"text": "b"})]
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ('{"prompt": "a"\n', "data.jsonl:1: broken JSON"),
+        (json.dumps(PAIR) + "\n[1]\n", "data.jsonl:2: a row must be a JSON object"),
+        (json.dumps(PAIR) + '\n{"prompt": "x"}\n', "data.jsonl:2: field 'response' is missing"),
+        ('{"prompt": "x", "response": " "}\n', "data.jsonl:1: field 'response' is empty"),
+        ('{"prompt": 3, "response": "x"}\n', "data.jsonl:1: field 'prompt' must be text"),
+        ('{"prompt": "x", "response": "\\ud800"}\n', "half a surrogate pair"),
+        ('{"colour": "x"}\n', "data.jsonl:1: unknown shape"),
+        ('{"messages": []}\n', "must be a non-empty list"),
+        ('{"messages": [{"role": "user", "content": "x"}]}\n', "no assistant turn"),
+        ('{"conversations": [{"from": "alien", "value": "x"}]}\n', "no known 'from'"),
+        (
+            json.dumps({**PAIR, "id": "a"}) + "\n" + json.dumps({**PAIR, "id": "a"}) + "\n",
+            "data.jsonl:2: id 'a' is already that of data.jsonl:1",
+        ),
+        ("", "no usable row"),
+        ('[{"text": "a"},', "broken JSON list"),
+    ],
+)
+def test_bad_rows_stop_with_file_line_and_reason(tmp_path, tokenizer, raw, message):
+    with pytest.raises(InputError, match=message.replace("[", r"\[")) as caught:
+        load(tmp_path, tokenizer, [], raw=raw)
+    assert caught.value.hint
+
+
+def test_no_label_left_after_cutting(tmp_path, tokenizer):
+    with pytest.raises(InputError, match=r"data\.jsonl:1: no labelled token is left after cutting"):
+        load(tmp_path, tokenizer, [PAIR], max_tokens=5)
+
+
+def test_cutting_is_counted(tmp_path, tokenizer):
+    full = load(tmp_path, tokenizer, [PAIR])
+    cut = load(tmp_path, tokenizer, [PAIR], max_tokens=len(full.examples[0].input_ids) - 2)
+    assert (full.truncated, cut.truncated) == (0, 1)
+    assert cut.examples[0].digest != full.examples[0].digest
+
+
+def test_skipped_rows_are_listed(tmp_path, tokenizer):
+    raw = "nonsense\n" + json.dumps(PAIR) + '\n{"prompt": "x", "response": ""}\n'
+    dataset = load(tmp_path, tokenizer, [], raw=raw, skip_bad=True)
+    assert [bad.line for bad in dataset.bad] == [1, 3]
+    assert len(dataset.examples) == 1
+
+
+def test_order_and_repeats_do_not_change_the_data_digest(tmp_path, tokenizer):
+    rows = tiny.rows(5)
+    first = load(tmp_path, tokenizer, rows)
+    second = load(tmp_path, tokenizer, [*rows[::-1], rows[0]])
+    assert first.digest == second.digest
+    assert len(second.by_digest) == 5
+    assert load(tmp_path, tokenizer, rows[:4]).digest != first.digest
+
+
+def test_queries_have_no_eos_and_the_same_prompt_as_rows(tmp_path, tokenizer):
+    settings = DataSettings(template="chat")
+    encoder = Encoder(tokenizer, settings)
+    query = encoder.query("Where is the cat?", "In the park.")
+    example = load(tmp_path, tokenizer, [PAIR]).examples[0]
+    assert learnt(tokenizer, query) == "In the park."
+    assert whole(tokenizer, example).startswith(whole(tokenizer, query))
+    of_row = encoder.query_of_row(example.row)
+    assert of_row.input_ids.tolist() == query.input_ids.tolist()
+    assert encoder.prompt_ids("Where is the cat?") == query.input_ids.tolist()[: -query.learnt]
+
+
+def test_token_queries_are_cut_after_their_token(tokenizer):
+    query = Encoder(tokenizer, DataSettings(template="chat")).query("Where?", "In the park.")
+    parts = one_token_queries(query)
+    assert len(parts) == query.learnt
+    for part in parts:
+        assert part.learnt == 1
+        assert part.labels[-1] == query.input_ids[len(part.labels) - 1]
+
+
+def test_padding(tmp_path, tokenizer):
+    examples = load(tmp_path, tokenizer, tiny.rows(3)).examples
+    ids, labels = padded(examples)
+    for n, example in enumerate(examples):
+        size = len(example.input_ids)
+        assert (ids[n, :size] == example.input_ids).all()
+        assert (labels[n, size:] == IGNORED).all()
+    assert ids.dtype == np.int64
+
+
+def test_a_template_that_rewrites_history_is_refused(tmp_path):
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if not loop.last %}old{% else %}{{ m['content'] }}{% endif %}"
+        "{% endfor %}"
+    )
+    with pytest.raises(InputError, match="rewrites earlier turns"):
+        load(tmp_path, tokenizer, [CHAT])
+
+
+def test_settings_that_cannot_work_are_refused(tokenizer):
+    bare = tiny.tokenizer()
+    bare.chat_template = None
+    with pytest.raises(InputError, match="no chat template"):
+        Encoder(bare, DataSettings(template="chat"))
+    with pytest.raises(InputError, match="is none of chat"):
+        Encoder(tokenizer, DataSettings(template="chatml"))

@@ -1,0 +1,159 @@
+"""rin.toml, rin.lock, fingerprints, saved results."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rapidin_cli.checkpoints import Fingerprints, resolve
+from rapidin_cli.config import CONFIG_FILE, load_config
+from rapidin_cli.errors import InputError, MissingError
+from rapidin_cli.lock import LockEntry, read_lock, write_lock
+from rapidin_cli.results import Results
+from rapidin_cli.sanitise import one_line, visible
+from tests import tiny
+
+
+def config(tmp_path, text):
+    (tmp_path / CONFIG_FILE).write_text(text)
+    return load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[data", "not TOML"),
+        ("[dta]", "no setting 'dta'"),
+        ("[data]\nfile = 'x'", "no setting 'file'"),
+        ("[data]\nfiles = 'x'", "must be a list"),
+        ("[data]\nmax_tokens = '7'", "must be a whole number"),
+        ("[data]\nmax_tokens = true", "must be a whole number"),
+        ("[model]\ndtype = 'float8'", "must be one of"),
+        ("[gradient]\nprecision = 'int3'", "must be one of"),
+        ("[gradient]\ndimensions = 10", "not a multiple of 8"),
+        ("[[checkpoints]]\nname = 'a'", "needs 'path'"),
+        ("checkpoints = 3", "must be a list"),
+        ("[cache]\nbatch_tokens = 0", "must be positive"),
+        (
+            "[[checkpoints]]\nname='a'\npath='x'\n[[checkpoints]]\nname='a'\npath='y'",
+            "two checkpoints are called 'a'",
+        ),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path, text, message):
+    with pytest.raises(InputError, match=message) as caught:
+        config(tmp_path, text)
+    assert caught.value.hint
+
+
+def test_local_settings_win(tmp_path):
+    (tmp_path / ".rin").mkdir()
+    (tmp_path / ".rin/config.local.toml").write_text("[cache]\nworkers = 3\n")
+    made = config(tmp_path, "[cache]\nworkers = 1\nbatch_tokens = 99\n")
+    assert (made.cache.workers, made.cache.batch_tokens) == (3, 99)
+
+
+def test_the_lock_has_one_line_a_checkpoint(tmp_path):
+    entry = LockEntry("f", "c", 3, "d", "e", 5)
+    write_lock(tmp_path, {"b": entry, "a": entry})
+    text = (tmp_path / "rin.lock").read_text()
+    assert [line.strip()[:3] for line in text.splitlines() if "fingerprint" in line] == [
+        '"a"',
+        '"b"',
+    ]
+    assert read_lock(tmp_path) == {"a": entry, "b": entry}
+    (tmp_path / "rin.lock").write_text("<<<<<<< HEAD\n" + text)
+    with pytest.raises(InputError, match="merge conflict"):
+        read_lock(tmp_path)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    tiny.project(tmp_path)
+    return resolve(tmp_path, "tuned", "adapter", "")
+
+
+def fingerprint(tmp_path, checkpoint):
+    return Fingerprints(tmp_path / "memory.json").checkpoint(checkpoint)
+
+
+def test_a_fingerprint_follows_tensors_and_settings_only(tmp_path, checkpoint):
+    before = fingerprint(tmp_path, checkpoint)
+    path = checkpoint.path / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file(dict(reversed(tensors.items())), path, metadata={"format": "pt", "by": "another"})
+    assert fingerprint(tmp_path, checkpoint) == before
+
+    settings = checkpoint.path / "adapter_config.json"
+    values = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**values, "base_model_name_or_path": "moved"}))
+    assert fingerprint(tmp_path, checkpoint) == before
+    settings.write_text(json.dumps({**values, "lora_alpha": 99}))
+    assert fingerprint(tmp_path, checkpoint) != before
+    settings.write_text(json.dumps(values))
+
+    name = next(iter(tensors))
+    save_file({**tensors, name: tensors[name] + 1e-6}, path)
+    assert fingerprint(tmp_path, checkpoint) != before
+
+
+def test_a_changed_base_changes_the_fingerprint(tmp_path, checkpoint):
+    before = fingerprint(tmp_path, checkpoint)
+    path = checkpoint.base / "model.safetensors"
+    tensors = load_file(path)
+    name = next(iter(tensors))
+    save_file({**tensors, name: torch.zeros_like(tensors[name])}, path, metadata={"format": "pt"})
+    assert fingerprint(tmp_path, checkpoint) != before
+
+
+def test_the_tokenizer_fingerprint_follows_vocabulary_and_template(tmp_path, checkpoint):
+    def now(rendering):
+        return Fingerprints(tmp_path / "memory.json").tokenizer(checkpoint, rendering)
+
+    before = now({"template": "chat"})
+    assert now({"template": "plain"}) != before
+    path = checkpoint.base / "tokenizer.json"
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps({**value, "truncation": {"max_length": 5}}))
+    assert now({"template": "chat"}) == before
+    (checkpoint.base / "chat_template.jinja").write_text("other")
+    assert now({"template": "chat"}) != before
+
+
+def test_checkpoints_that_cannot_be_used_are_named(tmp_path, checkpoint):
+    with pytest.raises(InputError, match=r"no folder \./gone"):
+        resolve(tmp_path, "x", "./gone", "")
+    with pytest.raises(InputError, match="did not deliver"):
+        resolve(tmp_path, "x", "some-org/some-model", "")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="neither adapter_config"):
+        resolve(tmp_path, "x", "empty", "")
+    weights = checkpoint.path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        fingerprint(tmp_path, checkpoint)
+    weights.rename(checkpoint.path / "adapter_model.bin")
+    with pytest.raises(InputError, match="no pickled weights"):
+        fingerprint(tmp_path, checkpoint)
+
+
+def test_results_are_found_by_their_beginning(tmp_path):
+    results = Results(tmp_path / "results")
+    with pytest.raises(MissingError, match="no result"):
+        results.load()
+    for name in ("aaaa11112222", "bbbb11112222"):
+        results.save({"schema": "rin.report/1", "id": name})
+    assert results.load()["id"] == "bbbb11112222"
+    assert results.load("aaa")["id"] == "aaaa11112222"
+    assert (tmp_path / "results/aaaa11112222.json").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(MissingError, match="begins with 'x'"):
+        results.load("x")
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(InputError, match="not a rin report"):
+        results.load(str(tmp_path / "other.json"))
+
+
+def test_hostile_text_is_made_visible():
+    assert visible("a\x1b[31mb\u202ec\u200dd\n") == "a⟨U+001B⟩[31mb⟨U+202E⟩c\u200dd\n"
+    assert one_line("a\n b\tc" * 50, 7) == "a b ca…"
