@@ -43,7 +43,7 @@ class Job:
         checkpoint: what to load.
         spec: what to compute.
         device: `cpu` or `cuda:N`.
-        threads: intra-op threads (on a CPU; 0 leaves torch's default).
+        threads: intra-op threads; 0 leaves torch's default.
         dtype: `auto`, `float32` or `bfloat16`.
     """
 
@@ -79,7 +79,8 @@ def choose_devices(requested: str, cpu_workers: int) -> list[tuple[str, int]]:
     if names in ([], ["auto"]):
         names = [f"cuda:{n}" for n in range(torch.cuda.device_count())] or ["cpu"]
     if names == ["cpu"]:
-        threads = max(1, cores() // cpu_workers)
+        # A single worker keeps what torch and OMP_NUM_THREADS say.
+        threads = max(1, cores() // cpu_workers) if cpu_workers > 1 else 0
         return [("cpu", threads)] * cpu_workers
     for name in names:
         present = name.startswith("cuda") and torch.cuda.is_available()

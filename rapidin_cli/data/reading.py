@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +110,16 @@ def read_values(path: Path, name: str) -> Iterator[tuple[int, Any]]:
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
-            start = file.read(4096).lstrip()[:1]
-            file.seek(0)
-            if start == "[":
-                yield from _read_list(file.read(), name)
+            # Without seeking, so that a pipe can be read too.
+            head = []
+            for text in file:
+                head.append(text)
+                if text.strip():
+                    break
+            if "".join(head).lstrip().startswith("["):
+                yield from _read_list("".join(head) + file.read(), name)
                 return
-            for line, text in enumerate(file, 1):
+            for line, text in enumerate(chain(head, file), 1):
                 if text.strip():
                     yield line, _parse_line(text)
     except UnicodeDecodeError as error:
@@ -123,7 +128,7 @@ def read_values(path: Path, name: str) -> Iterator[tuple[int, Any]]:
         ) from None
     except OSError as error:
         raise InputError(
-            f"cannot read {name}: {error.strerror}", hint="correct [data] files in rin.toml"
+            f"cannot read {name}: {error.strerror}", hint="correct the path, or [data] files"
         ) from None
 
 

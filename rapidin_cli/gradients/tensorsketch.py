@@ -34,6 +34,9 @@ class _Costs:
     fold: float  # one element of a k x k matrix folded
 
 
+# A layer with fewer elements has its hash laid out element by element, 8 bytes each.
+_ELEMENTWISE = 2**16
+
 _COSTS = {
     torch.bfloat16: _Costs(gemm=0.006, fft=0.17, sketch=0.4, fold=0.2),
     torch.float32: _Costs(gemm=0.025, fft=0.15, sketch=1.0, fold=0.2),
@@ -104,13 +107,9 @@ class BlockSketch:
             "fourier": sides + cost.fft * np.log2(k) * k * (2 * steps + 1),
             "matrix": sides + cost.gemm * steps * k * k + cost.fold * k * k,
             "gradient": (cost.gemm * steps + cost.sketch) * out * inner
-            + cost.fold * k * (min(out, inner) if self._rolled else k),
+            + (0 if self._small else (cost.sketch * inner + cost.fold * k) * k),
         }
         return min(ways, key=lambda way: ways[way])
-
-    @property
-    def _rolled(self) -> bool:
-        return 4 * min(self.out_features, self.in_features) <= self.size
 
     def __call__(
         self, x: torch.Tensor, d: torch.Tensor, way: Way | None = None
@@ -133,8 +132,8 @@ class BlockSketch:
             norm = torch.linalg.vector_norm(gradient, dim=(1, 2), dtype=torch.float32)
             return self._of_gradient(gradient), norm
         batch, length = x.shape[:2]
-        sx = self._in_bags(x.reshape(-1, self.in_features).t().contiguous())
-        sd = self._out_bags(d.reshape(-1, self.out_features).t().contiguous())
+        sx = self._in_bags(x.reshape(-1, self.in_features).t())
+        sd = self._out_bags(d.reshape(-1, self.out_features).t())
         sx = sx.view(self.size, batch, length).permute(1, 0, 2)
         sd = sd.view(self.size, batch, length).permute(1, 0, 2)
         sketch = self._convolve(sx, sd) if way == "fourier" else self._outer(sx, sd)
@@ -156,28 +155,21 @@ class BlockSketch:
         if self.exact:
             flat = gradient.flatten(1).float()
             return torch.nn.functional.pad(flat, (0, self.size - flat.shape[1]))
-        short_is_out = self.out_features <= self.in_features
-        matrix = gradient if short_is_out else gradient.transpose(1, 2)
-        long_bags = self._in_bags if short_is_out else self._out_bags
-        sketched = long_bags(matrix.permute(2, 0, 1).contiguous()).permute(1, 2, 0)  # (B, R, k)
-        if self._rolled:
-            return self._roll(sketched, self.out_hash if short_is_out else self.in_hash)
-        short_bags = self._out_bags if short_is_out else self._in_bags
-        return fold(short_bags(sketched.transpose(0, 1).contiguous()).transpose(0, 1))
+        if self._small:
+            return self._element_bags(gradient.flatten(1).t()).t().float()
+        rows = self._out_bags(gradient.transpose(0, 1))  # (k, B, I)
+        return fold(self._in_bags(rows.permute(2, 1, 0)).permute(1, 2, 0))
 
-    def _roll(self, matrix: torch.Tensor, short: CountSketch) -> torch.Tensor:
-        """Turn row r of (B, R, k) by its bin, sign it and sum the rows."""
-        index, sign = self._roll_index
-        batch = matrix.shape[0]
-        turned = matrix.reshape(batch, -1).float()[:, index].view(batch, len(short.bin), -1)
-        return torch.einsum("brk,r->bk", turned, sign)
+    @property
+    def _small(self) -> bool:
+        return self.out_features * self.in_features <= _ELEMENTWISE
 
     @cached_property
-    def _roll_index(self) -> tuple[torch.Tensor, torch.Tensor]:
-        short = self.out_hash if self.out_features <= self.in_features else self.in_hash
-        column = (torch.arange(self.size)[None, :] - short.bin[:, None]) % self.size
-        index = torch.arange(len(short.bin))[:, None] * self.size + column
-        return index.flatten().to(self._device), short.sign.to(self._device)
+    def _element_bags(self) -> Bags:
+        """Both hashes as one over the elements: a single sum for a layer such as LoRA's."""
+        where, sign = self.bins()
+        whole = CountSketch(where.flatten(), sign.flatten(), self.size)
+        return whole.bags(self._device, self._dtype)
 
 
 def fold(matrix: torch.Tensor) -> torch.Tensor:

@@ -194,7 +194,7 @@ def test_rows_that_share_a_digest_are_one_example(copied):
 def test_killed_at_any_moment_it_continues_to_the_same_rows(tmp_path, workers):
     count = 150
     calm = tiny.project(tmp_path / "calm", count, batch_tokens=64)
-    Project.open(calm).cache()
+    assert rin(calm, "cache", "--workers", workers).returncode == 0
     expected = stored_rows(calm)
     folder = tiny.project(tmp_path / "killed", count, batch_tokens=64, commit_seconds=0.001)
     log = folder / ".rin/caches"
@@ -225,7 +225,18 @@ def test_two_workers_make_the_same_cache(tmp_path, cached_project):
     folder = tiny.project(tmp_path / "two")
     done = rin(folder, "cache", "--workers", 2)
     assert done.returncode == 0, done.stderr
-    assert stored_rows(folder) == stored_rows(cached_project)
+    # To rounding: other numbers of threads may add in another order.
+    ours, theirs = (
+        Project.open(place).opened().cache.snapshot() for place in (folder, cached_project)
+    )
+    assert set(ours.index) == set(theirs.index)
+    for name, tolerance in (("norm", 1e-5), ("loss", 1e-5), ("sketch", 1)):
+        order = [[snapshot.index[d] for d in sorted(ours.index)] for snapshot in (ours, theirs)]
+        values = [
+            snapshot.array(name)[:][slots].astype(float)
+            for snapshot, slots in zip((ours, theirs), order, strict=True)
+        ]
+        np.testing.assert_allclose(*values, rtol=1e-4, atol=tolerance)
 
 
 def test_a_killed_worker_is_replaced(tmp_path):

@@ -8,7 +8,15 @@ from rapidin_cli.gradients.hashing import bins, permutation, signs
 from rapidin_cli.gradients.tensorsketch import BlockSketch, block_sizes, ghost_norm
 
 CPU = torch.device("cpu")
-SHAPES = [(24, 40, 16), (8, 60, 64), (60, 8, 64), (100, 30, 48), (5, 3, 16), (64, 64, 64)]
+SHAPES = [
+    (300, 260, 64),
+    (24, 40, 16),
+    (8, 60, 64),
+    (60, 8, 64),
+    (100, 30, 48),
+    (5, 3, 16),
+    (64, 64, 64),
+]
 
 
 def make(out: int, inner: int, size: int, seed: int = 0) -> BlockSketch:
