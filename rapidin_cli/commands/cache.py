@@ -51,7 +51,7 @@ def cache(
         for settings in project.checkpoint_settings(names):
             console.say(_forecast(project, settings.name, skip_bad))
         return
-    with _watch() as watch:
+    with _Watch() as watch:
         done = project.cache(
             names, devices=devices, workers=workers, skip_bad=skip_bad, progress=watch
         )
@@ -92,10 +92,10 @@ def _size(count: float) -> str:
     return f"{count:,.1f} TB"
 
 
-class _watch:  # noqa: N801 - reads as the verb of a `with`
+class _Watch:
     """Shows a progress bar for each checkpoint in turn."""
 
-    def __enter__(self) -> _watch:
+    def __enter__(self) -> _Watch:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
         from rapidin_cli import console

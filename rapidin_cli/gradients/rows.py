@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from rapidin_cli.errors import MissingError
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_storage import ArraySpec
 
@@ -64,21 +63,6 @@ class RowLayout:
             ],
             "blocks": list(self.blocks),
         }
-
-    @classmethod
-    def from_json(cls, spec: GradientSpec, value: dict[str, Any]) -> RowLayout:
-        """Read it back.
-
-        Raises:
-            MissingError: the cache's attributes are not what this program writes.
-        """
-        try:
-            layers = tuple(Layer(str(n), int(o), int(i)) for n, o, i in value["layers"])
-            return cls(spec, layers, tuple(int(size) for size in value["blocks"]))
-        except (KeyError, TypeError, ValueError):
-            raise MissingError(
-                "the cache does not say which layers its rows cover", hint="rin cache"
-            ) from None
 
 
 @dataclass

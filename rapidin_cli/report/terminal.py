@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -188,7 +189,7 @@ def _histogram(distribution: View) -> Text:
         return Text()
     tallest = max(counts)
     # Square roots, so that a single outlier can still be seen beside thousands.
-    blocks = "".join(_BARS[-(-8 * count**0.5 // tallest**0.5).__int__()] for count in counts)
+    blocks = "".join(_BARS[math.ceil(8 * math.sqrt(count / tallest))] for count in counts)
     return Text(
         f"all scores {distribution['min']:+.3g} |{blocks}| {distribution['max']:+.3g}"
         f"   mean {distribution['mean']:+.3g}, sd {distribution['std']:.3g}"

@@ -238,9 +238,6 @@ class CacheWriter:
             refs = base.manifest.chunk(last)
             self._pending = [_Chunk(rows, filled, (last, refs), refs)]
 
-    def __contains__(self, digest: bytes) -> bool:
-        return digest in self._digests
-
     @property
     def new_rows(self) -> int:
         """Rows added since the last commit."""

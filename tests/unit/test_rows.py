@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from rapidin_cli.errors import InputError, MissingError
+from rapidin_cli.errors import InputError
 from rapidin_cli.gradients.rows import GradientRows, Layer, RowLayout, row_kind
 from rapidin_cli.gradients.spec import GradientSpec
 
@@ -77,13 +77,6 @@ def test_arrays_match_what_is_encoded():
         for name, spec in specs.items():
             assert stored[name].dtype == np.dtype(spec.dtype)
             assert stored[name].shape[1:] == spec.row_shape
-
-
-def test_a_layout_survives_json():
-    layout = RowLayout(GradientSpec(), LAYERS, BLOCKS)
-    assert RowLayout.from_json(GradientSpec(), layout.to_json()) == layout
-    with pytest.raises(MissingError):
-        RowLayout.from_json(GradientSpec(), {"layers": 3})
 
 
 def test_specs_refuse_what_they_do_not_know():

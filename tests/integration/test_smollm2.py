@@ -1,0 +1,78 @@
+"""The main job on a real model and real data: SmolLM2-135M-Instruct and Alpaca rows."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DATA = Path(__file__).parents[3] / "shared/data/alpaca_en_demo.json"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.skipif(not DATA.exists(), reason=f"needs the Alpaca rows in {DATA}"),
+]
+
+
+def run(folder, *command):
+    # Two threads, as many as the smallest machine has; the other tests keep to one.
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=folder, capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("smollm2")
+    run(folder, Path(__file__).parents[1] / "smollm2.py", folder, DATA)
+    run(folder, "-m", "rapidin_cli", "init", "--yes")
+    text = (folder / "rin.toml").read_text()
+    assert 'files = ["alpaca.json"]' in text
+    assert 'path = "out/checkpoint-30"' in text
+    assert 'template = "chat"' in text
+    talk = run(folder, "-m", "rapidin_cli", "cache").stderr
+    assert "gradients of 420 layers, 2,442,240 parameters" in talk
+    assert "200 rows computed, 200 cached" in talk
+    return folder
+
+
+@pytest.mark.parametrize("score", ["rapidin", "cosine"])
+@pytest.mark.parametrize("line", [7, 52, 302])
+def test_a_training_row_finds_itself_first(project, score, line):
+    rows = json.loads((project / "alpaca.json").read_text())
+    starts = [
+        number
+        for number, text in enumerate((project / "alpaca.json").read_text().splitlines(), 1)
+        if re.match(r" \{", text)
+    ]
+    assert len(starts) == len(rows)
+    done = run(
+        project, "-m", "rapidin_cli", "retrieve", "--row", f"alpaca.json:{line}",
+        "--score", score, "--no-tokens", "--json",
+    )  # fmt: skip
+    examples = json.loads(done.stdout)["queries"][0]["examples"]
+    assert examples[0]["id"] == f"alpaca.json:{line}"
+    assert examples[0]["score"] > 2 * examples[1]["score"]
+
+
+def test_a_generation_gets_a_report(project):
+    done = run(
+        project, "-m", "rapidin_cli", "retrieve", "--prompt", "How do I make crepes?",
+        "--generate", "--max-new-tokens", "20", "--json",
+    )  # fmt: skip
+    query = json.loads(done.stdout)["queries"][0]
+    assert query["source"] == "generated"
+    assert sum(token["explained"] for token in query["tokens"]) == 20
+    assert query["scored"] == 200
+    largest = max(abs(example["score"]) for example in query["examples"])
+    assert query["residual"] < 0.02 * largest  # bfloat16: tokens are run one by one
+    run(project, "-m", "rapidin_cli", "report", "--html", "report.html")
+    assert (project / "report.html").stat().st_size > 20_000
