@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import HOSTILE, REPLY, chromium, digest_of, make_report, opened
 from playwright.sync_api import Browser, Page
 
 from rapidin_cli.report.html import render_html, write_html
 from rapidin_cli.resources import template_text
 from rapidin_cli.sanitise import visible
+from tests.integration.browser import HOSTILE, REPLY, chromium, digest_of, make_report, opened
 
 
 def expected_order(query: dict[str, Any], first: int, last: int) -> tuple[list[str], list[str]]:
