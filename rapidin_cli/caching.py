@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from rapidin_cli.data.examples import Dataset, Example, padded, plan_batches
-from rapidin_cli.errors import RinError
+from rapidin_cli.errors import InputError, RinError
 from rapidin_cli.workers import Job, PoisonBatchError, Ready, open_pool
 from rapidin_storage import Cache, CacheWriter, Snapshot
 
@@ -107,7 +107,7 @@ def cache_rows(
     it into the same batches. Whatever ends the run, what was finished is committed.
 
     Raises:
-        WorkerError, StorageError, KeyboardInterrupt: after committing.
+        InputError, WorkerError, StorageError, KeyboardInterrupt: after committing.
     """
     progress.start(plan.rows, plan.tokens)
     pool = open_pool(jobs)
@@ -117,6 +117,7 @@ def cache_rows(
         clock = _Clock(settings.commit_seconds)
         try:
             for number, rows in _in_order(pool, plan, progress):
+                _check_finite(plan.batches[number], rows)
                 digests = [np.frombuffer(e.digest, np.uint8) for e in plan.batches[number]]
                 writer.add({**rows, "digest": np.stack(digests)})
                 if clock.due() or writer.new_rows * _row_bytes(writer) > _MAX_PENDING_BYTES:
@@ -134,6 +135,18 @@ def cache_rows(
         pool.close()
     assert snapshot is not None
     return snapshot
+
+
+def _check_finite(batch: Sequence[Example], rows: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Refuse a row whose loss or gradient overflowed: its score would mean nothing."""
+    finite = np.isfinite(rows["loss"]) & np.isfinite(rows["norm"]).all(axis=1)
+    if not finite.all():
+        bad = batch[int(np.flatnonzero(~finite)[0])].row
+        raise InputError(
+            f"the loss or the gradient of row {bad.id} ({bad.file}:{bad.line}) is not finite; "
+            "everything before it is cached",
+            hint='set [model] dtype = "float32" in rin.toml, or look at the checkpoint',
+        )
 
 
 def _in_order(

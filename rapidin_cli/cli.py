@@ -104,6 +104,9 @@ def _translated(error: Exception) -> tuple[RinError, ExitCode]:
             return RinError(str(error), hint="rin doctor"), ExitCode.STORE
         case StorageError():
             return RinError(str(error), hint="rin doctor"), ExitCode.FAILURE
+        case OSError(strerror=str(reason), filename=filename):
+            where = f"{filename}: " if filename else ""
+            return RinError(f"{where}{reason}", hint="rin doctor"), ExitCode.FAILURE
     return (
         RinError(
             f"unexpected {type(error).__name__}: {error}",

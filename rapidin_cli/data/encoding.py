@@ -151,8 +151,9 @@ class Encoder:
             )
         try:
             return template.format(**fields)
-        except (KeyError, IndexError, ValueError) as error:
-            raise RowError(f"[data] template cannot be filled: {error}") from None
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
+            raise RowError(f"[data] template cannot be filled: {reason}") from None
 
     def _render(self, row: Row) -> _Rendered:
         if row.messages is not None:

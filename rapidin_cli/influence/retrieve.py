@@ -11,6 +11,7 @@ import torch
 
 from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import Dataset
+from rapidin_cli.data.reading import RowError
 from rapidin_cli.errors import InputError, MissingError
 from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.rows import RowLayout, row_kind
@@ -93,8 +94,17 @@ class Retriever:
         """Turn a question into tokens.
 
         Raises:
-            InputError: nothing to explain, or an unknown training row.
+            InputError: nothing to explain, an unknown training row, or a conversation that
+                the template refuses.
         """
+        try:
+            return self._query(question, options)
+        except RowError as error:
+            raise InputError(
+                f"query {question.id!r}: {error}", hint="correct it, or [data] template in rin.toml"
+            ) from None
+
+    def _query(self, question: Question, options: Options) -> Query:
         if question.training_row:
             example = self._dataset.find(question.training_row)
             if example is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from rapidin_cli import Project
 from tests import tiny
@@ -379,6 +380,27 @@ def test_damaged_rows_are_named(copied):
     assert done.returncode == 5
     assert ref.digest in done.stderr
     assert "sketch/c/0" in done.stderr
+
+
+def test_a_gradient_that_is_not_finite_is_never_cached(project):
+    path = project / "adapter/adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(iter(tensors))
+    save_file({**tensors, name: tensors[name] * float("inf")}, path)
+    done = rin(project, "cache")
+    assert done.returncode == 4
+    assert "not finite" in done.stderr
+    assert "float32" in done.stderr
+    assert Project.open(project).opened().cache.snapshot() is None
+
+
+def test_a_template_that_a_query_cannot_fill_is_named(copied):
+    text = (copied / "rin.toml").read_text()
+    (copied / "rin.toml").write_text(text.replace('"chat"', '"{prompt} {colour}"'))
+    for command in (["cache"], ["cache", "--skip-bad"]):
+        done = rin(copied, *command)
+        assert done.returncode == 4
+        assert "Traceback" not in done.stderr
 
 
 def test_skip_bad_goes_on_and_lists_them(copied):
