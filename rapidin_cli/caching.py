@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from rapidin_cli.data.examples import Dataset, Example, padded, plan_batches
-from rapidin_cli.errors import InputError, RinError
-from rapidin_cli.workers import Job, PoisonBatchError, Ready, open_pool
+from rapidin_cli.errors import InputError
+from rapidin_cli.workers import Arrays, Job, Poison, Ready, open_pool
 from rapidin_storage import Cache, CacheWriter, Snapshot
 
 if TYPE_CHECKING:
@@ -113,54 +113,83 @@ def cache_rows(
     pool = open_pool(jobs)
     try:
         progress.ready(pool.ready)
-        writer = _open_writer(cache, pool.ready.layout, identity, about)
+        run = _Run(_open_writer(cache, pool.ready.layout, identity, about), plan, progress)
         clock = _Clock(settings.commit_seconds)
         try:
-            for number, rows in _in_order(pool, plan, progress):
-                _check_finite(plan.batches[number], rows)
-                digests = [np.frombuffer(e.digest, np.uint8) for e in plan.batches[number]]
-                writer.add({**rows, "digest": np.stack(digests)})
-                if clock.due() or writer.new_rows * _row_bytes(writer) > _MAX_PENDING_BYTES:
-                    _commit(writer, progress)
+            for number, device, rows in pool.run(_Padded(plan.batches)):
+                run.take(number, device, rows)
+                if clock.due() or run.pending_bytes > _MAX_PENDING_BYTES:
+                    run.commit()
                     clock.restart()
-        except PoisonBatchError as error:
-            names = ", ".join(example.row.id for example in plan.batches[error.number][:5])
-            raise RinError(
-                f"{error.message}: rows {names}; everything else that was done is cached",
-                hint="lower [cache] batch_tokens in rin.toml, or leave these rows out",
-            ) from None
         finally:
-            snapshot = _commit(writer, progress)
+            # After an error the order is given up for the sake of what was done.
+            run.take_rest()
+            snapshot = run.commit()
     finally:
         pool.close()
+    if run.failures:
+        raise InputError(
+            f"{run.failures[0]} ({len(run.failures)} such); everything else is cached",
+            hint='try [model] dtype = "float32" or a lower [cache] batch_tokens in rin.toml, '
+            "or look at the row",
+        )
     assert snapshot is not None
     return snapshot
 
 
-def _check_finite(batch: Sequence[Example], rows: dict[str, np.ndarray[Any, Any]]) -> None:
-    """Refuse a row whose loss or gradient overflowed: its score would mean nothing."""
-    finite = np.isfinite(rows["loss"]) & np.isfinite(rows["norm"]).all(axis=1)
-    if not finite.all():
-        bad = batch[int(np.flatnonzero(~finite)[0])].row
-        raise InputError(
-            f"the loss or the gradient of row {bad.id} ({bad.file}:{bad.line}) is not finite; "
-            "everything before it is cached",
-            hint='set [model] dtype = "float32" in rin.toml, or look at the checkpoint',
-        )
+class _Run:
+    """Puts finished batches into the plan's order and then into the writer."""
 
+    def __init__(self, writer: CacheWriter, plan: Plan, progress: Progress) -> None:
+        self._writer = writer
+        self._plan = plan
+        self._progress = progress
+        self._finished: dict[int, Arrays | Poison] = {}
+        self._following = 0
+        self.failures: list[str] = []
 
-def _in_order(
-    pool: Any, plan: Plan, progress: Progress
-) -> Iterator[tuple[int, dict[str, np.ndarray[Any, Any]]]]:
-    finished: dict[int, dict[str, np.ndarray[Any, Any]]] = {}
-    following = 0
-    for number, device, rows in pool.run(_Padded(plan.batches)):
-        batch = plan.batches[number]
-        progress.advance(len(batch), sum(len(e.input_ids) for e in batch), device)
-        finished[number] = rows
-        while following in finished:
-            yield following, finished.pop(following)
-            following += 1
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of rows that are not committed yet."""
+        row_bytes = sum(spec.row_bytes for spec in self._writer.arrays.values())
+        return self._writer.new_rows * row_bytes
+
+    def take(self, number: int, device: str, rows: Arrays | Poison) -> None:
+        """Take a finished batch, and add all whose turn has come."""
+        batch = self._plan.batches[number]
+        self._progress.advance(len(batch), sum(len(e.input_ids) for e in batch), device)
+        self._finished[number] = rows
+        while self._following in self._finished:
+            self._add(self._following)
+            self._following += 1
+
+    def take_rest(self) -> None:
+        """Add what still waits for an earlier batch."""
+        for number in sorted(self._finished):
+            self._add(number)
+
+    def _add(self, number: int) -> None:
+        batch, rows = self._plan.batches[number], self._finished.pop(number)
+        if isinstance(rows, Poison):
+            names = ", ".join(example.row.id for example in batch[:5])
+            self.failures.append(f"workers died on the batch of rows {names} ({rows.manner})")
+            return
+        finite = np.isfinite(rows["loss"]) & np.isfinite(rows["norm"]).all(axis=1)
+        for position in np.flatnonzero(~finite):
+            row = batch[int(position)].row
+            self.failures.append(
+                f"the loss or the gradient of row {row.id} ({row.file}:{row.line}) is not finite"
+            )
+        digests = np.stack([np.frombuffer(example.digest, np.uint8) for example in batch])
+        self._writer.add({name: v[finite] for name, v in {**rows, "digest": digests}.items()})
+
+    def commit(self) -> Snapshot | None:
+        """Make what was added visible."""
+        new = self._writer.new_rows
+        snapshot = self._writer.commit()
+        if snapshot is not None and new:
+            self._progress.committed(snapshot)
+        return snapshot
 
 
 class _Padded(Sequence[Any]):
@@ -203,15 +232,3 @@ def chunk_rows(row_bytes: int) -> int:
     """Rows of a chunk: a power of two that makes about 16 MB, 4,096 at most."""
     rows = max(1, _CHUNK_BYTES // row_bytes)
     return min(4096, 1 << (rows.bit_length() - 1))
-
-
-def _row_bytes(writer: CacheWriter) -> int:
-    return sum(spec.row_bytes for spec in writer.arrays.values())
-
-
-def _commit(writer: CacheWriter, progress: Progress) -> Snapshot | None:
-    new = writer.new_rows
-    snapshot = writer.commit()
-    if snapshot is not None and new:
-        progress.committed(snapshot)
-    return snapshot

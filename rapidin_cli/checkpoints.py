@@ -275,11 +275,11 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         raise _cannot_load("the tokenizer", checkpoint, error) from None
 
 
-def load_model(checkpoint: Checkpoint, device: str) -> nn.Module:
+def load_model(checkpoint: Checkpoint, device: str, *, float32: bool = True) -> nn.Module:
     """Load model and adapter on a device; what training trained requires a gradient.
 
-    On a CPU all weights are float32 (autocast casts them); on a GPU they keep the dtype
-    they were saved in.
+    Weights are float32 with `float32`, and always on a CPU, where autocast casts them;
+    else they keep the dtype that they were saved in.
 
     Raises:
         InputError: the weights cannot be loaded, or some are missing.
@@ -287,7 +287,7 @@ def load_model(checkpoint: Checkpoint, device: str) -> nn.Module:
     import torch
     from transformers import AutoModelForCausalLM
 
-    dtype: Any = torch.float32 if device == "cpu" else "auto"
+    dtype: Any = torch.float32 if float32 or device == "cpu" else "auto"
     try:
         with quiet_loading():
             model = AutoModelForCausalLM.from_pretrained(

@@ -6,6 +6,7 @@ what they need inside their functions.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -18,7 +19,7 @@ import typer
 
 from rapidin_cli import __version__
 from rapidin_cli.commands import cache, demo, doctor, init, report, retrieve, show, status
-from rapidin_cli.errors import ExitCode, RinError
+from rapidin_cli.errors import ExitCode, RinError, UsageError
 
 app = typer.Typer(
     name="rin",
@@ -59,7 +60,13 @@ def options(
 ) -> None:
     """Take the options that stand before the command."""
     del debug, version  # `main` looks for --debug itself: errors may come before this runs
-    context.obj = Global(directory)
+    try:
+        os.chdir(directory)
+    except OSError as error:
+        raise UsageError(
+            f"cannot work in {directory}: {error.strerror}", hint="give -C a folder that is there"
+        ) from None
+    context.obj = Global(Path.cwd())
 
 
 for module in (init, cache, retrieve, report, status, show, doctor, demo):
@@ -101,7 +108,8 @@ def _translated(error: Exception) -> tuple[RinError, ExitCode]:
         case FormatError():
             return RinError(str(error), hint="upgrade rin"), ExitCode.STORE
         case CorruptError() | NotFoundError():
-            return RinError(str(error), hint="rin doctor"), ExitCode.STORE
+            hint = "remove that cache's folder under caches/ in the store, then rin cache"
+            return RinError(str(error), hint=hint), ExitCode.STORE
         case StorageError():
             return RinError(str(error), hint="rin doctor"), ExitCode.FAILURE
         case OSError(strerror=str(reason), filename=filename):

@@ -91,6 +91,10 @@ def load_config(root: Path) -> Config:
             both = isinstance(table, dict) and isinstance(tables.get(name), dict)
             tables[name] = {**tables[name], **table} if both else table
     config = _build(Config, tables, "")
+    if config.data.max_tokens < 2:
+        raise InputError(
+            f"{CONFIG_FILE}: [data] max_tokens must be 2 or more", hint=f"correct {CONFIG_FILE}"
+        )
     names = [checkpoint.name for checkpoint in config.checkpoints]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise InputError(

@@ -125,7 +125,13 @@ class Project:
         self.results = Results(root / ".rin" / "results")
         self.fingerprints = Fingerprints(root / ".rin" / "fingerprints.json")
         place = config.storage.root
-        self.store = open_root(place if "://" in place else root / place)
+        try:
+            self.store = open_root(place if "://" in place else root / place)
+        except (ImportError, ValueError) as error:
+            raise InputError(
+                f"[storage] root = {place!r} cannot be opened: {error}",
+                hint="install what it names, or correct rin.toml",
+            ) from None
         self.cache_settings = Settings(config.cache.batch_tokens, config.cache.commit_seconds)
 
     @classmethod

@@ -112,8 +112,8 @@ def build_engine(job: Job) -> GradientEngine:
 
     if job.threads:
         torch.set_num_threads(job.threads)
-    model = load_model(job.checkpoint, job.device)
     compute: Any = compute_dtype(job.dtype, job.device)
+    model = load_model(job.checkpoint, job.device, float32=compute == "float32")
     return GradientEngine(model, job.spec, torch.device(job.device), compute)
 
 
@@ -160,6 +160,13 @@ class Ready:
     skipped: list[Skipped]
 
 
+@dataclass(frozen=True)
+class Poison:
+    """Stands for the rows of a batch on which three workers died, and says how."""
+
+    manner: str
+
+
 class InlinePool:
     """One device: the work is done in this process."""
 
@@ -188,13 +195,14 @@ class ProcessPool:
             self.close()
             raise
 
-    def run(self, batches: Sequence[Tokens]) -> Iterator[tuple[int, str, Arrays]]:
+    def run(self, batches: Sequence[Tokens]) -> Iterator[tuple[int, str, Arrays | Poison]]:
         """Yield (batch number, device, rows) as batches are done, in any order.
 
-        A dead worker is replaced and its batch handed out again.
+        A dead worker is replaced and its batch handed out again; a batch that killed
+        three is yielded as `Poison`.
 
         Raises:
-            WorkerError: a worker reported an error, or a batch killed three workers.
+            WorkerError: a worker reported an error.
         """
         from multiprocessing.connection import wait
 
@@ -203,9 +211,9 @@ class ProcessPool:
         left = len(batches)
         while left:
             for member in self._members:
-                # One at a time: with a second on its way, parent and worker could each
-                # wait for the other to empty a full pipe.
-                if waiting and not member.busy:
+                # One at a time, and not before it listens: else parent and worker could
+                # each wait for the other to empty a full pipe.
+                if waiting and member.loaded and not member.busy:
                     member.send(waiting.popleft(), batches)
             ready = wait([member.connection for member in self._members])
             for position, member in enumerate(self._members):
@@ -214,7 +222,15 @@ class ProcessPool:
                 try:
                     message = member.connection.recv()
                 except (EOFError, OSError):
-                    self._members[position] = member.replace(waiting, deaths)
+                    lost, manner = member.busy, member.buried()
+                    self._members[position] = _Member(member.job)
+                    for number in lost:
+                        deaths[number] += 1
+                        if deaths[number] < _MAX_DEATHS:
+                            waiting.appendleft(number)
+                        else:
+                            left -= 1
+                            yield number, member.job.device, Poison(manner)
                     continue
                 match message:
                     case Ready():
@@ -275,18 +291,13 @@ class _Member:
             # If it is dead, the next `wait` finds that out and puts the batch back.
             self.connection.send((number, batches[number]))
 
-    def replace(self, waiting: deque[int], deaths: Counter[int]) -> _Member:
-        """Put a dead worker's batch back, count the death against it, start another."""
+    def buried(self) -> str:
+        """Close what a dead worker leaves and say how it died."""
         if not self.loaded:
             raise self._died_loading()
         self.process.join()
-        for number in self.busy:
-            deaths[number] += 1
-            if deaths[number] >= _MAX_DEATHS:
-                raise PoisonBatchError(number, self.job.device, _manner(self.process.exitcode))
-            waiting.appendleft(number)
         self.connection.close()
-        return _Member(self.job)
+        return _manner(self.process.exitcode)
 
     def stop(self) -> None:
         self.connection.close()
@@ -294,15 +305,6 @@ class _Member:
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
-
-
-class PoisonBatchError(WorkerError):
-    """A batch that killed every worker which tried it."""
-
-    def __init__(self, number: int, device: str, manner: str) -> None:
-        super().__init__(f"{_MAX_DEATHS} workers died on the same batch on {device} ({manner})")
-        self.number = number
-        self.manner = manner
 
 
 def _manner(exitcode: int | None) -> str:

@@ -19,12 +19,13 @@ def doctor(
     """Check versions, devices, the project and its store; exit with 1 if something is wrong."""
     from rapidin_cli import console
     from rapidin_cli.doctor import examine
+    from rapidin_cli.sanitise import visible
 
     checks = examine(context.obj.directory)
     if as_json:
         console.as_json({"schema": "rin.doctor/1", "checks": [check.to_json() for check in checks]})
     else:
         for check in checks:
-            console.raw(str(check))
+            console.raw(visible(str(check)))
     if not all(check.ok for check in checks):
         raise typer.Exit(1)

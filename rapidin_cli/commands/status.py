@@ -22,6 +22,7 @@ def status(
     """Compare data, checkpoints, lock and cache; name the command for each difference."""
     from rapidin_cli import console
     from rapidin_cli.project import Project
+    from rapidin_cli.sanitise import visible
     from rapidin_cli.status import project_status
 
     found = project_status(Project.open(context.obj.directory))
@@ -29,6 +30,6 @@ def status(
         console.as_json(found.to_json())
     else:
         for line in found.lines():
-            console.raw(line)
+            console.raw(visible(line))
     if exit_code and not found.up_to_date:
         raise typer.Exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -54,6 +55,7 @@ class Encoder:
                 'template = "chat", but the tokenizer has no chat template',
                 hint="set [data] template in rin.toml to what training used",
             )
+        self._date = _training_date(tokenizer.chat_template, settings.date)
         if template not in ("chat", "alpaca", "plain") and "{" not in template:
             raise InputError(
                 f"[data] template = {template!r} is none of chat, alpaca, plain, and no text "
@@ -82,8 +84,10 @@ class Encoder:
         self, row: Row, ids: list[int], labels: list[int], *, may_end: bool
     ) -> Example | BadRow:
         eos = self._tokenizer.eos_token_id
-        if self._settings.append_eos and eos is not None and may_end and ids[-1:] != [eos]:
-            ids, labels = [*ids, eos], [*labels, eos]
+        if self._settings.append_eos and eos is not None and may_end:
+            # Some tokenizers add EOS themselves; it is learnt all the same.
+            kept = len(ids) - 1 if ids[-1:] == [eos] else len(ids)
+            ids, labels = [*ids[:kept], eos], [*labels[:kept], eos]
         limit = self._settings.max_tokens
         example = Example(
             row,
@@ -102,20 +106,24 @@ class Encoder:
         Raises:
             InputError: the response has no token.
         """
-        return self._query(prompt, response, self.prompt_text(prompt), chat=False)
+        return self._query(prompt, response, self.prompt_text(prompt), special=self._special)
 
     def query_of_row(self, row: Row) -> Example:
         """Encode a row as a query: its context as the prompt, its last response explained."""
-        if row.messages is None:
+        special = self._special
+        if row.messages is None and not row.fields:  # plain text has no template
+            text, special = "", True
+        elif row.messages is None:
             text = self._prefix(row.fields, row.prompt)
         else:
+            special = False
             last = max(n for n, m in enumerate(row.messages) if m["role"] == "assistant")
             text = self._chat(row.messages[:last], generation=True)
-        return self._query(row.prompt, row.response, text, chat=row.messages is not None)
+        return self._query(row.prompt, row.response, text, special=special)
 
-    def _query(self, prompt: str, response: str, text: str, *, chat: bool) -> Example:
+    def _query(self, prompt: str, response: str, text: str, *, special: bool) -> Example:
         span = (len(text), len(text + response))
-        rendered = _Rendered(text + response, (span,), self._special and not chat)
+        rendered = _Rendered(text + response, (span,), special)
         ids, labels = self._tokenize([rendered])[0]
         row = Row("", 0, "query", prompt, response)
         example = Example(row, np.array(ids, dtype=np.int32), np.array(labels, dtype=np.int32))
@@ -130,7 +138,10 @@ class Encoder:
     def prompt_ids(self, prompt: str) -> list[int]:
         """Return the tokens of `prompt_text`."""
         text = self.prompt_text(prompt)
-        return list(self._tokenizer(text, add_special_tokens=self._special).input_ids)
+        ids = list(self._tokenizer(text, add_special_tokens=self._special).input_ids)
+        # A tokenizer that adds EOS must not end the text that is to be continued.
+        added = self._special and ids[-1:] == [self._tokenizer.eos_token_id]
+        return ids[:-1] if added else ids
 
     @property
     def _special(self) -> bool:
@@ -151,7 +162,7 @@ class Encoder:
             )
         try:
             return template.format(**fields)
-        except (KeyError, IndexError, ValueError, AttributeError) as error:
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
             raise RowError(f"[data] template cannot be filled: {reason}") from None
 
@@ -178,6 +189,8 @@ class Encoder:
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
+            if number == 0:
+                raise RowError("the conversation begins with the assistant")
             before = self._chat(messages[:number], generation=True)
             after = self._chat(messages[: number + 1])
             if not (text.startswith(before) and text.startswith(after.rstrip())):
@@ -193,10 +206,13 @@ class Encoder:
         try:
             return str(
                 self._tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=generation
+                    list(messages),
+                    tokenize=False,
+                    add_generation_prompt=generation,
+                    **({"strftime_now": self._date.strftime} if self._date else {}),
                 )
             )
-        except (TemplateError, TypeError, KeyError, AttributeError) as error:
+        except (TemplateError, TypeError, LookupError, ValueError, AttributeError) as error:
             raise RowError(f"the chat template refuses this conversation: {error}") from None
 
     def _tokenize(self, rendered: Sequence[_Rendered]) -> list[tuple[list[int], list[int]]]:
@@ -220,11 +236,38 @@ class Encoder:
 def _labels(
     ids: list[int], offsets: list[tuple[int, int]], spans: Sequence[tuple[int, int]]
 ) -> list[int]:
-    """Label the tokens that overlap a span; added special tokens have the offset (0, 0)."""
+    """Label the tokens that overlap a span.
+
+    Added special tokens have the offset (0, 0). Tokenizers that trim white space from
+    offsets leave tokens of nothing else without width: they count where they stand.
+    """
     return [
-        token if any(a < stop and b > start for start, stop in spans) and a < b else IGNORED
+        token
+        if any((a < stop and b > start) if a < b else start < a <= stop for start, stop in spans)
+        else IGNORED
         for token, (a, b) in zip(ids, offsets, strict=True)
     ]
+
+
+def _training_date(chat_template: Any, date: str) -> datetime.date | None:
+    """Read `[data] date`, without which a dated template would change every day.
+
+    Raises:
+        InputError: not a date, or none although the template writes one.
+    """
+    if date:
+        try:
+            return datetime.date.fromisoformat(date)
+        except ValueError:
+            raise InputError(
+                f"[data] date = {date!r} is not YYYY-MM-DD", hint="correct rin.toml"
+            ) from None
+    if "strftime_now" in str(chat_template or ""):
+        raise InputError(
+            "the chat template writes today's date into every conversation",
+            hint='set [data] date = "YYYY-MM-DD" in rin.toml to the day of training',
+        )
+    return None
 
 
 Item = TypeVar("Item")

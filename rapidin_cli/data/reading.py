@@ -46,6 +46,7 @@ class DataSettings:
         max_tokens: longer rows are cut there, as in training.
         append_eos: whether training ended every response with the EOS token (chat
             templates end turns themselves).
+        date: the day of training, YYYY-MM-DD, for chat templates that write the date.
     """
 
     files: tuple[str, ...] = ()
@@ -57,10 +58,11 @@ class DataSettings:
     id_field: str = "id"
     max_tokens: int = 1024
     append_eos: bool = True
+    date: str = ""
 
     def rendering(self) -> dict[str, Any]:
         """What decides the text of a row: part of the tokenizer fingerprint."""
-        return {"template": self.template, "append_eos": self.append_eos}
+        return {"template": self.template, "append_eos": self.append_eos, "date": self.date}
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ def parse_row(value: Any, shape: str, settings: DataSettings, file: str, line: i
     if not isinstance(value, dict):
         raise RowError(_unknown_shape(value, settings))
     identity = value.get(settings.id_field)
-    name = f"{Path(file).name}:{line}" if identity in (None, "") else str(identity)
+    name = f"{file}:{line}" if identity in (None, "") else str(identity)
     if _SURROGATE.search(name):
         raise RowError(f"field {settings.id_field!r} holds half a surrogate pair")
     match shape:
@@ -259,6 +261,8 @@ def _parse_chat(value: dict[str, Any], shape: str, file: str, line: int, name: s
     for number, turn in enumerate(turns):
         if not isinstance(turn, dict):
             raise RowError(f"{shape}[{number}] must be an object")
+        if turn.get("tool_calls"):
+            raise RowError(f"{shape}[{number}] has tool calls, which cannot be rendered yet")
         role = turn.get(role_key)
         if shape == "conversations":
             role = _SHAREGPT_ROLES.get(str(role))

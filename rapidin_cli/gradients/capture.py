@@ -80,9 +80,10 @@ def find_targets(model: nn.Module, pattern: str) -> tuple[list[Target], list[Ski
         else:
             targets.append(Target(_layer(name, module), module, calls[name]))
     if not targets:
+        found = "; ".join(sorted(set(reasons.values()))) or "the checkpoint trains none"
         raise InputError(
-            f"no trainable linear layer is matched by [gradient] layers = {pattern!r}",
-            hint="correct rin.toml",
+            f"no trainable linear layer is matched by [gradient] layers = {pattern!r} ({found})",
+            hint="correct [gradient] layers in rin.toml, or the kind of adapter",
         )
     captured = {id(target.module.weight) for target in targets}
     skipped = [

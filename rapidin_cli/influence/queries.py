@@ -89,7 +89,8 @@ def generate(
             top_p=None,
             top_k=None,
             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id or 0,
-            eos_token_id=tokenizer.eos_token_id,
+            repetition_penalty=1.0,
+            eos_token_id=_stop_tokens(engine, tokenizer),
         )
     whole = output[0].tolist()
     labels = [IGNORED] * len(ids) + whole[len(ids) :]
@@ -99,6 +100,13 @@ def generate(
     if not example.learnt:
         raise InputError("the model generated nothing", hint="give --response text")
     return example
+
+
+def _stop_tokens(engine: GradientEngine, tokenizer: Any) -> list[int] | None:
+    """The tokenizer's EOS and those that the model's own generation settings name."""
+    named = getattr(engine.model.generation_config, "eos_token_id", None)
+    stops = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
+    return sorted(stops) or None
 
 
 def query_gradient(

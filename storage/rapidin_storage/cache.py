@@ -351,12 +351,16 @@ class CacheWriter:
         theirs = set(latest.index)
         kept = []
         for chunk in self._pending:
-            if chunk.replaces and latest.manifest.chunk(chunk.replaces[0]) == chunk.replaces[1]:
-                kept.append(chunk)  # nobody else filled that tail: it is still ours to fill
-                continue
+            ours = (
+                chunk.replaces is not None
+                and latest.manifest.chunk(chunk.replaces[0]) == chunk.replaces[1]
+            )  # nobody else filled that tail: it is still ours to fill
             new = np.array([bytes(digest) not in theirs for digest in chunk.rows[DIGEST]])
-            new[: chunk.inherited] = False
-            if new.all() and chunk.inherited == 0:
+            new[: chunk.inherited] = ours
+            if ours and not new.all():
+                tail = chunk.only(new)
+                kept.append(_Chunk(tail.rows, chunk.inherited, chunk.replaces))
+            elif new.all():
                 kept.append(chunk)
             elif new.any():
                 kept.append(chunk.only(new))
