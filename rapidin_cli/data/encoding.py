@@ -55,7 +55,11 @@ class Encoder:
                 'template = "chat", but the tokenizer has no chat template',
                 hint="set [data] template in rin.toml to what training used",
             )
-        self._date = _training_date(tokenizer.chat_template, settings.date)
+        date = _training_date(tokenizer.chat_template, settings.date)
+        # Transformers' sanitising turns every argument into text, a function too.
+        self._dated = (
+            {"strftime_now": date.strftime, "sanitize_control_tokens": False} if date else {}
+        )
         if template not in ("chat", "alpaca", "plain") and "{" not in template:
             raise InputError(
                 f"[data] template = {template!r} is none of chat, alpaca, plain, and no text "
@@ -209,7 +213,7 @@ class Encoder:
                     list(messages),
                     tokenize=False,
                     add_generation_prompt=generation,
-                    **({"strftime_now": self._date.strftime} if self._date else {}),
+                    **self._dated,
                 )
             )
         except (TemplateError, TypeError, LookupError, ValueError, AttributeError) as error:

@@ -70,6 +70,8 @@ class GradientEngine:
         self.model = model
         self._device = device
         self._compute = compute
+        self._vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+        self._positions = _absolute_positions(_inner(model))
         self._targets, self.skipped = find_targets(model, spec.layers)
         model.requires_grad_(False)
         dtype = torch.bfloat16 if compute == "bfloat16" else torch.float32
@@ -93,6 +95,7 @@ class GradientEngine:
                 the tokens of a query are divided by the norms of the whole query, so that
                 their rows add up to its row.
         """
+        self._check(batch.input_ids)
         ids, labels = batch.input_ids.to(self._device), batch.labels.to(self._device)
         if divisors is not None:
             divisors = divisors.to(self._device)
@@ -111,6 +114,25 @@ class GradientEngine:
             counts.cpu(),
             [-part for part in losses.cpu().split(counts.tolist())],
         )
+
+    def _check(self, ids: torch.Tensor) -> None:
+        """Refuse what the embeddings cannot look up, before a device fails over it.
+
+        Raises:
+            InputError: a token or a length that the model does not know.
+        """
+        if int(ids.max()) >= self._vocabulary:
+            raise InputError(
+                f"token {int(ids.max())} is beyond the model's {self._vocabulary:,}: tokenizer "
+                "and model do not belong together",
+                hint="correct [model] base or the checkpoint's path in rin.toml",
+            )
+        if self._positions is not None and ids.shape[1] > self._positions:
+            raise InputError(
+                f"a text of {ids.shape[1]:,} tokens is longer than the model's "
+                f"{self._positions:,} positions",
+                hint=f"set [data] max_tokens = {self._positions} in rin.toml",
+            )
 
     def _token_losses(
         self, ids: torch.Tensor, labels: torch.Tensor
@@ -136,6 +158,16 @@ class GradientEngine:
         if self._compute == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self._device.type, dtype=torch.bfloat16)
+
+
+def _absolute_positions(model: nn.Module) -> int | None:
+    """How many positions a model with learnt position embeddings has, else None."""
+    known = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if not isinstance(known, int):
+        return None
+    # OPT keeps two more than it says.
+    sizes = (m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding))
+    return known if any(known <= size <= known + 2 for size in sizes) else None
 
 
 def _inner(model: nn.Module) -> nn.Module:

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from rapidin_cli.data.encoding import ALPACA, Encoder
+from rapidin_cli.data.encoding import ALPACA, Encoder, _labels
 from rapidin_cli.data.examples import IGNORED, one_token_queries, padded
 from rapidin_cli.data.loading import load_dataset
 from rapidin_cli.data.reading import DataSettings, read_values
@@ -190,6 +190,55 @@ def test_a_template_that_rewrites_history_is_refused(tmp_path):
     )
     with pytest.raises(InputError, match="rewrites earlier turns"):
         load(tmp_path, tokenizer, [CHAT])
+
+
+def test_files_of_the_same_name_do_not_clash(tmp_path, tokenizer):
+    for folder in ("a", "b"):
+        tiny.write_jsonl(tmp_path / folder / "d.jsonl", tiny.rows(2))
+    settings = DataSettings(files=("a/d.jsonl", "b/d.jsonl"), template="chat")
+    dataset = load_dataset(tmp_path, settings, Encoder(tokenizer, settings))
+    assert [e.row.id for e in dataset.examples] == [
+        "a/d.jsonl:1",
+        "a/d.jsonl:2",
+        "b/d.jsonl:1",
+        "b/d.jsonl:2",
+    ]
+
+
+def test_a_template_with_today_s_date_needs_the_day_of_training(tmp_path):
+    dated = tiny.tokenizer()
+    dated.chat_template = "{{ strftime_now('%d %b %Y') }} " + tiny.CHAT_TEMPLATE
+    with pytest.raises(InputError, match="today's date"):
+        load(tmp_path, dated, [PAIR])
+    with pytest.raises(InputError, match="not YYYY-MM-DD"):
+        load(tmp_path, dated, [PAIR], date="yesterday")
+    example = load(tmp_path, dated, [PAIR], date="2026-03-01").examples[0]
+    assert whole(dated, example).startswith("01 Mar 2026 <|user|>")
+
+
+def test_conversations_that_cannot_be_rendered_are_bad_rows(tmp_path, tokenizer):
+    bare = tiny.tokenizer()
+    bare.chat_template = None
+    with pytest.raises(InputError, match=r"data\.jsonl:1: the chat template refuses"):
+        load(tmp_path, bare, [CHAT], template="plain")
+    first = {"messages": [{"role": "assistant", "content": "Hello."}]}
+    with pytest.raises(InputError, match="begins with the assistant"):
+        load(tmp_path, tokenizer, [first])
+    tools = {"messages": [{"role": "assistant", "content": "", "tool_calls": [1]}]}
+    with pytest.raises(InputError, match="tool calls"):
+        load(tmp_path, tokenizer, [tools])
+
+
+def test_a_text_row_as_a_query_is_encoded_as_in_training(tmp_path, tokenizer):
+    settings = DataSettings(template="chat")
+    example = load(tmp_path, tokenizer, [{"text": "The cat walks."}]).examples[0]
+    query = Encoder(tokenizer, settings).query_of_row(example.row)
+    assert query.input_ids.tolist() == example.input_ids.tolist()[:-1]  # without EOS
+
+
+def test_tokens_of_trimmed_white_space_are_labelled():
+    offsets = [(0, 0), (0, 2), (4, 4), (4, 5)]  # added, prompt, indentation, word
+    assert _labels([9, 8, 7, 6], offsets, [(2, 5)]) == [IGNORED, IGNORED, 7, 6]
 
 
 def test_settings_that_cannot_work_are_refused(tokenizer):

@@ -207,6 +207,15 @@ def test_the_pattern_narrows_the_layers():
         find_targets(tiny.llama(), "(")
 
 
+def test_what_the_embeddings_cannot_look_up_is_refused():
+    engine = GradientEngine(tiny.gpt2(), EXACT, CPU, "float32")
+    with pytest.raises(InputError, match="do not belong together"):
+        engine(Batch(torch.full((1, 4), 400), torch.full((1, 4), 400)))
+    long = torch.ones((1, 1025), dtype=torch.long)
+    with pytest.raises(InputError, match="longer than the model's 1,024 positions"):
+        engine(Batch(long, long))
+
+
 def test_too_few_dimensions_are_refused():
     with pytest.raises(InputError, match="too few"):
         GradientEngine(tiny.llama(), GradientSpec(dimensions=64), CPU, "float32")

@@ -35,6 +35,7 @@ def config(tmp_path, text):
         ("[[checkpoints]]\nname = 'a'", "needs 'path'"),
         ("checkpoints = 3", "must be a list"),
         ("[cache]\nbatch_tokens = 0", "must be positive"),
+        ("[data]\nmax_tokens = -1", "2 or more"),
         (
             "[[checkpoints]]\nname='a'\npath='x'\n[[checkpoints]]\nname='a'\npath='y'",
             "two checkpoints are called 'a'",

@@ -175,6 +175,26 @@ class RootContract:
         two.commit()
         assert contents(one.commit()) == expected(range(66))
 
+    def test_rows_that_two_writers_add_are_there_once(self, root):
+        """Also when the loser goes on filling a tail that nobody else touched."""
+        one = writer(root)
+        one.add(rows(0, 3))
+        one.commit()
+        two = writer(root)
+        two.add(rows(3, 30))
+        two.commit()
+        one.add(rows(100, 102))  # into its own tail, which two has filled by now
+        one.commit()
+        three = writer(root)
+        three.add(rows(200, 202))
+        one.add(rows(200, 204))
+        three.commit()
+        snapshot = one.commit()
+        everything = [*range(30), *range(100, 102), *range(200, 204)]
+        assert contents(snapshot) == expected(everything)
+        assert snapshot.commit.rows == len(everything)
+        assert int(snapshot.digests.any(axis=1).sum()) == len(everything)
+
     def test_eight_writers_lose_nothing(self, root):
         def work(me):
             mine = writer(root)
