@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +17,7 @@ from rapidin_cli.data.reading import BadRow, DataSettings, Message, Row, RowErro
 from rapidin_cli.errors import InputError
 
 _TOKENIZE_ROWS = 256
+_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 ALPACA = (
     "Below is an instruction that describes a task{with_input}. Write a response that "
@@ -55,11 +58,7 @@ class Encoder:
                 'template = "chat", but the tokenizer has no chat template',
                 hint="set [data] template in rin.toml to what training used",
             )
-        date = _training_date(tokenizer.chat_template, settings.date)
-        # Transformers' sanitising turns every argument into text, a function too.
-        self._dated = (
-            {"strftime_now": date.strftime, "sanitize_control_tokens": False} if date else {}
-        )
+        self._chat_template = _on_the_day(tokenizer.chat_template, settings.date)
         if template not in ("chat", "alpaca", "plain") and "{" not in template:
             raise InputError(
                 f"[data] template = {template!r} is none of chat, alpaca, plain, and no text "
@@ -213,7 +212,7 @@ class Encoder:
                     list(messages),
                     tokenize=False,
                     add_generation_prompt=generation,
-                    **self._dated,
+                    chat_template=self._chat_template,
                 )
             )
         except (TemplateError, TypeError, LookupError, ValueError, AttributeError) as error:
@@ -253,25 +252,29 @@ def _labels(
     ]
 
 
-def _training_date(chat_template: Any, date: str) -> datetime.date | None:
-    """Read `[data] date`, without which a dated template would change every day.
+def _on_the_day(chat_template: Any, date: str) -> Any:
+    """Return the template with the day of training for today, where it writes the date.
+
+    Otherwise every token would be another one tomorrow. The calls are replaced in the
+    template's text, because transformers hands a template no functions.
 
     Raises:
         InputError: not a date, or none although the template writes one.
     """
-    if date:
-        try:
-            return datetime.date.fromisoformat(date)
-        except ValueError:
-            raise InputError(
-                f"[data] date = {date!r} is not YYYY-MM-DD", hint="correct rin.toml"
-            ) from None
-    if "strftime_now" in str(chat_template or ""):
+    try:
+        day = datetime.date.fromisoformat(date) if date else None
+    except ValueError:
+        raise InputError(
+            f"[data] date = {date!r} is not YYYY-MM-DD", hint="correct rin.toml"
+        ) from None
+    if not isinstance(chat_template, str) or "strftime_now(" not in chat_template:
+        return chat_template
+    if day is None:
         raise InputError(
             "the chat template writes today's date into every conversation",
             hint='set [data] date = "YYYY-MM-DD" in rin.toml to the day of training',
         )
-    return None
+    return _TODAY.sub(lambda call: json.dumps(day.strftime(call.group(2))), chat_template)
 
 
 Item = TypeVar("Item")
