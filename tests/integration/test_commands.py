@@ -242,7 +242,7 @@ def test_two_workers_make_the_same_cache(tmp_path, cached_project):
 
 
 def test_a_killed_worker_is_replaced(tmp_path):
-    folder = tiny.project(tmp_path / "project", 400, batch_tokens=64)
+    folder = tiny.project(tmp_path / "project", 1200, batch_tokens=64, commit_seconds=0.2)
     process = subprocess.Popen(
         [sys.executable, "-m", "rapidin_cli", "cache", "--workers", "2"],
         cwd=folder,
@@ -251,7 +251,7 @@ def test_a_killed_worker_is_replaced(tmp_path):
         text=True,
     )
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while not (folder / ".rin/caches").exists() and process.poll() is None:
+    while not list((folder / ".rin/caches").glob("*/log/*.json")) and process.poll() is None:
         time.sleep(0.002)
     workers = [
         int(pid)
@@ -261,8 +261,8 @@ def test_a_killed_worker_is_replaced(tmp_path):
     os.kill(workers[0], signal.SIGKILL)
     _, talk = process.communicate(timeout=120)
     assert process.returncode == 0, talk
-    assert "400 rows computed" in talk
-    assert len(stored_rows(folder)) == 400
+    assert "1,200 rows computed" in talk
+    assert len(stored_rows(folder)) == 1200
 
 
 def test_a_batch_that_kills_every_worker_is_named_and_the_rest_is_cached(tmp_path):
