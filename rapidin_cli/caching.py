@@ -107,7 +107,7 @@ def cache_rows(
     it into the same batches. Whatever ends the run, what was finished is committed.
 
     Raises:
-        InputError, WorkerError, StorageError, KeyboardInterrupt: after committing.
+        InputError, WorkerError, StorageError, or what interrupted it: after committing.
     """
     progress.start(plan.rows, plan.tokens)
     pool = open_pool(jobs)

@@ -264,8 +264,11 @@ class CacheWriter:
                 self._pending.append(_Chunk({name: v[:0] for name, v in taken.items()}))
             tail = self._pending[-1]
             stop = start + self.chunk_rows - len(tail)
-            for name, values in taken.items():
-                tail.rows[name] = np.concatenate([tail.rows[name], values[start:stop]])
+            # In one step: a signal between two arrays must not leave them of unequal length.
+            tail.rows = {
+                name: np.concatenate([tail.rows[name], values[start:stop]])
+                for name, values in taken.items()
+            }
             tail.refs = None
             start = stop
             if len(tail) == self.chunk_rows:
