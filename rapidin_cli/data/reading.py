@@ -136,7 +136,7 @@ def read_values(path: Path, name: str) -> Iterator[tuple[int, Any]]:
 
 def _parse_line(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text.rstrip("\r\n"))  # else an open row breaks in "column 1"
     except json.JSONDecodeError as error:
         return RowError(f"broken JSON at column {error.colno}: {error.msg}")
     except RecursionError:

@@ -99,7 +99,7 @@ def test_a_json_list_is_read_with_its_lines(tmp_path):
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ('{"prompt": "a"\n', "data.jsonl:1: broken JSON"),
+        ('{"prompt": "a"\n', "data.jsonl:1: broken JSON at column 15"),
         (json.dumps(PAIR) + "\n[1]\n", "data.jsonl:2: a row must be a JSON object"),
         (json.dumps(PAIR) + '\n{"prompt": "x"}\n', "data.jsonl:2: field 'response' is missing"),
         ('{"prompt": "x", "response": " "}\n', "data.jsonl:1: field 'response' is empty"),
