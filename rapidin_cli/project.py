@@ -29,7 +29,7 @@ from rapidin_cli.lock import LockEntry, read_lock, write_lock
 from rapidin_cli.results import Results
 from rapidin_cli.workers import Job, choose_devices
 from rapidin_storage import Cache, Snapshot, open_root
-from rapidin_storage.cache import cache_name
+from rapidin_storage import cache_name
 
 if TYPE_CHECKING:
     from rapidin_cli.influence.queries import Question

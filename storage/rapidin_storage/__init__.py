@@ -8,8 +8,10 @@ zarr, numcodecs and fsspec, so that any tool can open a cache::
     group = zarr.open_group(CacheStore.at(cache.snapshot()), mode="r")
 """
 
-from rapidin_storage.cache import ArraySpec, Cache, CacheWriter, Snapshot, list_caches
+from rapidin_storage.arrays import ArraySpec
+from rapidin_storage.cache import Cache, Snapshot, cache_name, list_caches
 from rapidin_storage.errors import (
+    AccessError,
     ConflictError,
     CorruptError,
     FormatError,
@@ -17,24 +19,31 @@ from rapidin_storage.errors import (
     StorageError,
 )
 from rapidin_storage.objects import ObjectRef, ObjectStore, canonical_json
-from rapidin_storage.roots import FORMAT_VERSION, Root, open_root
+from rapidin_storage.refs import Commit
+from rapidin_storage.remote import FsspecRoot, open_root
+from rapidin_storage.roots import FORMAT_VERSION, Root
+from rapidin_storage.writer import CacheWriter
 from rapidin_storage.zarr_store import CacheStore
 
 __all__ = [
     "FORMAT_VERSION",
+    "AccessError",
     "ArraySpec",
     "Cache",
     "CacheStore",
     "CacheWriter",
+    "Commit",
     "ConflictError",
     "CorruptError",
     "FormatError",
+    "FsspecRoot",
     "NotFoundError",
     "ObjectRef",
     "ObjectStore",
     "Root",
     "Snapshot",
     "StorageError",
+    "cache_name",
     "canonical_json",
     "list_caches",
     "open_root",

@@ -9,6 +9,12 @@ class StorageError(Exception):
     code = "storage"
 
 
+class AccessError(StorageError):
+    """The place refuses us: no or wrong credentials, no such bucket. Trying again is no use."""
+
+    code = "access"
+
+
 class NotFoundError(StorageError):
     """Something that a commit names, or that the caller asked for, is not in the store."""
 

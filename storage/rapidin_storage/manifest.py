@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from numcodecs import Zstd
 
+from rapidin_storage.arrays import zstd_content_size
 from rapidin_storage.errors import CorruptError, StorageError
 from rapidin_storage.objects import ObjectRef, ObjectStore, canonical_json
 
@@ -39,9 +40,10 @@ def decode_page(data: bytes, first: int, where: str) -> list[ChunkRefs]:
     """
     corrupt = CorruptError(f"{where} is not a manifest page")
     try:
-        raw = bytes(Zstd().decode(data))
-        body = json.loads(raw) if len(raw) <= _MAX_PAGE_BYTES else None
-    except (RuntimeError, ValueError):
+        if (zstd_content_size(data) or 0) > _MAX_PAGE_BYTES:
+            raise corrupt
+        body = json.loads(bytes(Zstd().decode(data)))
+    except (RuntimeError, ValueError, RecursionError):
         raise corrupt from None
     match body:
         case {"first": int(number), "chunks": list(chunks)} if (
@@ -65,7 +67,12 @@ class Manifest:
         self.chunk_count = chunk_count
         self._loaded: dict[int, list[ChunkRefs]] = {}
 
-    def _page(self, number: int) -> list[ChunkRefs]:
+    def load(self, number: int) -> list[ChunkRefs]:
+        """Return the chunks of a page, read once.
+
+        Raises:
+            NotFoundError, CorruptError: it cannot be had, or is not what the commit says.
+        """
         if number not in self._loaded:
             ref = self.pages[number]
             where = f"manifest page {number} ({ref.digest})"
@@ -79,7 +86,12 @@ class Manifest:
         """Return the objects of chunk `index`; `IndexError` beyond the last."""
         if not 0 <= index < self.chunk_count:
             raise IndexError(index)
-        return self._page(index // PAGE_CHUNKS)[index % PAGE_CHUNKS]
+        return self.load(index // PAGE_CHUNKS)[index % PAGE_CHUNKS]
+
+    def chunks_of_page(self, number: int) -> range:
+        """Chunk numbers that a page lists."""
+        first = number * PAGE_CHUNKS
+        return range(first, min(first + PAGE_CHUNKS, self.chunk_count))
 
     def with_chunks(self, changed: Mapping[int, ChunkRefs]) -> Manifest:
         """Return a manifest in which the given chunks are replaced or appended, pages stored.

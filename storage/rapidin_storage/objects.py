@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from rapidin_storage.errors import CorruptError, NotFoundError
+from rapidin_storage.errors import CorruptError, NotFoundError, StorageError
 from rapidin_storage.roots import Root
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+
+OBJECTS = "objects/sha256"
 
 
 class ObjectRef(NamedTuple):
@@ -35,46 +39,65 @@ def canonical_json(value: Any) -> bytes:
     ).encode()
 
 
+def is_digest(text: str) -> bool:
+    """Say whether a text is a SHA-256 in lower-case hex."""
+    return bool(_DIGEST.match(text))
+
+
 def object_path(digest: str) -> str:
     """Where the object of that digest lies, relative to the root."""
-    return f"objects/sha256/{digest[:2]}/{digest}"
+    return f"{OBJECTS}/{digest[:2]}/{digest}"
 
 
 class ObjectStore:
-    """Puts and gets objects of one root. An object, once there, is never changed."""
+    """Puts and gets objects of one root. An object, once there, is never changed.
 
-    def __init__(self, root: Root) -> None:
+    With `upstreams`, what this root lacks is read from them, verified, and with `keep`
+    stored here.
+    """
+
+    def __init__(self, root: Root, upstreams: Sequence[Root] = (), *, keep: bool = True) -> None:
         self.root = root
+        self._keep = keep
+        self.upstreams = [ObjectStore(upstream) for upstream in upstreams]
 
     def put(self, data: bytes) -> ObjectRef:
         """Store bytes (a no-op if they are there) and return their reference."""
         ref = ObjectRef(hashlib.sha256(data).hexdigest(), len(data))
         path = object_path(ref.digest)
-        # The size is compared too: a file cut short by a failing disk is written anew.
-        if self.root.size(path) != ref.size:
+        # Over a network asking costs as much as sending, and sending again does no harm.
+        if self.root.shared or not self.root.refresh(path, ref.size):
             self.root.write(path, data)
         return ref
 
     def get(self, ref: ObjectRef, what: str = "object") -> bytes:
-        """Return the bytes, verified against their digest.
+        """Return the bytes, verified against their digest, in one request.
 
         Raises:
             NotFoundError, CorruptError: naming `what` (which array and rows), the object
                 and the root.
         """
-        path = object_path(ref.digest)
-        size = self.root.size(path)
-        if size is None:
-            raise NotFoundError(f"{what} is missing: no object {ref.digest} in {self.root.url}")
-        if size != ref.size:
-            raise CorruptError(
-                f"{what} is corrupt: object {ref.digest} in {self.root.url} has {size} bytes "
-                f"instead of {ref.size}"
-            )
-        data = self.root.read(path)
-        if hashlib.sha256(data).hexdigest() != ref.digest:
-            raise CorruptError(
-                f"{what} is corrupt: the bytes of object {ref.digest} in {self.root.url} do not "
-                "have that SHA-256"
-            )
+        try:
+            data = self.root.read(object_path(ref.digest), ref.size + 1)
+        except NotFoundError:
+            for upstream in self.upstreams:
+                with contextlib.suppress(NotFoundError):
+                    data = upstream.get(ref, what)
+                    # A full disk is no reason not to answer.
+                    with contextlib.suppress(StorageError):
+                        if self._keep:
+                            self.put(data)
+                    return data
+            urls = ", ".join([self.root.url, *(u.root.url for u in self.upstreams)])
+            raise NotFoundError(f"{what} is missing: no object {ref.digest} in {urls}") from None
+        self._check(data, ref, what)
         return data
+
+    def _check(self, data: bytes, ref: ObjectRef, what: str) -> None:
+        corrupt = f"{what} is corrupt: object {ref.digest} in {self.root.url}"
+        if len(data) != ref.size:
+            # One byte more than wanted was asked for, so longer files are noticed too.
+            count = self.root.size(object_path(ref.digest))
+            raise CorruptError(f"{corrupt} has {count} bytes instead of {ref.size}")
+        if hashlib.sha256(data).hexdigest() != ref.digest:
+            raise CorruptError(f"{corrupt} has bytes of another SHA-256")

@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from rapidin_storage.arrays import ArraySpec, Document, check_document
 from rapidin_storage.errors import CorruptError, FormatError, NotFoundError
-from rapidin_storage.objects import ObjectRef, canonical_json
+from rapidin_storage.objects import ObjectRef, canonical_json, is_digest
 from rapidin_storage.roots import FORMAT_VERSION, Root
+from rapidin_storage.transfer import each
 
 _COMMIT_FILE = re.compile(r"(\d{8})\.json\Z")
-_CACHE_ID = re.compile(r"[0-9a-f]{64}\Z")
+_MAX_COMMIT_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -21,13 +25,17 @@ class Commit:
     """One immutable version of a cache.
 
     Attributes:
+        cache: cache-id.
         number: 1, 2, 3, ... without gaps.
         parent: SHA-256 of the previous commit's bytes; None for the first.
         slots: rows of the Zarr arrays, holes included (N).
         rows: slots that hold an example.
         chunk_rows: rows of one chunk.
-        metadata: Zarr metadata key (`sketch/zarr.json`) -> object.
+        group: the object with the Zarr group's zarr.json.
+        arrays: array name -> zarr.json.
         pages: manifest pages, in order.
+        merged: trees of other stores' logs whose rows are all in this one.
+        lost: objects (and commits) of earlier snapshots that were given up by a repair.
         writer: who wrote it (host, process, program version, nonce): for people, and to
             recognise one's own commit after a lost reply.
         time: UTC, ISO 8601.
@@ -39,15 +47,38 @@ class Commit:
     slots: int
     rows: int
     chunk_rows: int
-    metadata: dict[str, ObjectRef]
+    group: ObjectRef
+    arrays: dict[str, Document]
     pages: list[ObjectRef]
     time: str
+    merged: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
     writer: dict[str, Any] = field(default_factory=dict)
 
     @property
     def chunk_count(self) -> int:
         """Chunks of every array: ceil(slots / chunk_rows)."""
         return -(-self.slots // self.chunk_rows)
+
+    @property
+    def specs(self) -> dict[str, ArraySpec]:
+        """Array name -> spec, `digest` included."""
+        return {name: ArraySpec.of(document) for name, document in sorted(self.arrays.items())}
+
+    def _tree(self) -> dict[str, Any]:
+        return {
+            "slots": self.slots,
+            "rows": self.rows,
+            "chunk_rows": self.chunk_rows,
+            "group": list(self.group),
+            "arrays": self.arrays,
+            "pages": [list(ref) for ref in self.pages],
+        }
+
+    @cached_property
+    def tree(self) -> str:
+        """SHA-256 of the content: equal in any store that holds the same rows and bytes."""
+        return hashlib.sha256(canonical_json({"cache": self.cache, **self._tree()})).hexdigest()
 
     def encode(self) -> bytes:
         """Return the bytes of the log file."""
@@ -56,19 +87,17 @@ class Commit:
             "cache": self.cache,
             "number": self.number,
             "parent": self.parent,
-            "slots": self.slots,
-            "rows": self.rows,
-            "chunk_rows": self.chunk_rows,
-            "metadata": {key: list(ref) for key, ref in self.metadata.items()},
-            "pages": [list(ref) for ref in self.pages],
+            "merged": self.merged,
+            "lost": self.lost,
             "time": self.time,
             "writer": self.writer,
+            **self._tree(),
         }
         return canonical_json(body) + b"\n"
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 of the log file's bytes: what rin.lock pins."""
+        """SHA-256 of the log file's bytes: the next commit's `parent`."""
         return hashlib.sha256(self.encode()).hexdigest()
 
     @classmethod
@@ -83,28 +112,35 @@ class Commit:
             body = json.loads(data)
             if body["format"] > FORMAT_VERSION:
                 raise FormatError(f"{where} was written by a newer rin")
+            slots, chunk_rows = _count(body["slots"]), _count(body["chunk_rows"])
             commit = cls(
                 cache=body["cache"],
                 number=body["number"],
-                parent=body["parent"],
-                slots=_count(body["slots"]),
+                parent=body["parent"] and _digest(body["parent"]),
+                slots=slots,
                 rows=_count(body["rows"]),
-                chunk_rows=_count(body["chunk_rows"]),
-                metadata={
-                    _metadata_key(key): ObjectRef.parse(ref, where)
-                    for key, ref in body["metadata"].items()
+                chunk_rows=chunk_rows,
+                group=ObjectRef.parse(body["group"], where),
+                arrays={
+                    name: check_document(name, document, slots, chunk_rows)
+                    for name, document in body["arrays"].items()
                 },
                 pages=[ObjectRef.parse(ref, where) for ref in body["pages"]],
                 time=str(body["time"]),
+                merged=[_digest(tree) for tree in body["merged"]],
+                lost=[_digest(digest) for digest in body["lost"]],
                 writer=dict(body["writer"]),
             )
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise corrupt from None
         consistent = (
             commit.cache == cache
             and commit.number == number
+            and (commit.parent is None) == (number == 1)
             and commit.chunk_rows >= 1
             and commit.rows <= commit.slots
+            # One spelling only, so that the same commit has the same digest everywhere.
+            and commit.encode() == data
         )
         if not consistent:
             raise corrupt
@@ -112,28 +148,29 @@ class Commit:
 
 
 def _count(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**40:
+    if type(value) is not int or not 0 <= value < 2**40:
         raise ValueError(value)
     return value
 
 
-def _metadata_key(key: str) -> str:
-    if not re.fullmatch(r"([a-z][a-z0-9_]*/)?zarr\.json", key):
-        raise ValueError(key)
-    return key
+def _digest(value: str) -> str:
+    if not is_digest(value):
+        raise ValueError(value)
+    return value
 
 
 class CommitLog:
     """Reads and extends `caches/<cache-id>/log/`."""
 
     def __init__(self, root: Root, cache_id: str) -> None:
-        if not _CACHE_ID.match(cache_id):
+        if not is_digest(cache_id):
             raise NotFoundError(f"{cache_id!r} is not the name of a cache")
         self.root = root
         self.cache_id = cache_id
         self._folder = f"caches/{cache_id}/log"
 
-    def _path(self, number: int) -> str:
+    def path(self, number: int) -> str:
+        """Where a commit lies, relative to the root."""
         return f"{self._folder}/{number:08d}.json"
 
     def numbers(self) -> list[int]:
@@ -143,9 +180,19 @@ class CommitLog:
 
     def read(self, number: int) -> Commit:
         """Return one commit; `NotFoundError` or `CorruptError` if it cannot be had."""
-        path = self._path(number)
+        path = self.path(number)
         where = f"commit {number} of cache {self.cache_id[:12]} ({self.root.url}/{path})"
-        return Commit.decode(self.root.read(path), self.cache_id, number, where)
+        data = self.root.read(path, _MAX_COMMIT_BYTES)
+        return Commit.decode(data, self.cache_id, number, where)
+
+    def read_all(self, numbers: Iterable[int] | None = None) -> list[Commit]:
+        """Return several commits, all by default, in order."""
+        wanted = self.numbers() if numbers is None else numbers
+        return each(self.read, wanted, shared=self.root.shared)
+
+    def damaged(self, number: int) -> str:
+        """Where a repair puts a commit file that cannot be read."""
+        return f"caches/{self.cache_id}/damaged/{number:08d}.json"
 
     def latest(self) -> Commit | None:
         """Return the newest commit, or None for a cache that has none."""
@@ -159,6 +206,6 @@ class CommitLog:
         commit carries a nonce, so reading it back tells.
         """
         data = commit.encode()
-        if self.root.create(self._path(commit.number), data):
+        if self.root.create(self.path(commit.number), data):
             return True
-        return self.root.read(self._path(commit.number)) == data
+        return self.root.read(self.path(commit.number), _MAX_COMMIT_BYTES) == data

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from zarr.abc.store import (
@@ -17,14 +16,17 @@ from zarr.abc.store import (
 )
 from zarr.core.buffer import Buffer, BufferPrototype
 
+from rapidin_storage.arrays import check_content, chunk_key
+from rapidin_storage.errors import CorruptError
 from rapidin_storage.manifest import Manifest
-from rapidin_storage.objects import ObjectRef, ObjectStore
+from rapidin_storage.objects import ObjectRef, ObjectStore, canonical_json
+from rapidin_storage.refs import Commit
 
 if TYPE_CHECKING:
     from rapidin_storage.cache import Snapshot
 
-# Chunked by rows only: "sketch/c/12/0" of a two-dimensional array, "loss/c/12" of a vector.
-_CHUNK_KEY = re.compile(r"([a-z][a-z0-9_]*)/c/(\d{1,12})((?:/0)*)\Z")
+# Chunked by rows only: "c/12/0" of a two-dimensional array, "c/12" of a vector.
+_CHUNK = re.compile(r"c/(0|[1-9]\d{0,11})((?:/0)*)\Z")
 
 
 class CacheStore(Store):
@@ -34,21 +36,17 @@ class CacheStore(Store):
     supports_deletes = False
     supports_listing = True
 
-    def __init__(
-        self, objects: ObjectStore, metadata: dict[str, ObjectRef], manifest: Manifest, label: str
-    ) -> None:
+    def __init__(self, objects: ObjectStore, commit: Commit, manifest: Manifest) -> None:
         super().__init__(read_only=True)
         self._objects = objects
-        self._metadata = metadata
+        self._commit = commit
         self._manifest = manifest
-        self._label = label
+        self._label = f"{objects.root.url}#{commit.cache[:12]}@{commit.number}"
 
     @classmethod
     def at(cls, snapshot: Snapshot) -> CacheStore:
         """Open the store of one snapshot."""
-        commit = snapshot.commit
-        label = f"{snapshot.objects.root.url}#{commit.cache[:12]}@{commit.number}"
-        return cls(snapshot.objects, commit.metadata, snapshot.manifest, label)
+        return cls(snapshot.objects, snapshot.commit, snapshot.manifest)
 
     def __str__(self) -> str:
         return f"rin://{self._label}"
@@ -60,7 +58,7 @@ class CacheStore(Store):
         return (
             isinstance(other, CacheStore)
             and self._label == other._label
-            and self._metadata == other._metadata
+            and self._commit.tree == other._commit.tree
         )
 
     def with_read_only(self, read_only: bool = False) -> Store:
@@ -69,23 +67,46 @@ class CacheStore(Store):
             raise ValueError("a snapshot is immutable; write through rapidin_storage.CacheWriter")
         return self
 
-    def _resolve(self, key: str) -> ObjectRef | None:
-        if key in self._metadata:
-            return self._metadata[key]
-        match = _CHUNK_KEY.match(key)
-        if not match or int(match.group(2)) >= self._manifest.chunk_count:
+    def _resolve(self, key: str) -> ObjectRef | bytes | None:
+        """Return where a key's bytes are; an array's metadata is in the commit itself."""
+        if key == "zarr.json":
+            return self._commit.group
+        name, _, rest = key.partition("/")
+        document = self._commit.arrays.get(name)
+        if document is None:
             return None
-        return self._manifest.chunk(int(match.group(2))).get(match.group(1))
+        if rest == "zarr.json":
+            return canonical_json(document)
+        match = _CHUNK.match(rest)
+        if not match or int(match.group(1)) >= self._manifest.chunk_count:
+            return None
+        if len(match.group(2)) != 2 * (len(document["shape"]) - 1):
+            return None
+        return self._manifest.chunk(int(match.group(1))).get(name)
 
-    def _read(self, key: str) -> bytes | None:
-        ref = self._resolve(key)
-        return None if ref is None else self._objects.get(ref, f"{key} of {self._label}")
+    def read(self, key: str) -> bytes | None:
+        """Return the verified bytes of a key; None if the snapshot has no such key.
+
+        Raises:
+            NotFoundError, CorruptError: naming the key, the object and the root.
+        """
+        found = self._resolve(key)
+        if not isinstance(found, ObjectRef):
+            return found
+        what = f"{key} of {self._label}"
+        data = self._objects.get(found, what)
+        if key != "zarr.json":
+            try:
+                check_content(self._commit.arrays[key.partition("/")[0]], data, what)
+            except ValueError as error:
+                raise CorruptError(str(error)) from None
+        return data
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Return the verified bytes of a key, or a range of them; None if there is no such key."""
-        data = await asyncio.to_thread(self._read, key)
+        data = await asyncio.to_thread(self.read, key)
         if data is None:
             return None
         match byte_range:
@@ -123,21 +144,19 @@ class CacheStore(Store):
         """Refuse: a snapshot is immutable."""
         raise ValueError(f"store is read-only: cannot delete {key}")
 
-    def _keys(self) -> list[str]:
-        keys = list(self._metadata)
-        suffix = {
-            key.split("/")[0]: "/0" * (len(json.loads(self._read(key) or b"")["shape"]) - 1)
-            for key in self._metadata
-            if "/" in key
-        }
+    def keys(self) -> Iterator[str]:
+        """Yield every key, metadata first."""
+        yield "zarr.json"
+        for name in self._commit.arrays:
+            yield f"{name}/zarr.json"
         for index in range(self._manifest.chunk_count):
-            names = self._manifest.chunk(index)
-            keys += [f"{name}/c/{index}{suffix[name]}" for name in names if name in suffix]
-        return keys
+            for name in self._manifest.chunk(index):
+                if document := self._commit.arrays.get(name):
+                    yield chunk_key(name, index, len(document["shape"]))
 
     async def list(self) -> AsyncIterator[str]:
         """Yield every key."""
-        for key in await asyncio.to_thread(self._keys):
+        for key in await asyncio.to_thread(lambda: list(self.keys())):
             yield key
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:

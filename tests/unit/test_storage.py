@@ -22,7 +22,7 @@ from rapidin_storage import (
     list_caches,
     open_root,
 )
-from rapidin_storage.cache import cache_name
+from rapidin_storage import cache_name
 from rapidin_storage.manifest import PAGE_CHUNKS, Manifest
 from rapidin_storage.objects import object_path
 
@@ -353,7 +353,7 @@ def test_a_writer_that_never_wins_says_so(tmp_path, monkeypatch):
     base.commit()
     loser = writer(root)
     loser.add(rows(3, 6))
-    monkeypatch.setattr("rapidin_storage.cache.time.sleep", lambda _: None)
+    monkeypatch.setattr("rapidin_storage.writer.time.sleep", lambda _: None)
     monkeypatch.setattr("rapidin_storage.refs.CommitLog.append", lambda *_: False)
     with pytest.raises(ConflictError):
         loser.commit()

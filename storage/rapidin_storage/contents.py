@@ -1,0 +1,108 @@
+"""What commits name: every object, and what it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Set
+from dataclasses import dataclass
+
+from rapidin_storage.errors import CorruptError, NotFoundError, StorageError
+from rapidin_storage.manifest import Manifest
+from rapidin_storage.objects import ObjectRef, ObjectStore
+from rapidin_storage.refs import Commit
+
+
+@dataclass(frozen=True)
+class Part:
+    """An object of a commit.
+
+    Attributes:
+        ref: the object.
+        array: which array it is a chunk of; `page` and `group` for the rest.
+        chunk: number of the chunk or page; 0 for the group.
+    """
+
+    ref: ObjectRef
+    array: str
+    chunk: int
+
+    def describe(self, commit: Commit) -> str:
+        """Say what the object is, for people."""
+        where = f"snapshot {commit.number} of cache {commit.cache[:12]}"
+        if self.array == PAGE:
+            return f"manifest page {self.chunk} of {where}"
+        if self.array == GROUP:
+            return f"the group metadata of {where}"
+        start, stop = self.slots(commit)
+        return f"{self.array} of rows {start:,} to {stop - 1:,} of {where}"
+
+    def slots(self, commit: Commit) -> tuple[int, int]:
+        """The slots that need the object: all, for what is not a chunk's."""
+        if self.array in (PAGE, GROUP):
+            return 0, commit.slots
+        start = self.chunk * commit.chunk_rows
+        return start, min(start + commit.chunk_rows, commit.slots)
+
+
+PAGE = "page"
+GROUP = "group"
+
+
+def parts(
+    objects: ObjectStore,
+    commit: Commit,
+    seen: set[str] | None = None,
+    lost: Set[str] = frozenset(),
+    broken: Callable[[Part, StorageError], None] | None = None,
+) -> Iterator[Part]:
+    """Yield what a commit names and `seen` does not; pages before what they list.
+
+    Args:
+        seen: digests that are left out, with all that a page of that digest lists; those
+            that are yielded are added.
+        lost: digests that were given up; left out in the same way.
+        broken: is told of a page that cannot be read, instead of an error.
+
+    Raises:
+        NotFoundError, CorruptError: a page cannot be had.
+    """
+    seen = set() if seen is None else seen
+    manifest = Manifest(objects, commit.pages, commit.chunk_count)
+
+    def new(ref: ObjectRef) -> bool:
+        if ref.digest in seen or ref.digest in lost:
+            return False
+        seen.add(ref.digest)
+        return True
+
+    if new(commit.group):
+        yield Part(commit.group, GROUP, 0)
+    for number, page in enumerate(commit.pages):
+        if not new(page):
+            continue
+        part = Part(page, PAGE, number)
+        yield part
+        try:
+            manifest.load(number)
+        except (NotFoundError, CorruptError) as error:
+            if broken is None:
+                raise
+            broken(part, error)
+            continue
+        for index in manifest.chunks_of_page(number):
+            for name, ref in manifest.chunk(index).items():
+                if new(ref):
+                    yield Part(ref, name, index)
+
+
+def lost_in(commits: Iterable[Commit]) -> set[str]:
+    """Digests that commits give up for lost."""
+    return {digest for commit in commits for digest in commit.lost}
+
+
+def named(objects: ObjectStore, commits: Iterable[Commit], lost: Set[str]) -> set[str]:
+    """Digests of all objects that commits name, save the lost ones."""
+    seen: set[str] = set()
+    for commit in commits:
+        for _ in parts(objects, commit, seen, lost):
+            pass
+    return seen

@@ -1,0 +1,156 @@
+"""Removing what no commit names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rapidin_storage.cache import list_caches
+from rapidin_storage.contents import GROUP, PAGE, lost_in, named, parts
+from rapidin_storage.errors import StorageError
+from rapidin_storage.local import TEMPORARY
+from rapidin_storage.objects import OBJECTS, ObjectStore, object_path
+from rapidin_storage.refs import Commit, CommitLog
+from rapidin_storage.roots import GRACE, Entry, Root
+from rapidin_storage.transfer import each
+
+_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What nothing needs.
+
+    Attributes:
+        entries: the files.
+        kept: how many files are needed.
+        young: how many others are younger than the grace period.
+        before: files written later than this are spared (the root's clock).
+    """
+
+    entries: Sequence[Entry]
+    kept: int
+    young: int
+    before: float
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(entry.size for entry in self.entries)
+
+
+def find_garbage(root: Root, grace: float = GRACE) -> Garbage:
+    """Find objects that no commit of any cache in the root names, and left-over temporaries.
+
+    Args:
+        grace: seconds; what was written later is spared, because a writer may be about to
+            name it. It must be longer than any writer takes from its first object to its
+            commit, and `FRESH` (half the default) is what writers rely on.
+
+    Raises:
+        NotFoundError, CorruptError: a commit or page cannot be read: then nothing can be
+            said to be garbage.
+    """
+    root.check_format()
+    before = root.now() - grace
+    # Listed first: what is committed after this was written after it, or refreshed.
+    entries = [entry for folder in ("objects", "caches") for entry in root.entries(folder)]
+    needed = _Named(root)
+    candidates = [entry for entry in entries if not needed.has(entry)]
+    old = [entry for entry in candidates if entry.modified < before]
+    return Garbage(old, len(entries) - len(candidates), len(candidates) - len(old), before)
+
+
+def remove_garbage(root: Root, garbage: Garbage) -> int:
+    """Remove it, looking at the logs and at each file's age again; return the bytes freed."""
+    needed = _Named(root)
+
+    def remove(entry: Entry) -> int:
+        current = root.entry(entry.path)
+        if current is None or current.modified >= garbage.before:
+            return 0
+        root.remove(entry.path)
+        return current.size
+
+    freed = 0
+    for start in range(0, len(garbage.entries), _BATCH):
+        needed.update()
+        candidates = garbage.entries[start : start + _BATCH]
+        batch = [entry for entry in candidates if not needed.has(entry)]
+        freed += sum(each(remove, batch, shared=root.shared))
+    return freed
+
+
+class _Named:
+    """The objects that the commits of a root name; new commits are added by `update`."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._objects = ObjectStore(root)
+        self._read: set[tuple[str, int]] = set()
+        self._digests: set[str] = set()
+        self._lost: set[str] = set()
+        self.update()
+
+    def update(self) -> None:
+        for cache in list_caches(self._root):
+            log = CommitLog(self._root, cache)
+            fresh = [n for n in log.numbers() if (cache, n) not in self._read]
+            commits = log.read_all(fresh)
+            self._lost.update(digest for commit in commits for digest in commit.lost)
+            self._digests |= named(self._objects, commits, self._lost)
+            self._read.update((cache, n) for n in fresh)
+
+    def has(self, entry: Entry) -> bool:
+        folder, _, name = entry.path.rpartition("/")
+        if name.startswith(TEMPORARY):
+            return False
+        # Anything that is not an object of ours is not ours to remove.
+        return not folder.startswith(OBJECTS) or name in self._digests
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What `drop_local` removed, or would: objects and bytes."""
+
+    objects: int
+    size: int
+
+
+def drop_local(root: Root, remote: Root, commits: Sequence[Commit], *, remove: bool) -> Dropped:
+    """Drop the bulk of local objects that a remote was seen to hold in full size.
+
+    Manifests, metadata and digests stay, so that `rin status` and `rin log` need no
+    network; the rest is read from the remote again when it is needed.
+
+    Raises:
+        StorageError: the remote cannot be listed; nothing was removed.
+    """
+    objects = ObjectStore(root)
+    there = {entry.path: entry.size for entry in remote.entries(OBJECTS)}
+    seen: set[str] = set()
+    droppable = []
+    for commit in commits:
+        for part in parts(objects, commit, seen, lost_in(commits)):
+            path = object_path(part.ref.digest)
+            if part.array in (PAGE, GROUP, "digest") or there.get(path) != part.ref.size:
+                continue
+            if root.size(path) is not None:
+                droppable.append(part.ref)
+    if remove:
+        for ref in droppable:
+            root.remove(object_path(ref.digest))
+    return Dropped(len(droppable), sum(ref.size for ref in droppable))
+
+
+def parse_grace(text: str) -> float:
+    """Return seconds of `90m`, `24h`, `7d` or `30s`.
+
+    Raises:
+        StorageError: it is not a duration.
+    """
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    number, unit = text[:-1], text[-1:]
+    if unit not in units or not number.isdecimal():
+        raise StorageError(f"{text!r} is not a duration such as 24h, 90m or 7d")
+    return float(number) * units[unit]

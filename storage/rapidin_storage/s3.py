@@ -1,0 +1,104 @@
+"""What is particular to S3: options, retries, and what its errors mean."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+_ATTEMPTS = 4
+TRANSPORT_ATTEMPTS = 3
+"""How often s3fs repeats what botocore has given up, and bodies that were cut short."""
+
+_REFUSED = {
+    "403",
+    "AccessDenied",
+    "AllAccessDisabled",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+}
+_SOURCES = {
+    "env": "the environment (AWS_ACCESS_KEY_ID)",
+    "shared-credentials-file": "the credentials file",
+    "config-file": "the AWS config file",
+    "iam-role": "the instance's role",
+    "container-role": "the container's role",
+}
+
+
+def filesystem_options(
+    endpoint_url: str = "", profile: str = "", region: str = "", timeout: float = 60
+) -> dict[str, Any]:
+    """Return the options of `s3fs.S3FileSystem`. Credentials come from the AWS chain only."""
+    options: dict[str, Any] = {
+        # A listing that is remembered hides the commits of others.
+        "use_listings_cache": False,
+        "config_kwargs": {
+            # Jittered exponential backoff on resets, 5xx and throttling.
+            "retries": {"mode": "standard", "total_max_attempts": _ATTEMPTS},
+            "max_pool_connections": 64,
+            "connect_timeout": min(10, timeout),
+            "read_timeout": timeout,
+            # Every object is checked against its SHA-256 anyway.
+            "response_checksum_validation": "when_required",
+        },
+    }
+    if endpoint_url:
+        options["endpoint_url"] = endpoint_url
+    if profile:
+        options["profile"] = profile
+    if region:
+        options["client_kwargs"] = {"region_name": region}
+    return options
+
+
+@cache
+def transport_errors() -> tuple[type[Exception], ...]:
+    """What comes up from below s3fs when there is no S3 answer at all."""
+    try:
+        from aiohttp import ClientError
+        from botocore.exceptions import BotoCoreError
+    except ImportError:  # a store elsewhere, in an environment without s3fs
+        return ()
+    return (BotoCoreError, ClientError, TimeoutError)
+
+
+def code(error: BaseException) -> str:
+    """Return the S3 error code behind an exception of s3fs, or ''."""
+    response = getattr(error.__cause__ or error, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+
+
+def refusal(error: BaseException, url: str, options: dict[str, Any]) -> str:
+    """Return the sentence for a refusal that trying again will not mend, or ''."""
+    name = type(error).__name__
+    if code(error) in ("NoSuchBucket", "InvalidBucketName"):
+        bucket = url.split("://", 1)[1].split("/", 1)[0]
+        at = options.get("endpoint_url") or "AWS"
+        return f"there is no bucket {bucket!r} at {at} ({url})"
+    if name == "ProfileNotFound":
+        return f"the AWS profile {options.get('profile')!r} for {url} does not exist"
+    if "Credential" in name or name in ("TokenRetrievalError", "UnauthorizedSSOTokenError"):
+        return f"no credentials for {url}: {credentials_source(options)}"
+    if code(error) in _REFUSED or isinstance(error, PermissionError):
+        reason = " ".join(str(error).split()) or "access denied"
+        return f"{url} refused the credentials of {credentials_source(options)}: {reason}"
+    return ""
+
+
+def credentials_source(options: dict[str, Any]) -> str:
+    """Say which source of the AWS chain gives the credentials, never what they are."""
+    import botocore.session
+    from botocore.exceptions import BotoCoreError
+
+    profile = options.get("profile") or None
+    try:
+        found = botocore.session.Session(profile=profile).get_credentials()
+    except BotoCoreError as error:
+        return f"AWS profile {profile!r} ({error})"
+    if found is None:
+        return "none in the environment, the AWS files or an instance's role"
+    source = _SOURCES.get(found.method, found.method)
+    return f"{source}, profile {profile!r}" if profile else source

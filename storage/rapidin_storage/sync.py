@@ -1,0 +1,208 @@
+"""Bringing a cache of one root into another: what `rin push` and `rin pull` do.
+
+Objects first, then commits. Where the target's newest tree is in the source's history,
+the source's commits are repeated on the target, byte for byte if the logs are the same.
+Where both went their own ways, the source's rows are merged into the target as a set.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from rapidin_storage.arrays import DIGEST, Rows
+from rapidin_storage.cache import Cache, Snapshot
+from rapidin_storage.contents import Part, lost_in, parts
+from rapidin_storage.errors import ConflictError, NotFoundError
+from rapidin_storage.objects import object_path
+from rapidin_storage.refs import Commit
+from rapidin_storage.transfer import each
+
+_ATTEMPTS = 64
+
+
+class Progress(Protocol):
+    """What a transfer tells whoever watches it."""
+
+    def start(self, objects: int, size: int) -> None:
+        """So many objects of so many bytes in all are to be there."""
+
+    def advance(self, size: int, *, copied: bool) -> None:
+        """One of them is: copied, or there already."""
+
+
+class Silent:
+    """A `Progress` that says nothing."""
+
+    def start(self, objects: int, size: int) -> None:
+        """See `Progress`."""
+
+    def advance(self, size: int, *, copied: bool) -> None:
+        """See `Progress`."""
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What a synchronisation did.
+
+    Attributes:
+        snapshot: the target's newest.
+        commits: how many were added to its log.
+        merged: whether the logs had gone different ways.
+    """
+
+    snapshot: Snapshot | None
+    commits: int = 0
+    merged: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How the logs of one cache in two places stand to one another.
+
+    Attributes:
+        ahead: commits of the source that the target lacks, oldest first; with `diverged`
+            those since they parted are not known, and it holds the newest alone.
+        behind: the source's newest tree is in the target's history, which went on.
+        diverged: neither has the other's newest tree.
+    """
+
+    ahead: Sequence[Commit] = ()
+    behind: bool = False
+    diverged: bool = False
+
+    @property
+    def equal(self) -> bool:
+        """Both have the same newest tree."""
+        return not (self.ahead or self.behind)
+
+
+def compare(source: Cache, target: Cache) -> Comparison:
+    """Compare two logs of one cache, reading as few commits as will do."""
+    newest, theirs = source.log.latest(), target.log.latest()
+    if newest is None:
+        return Comparison(behind=theirs is not None)
+    if theirs is None:
+        return Comparison(ahead=source.log.read_all())
+    if newest.tree == theirs.tree:
+        return Comparison()
+    for known, unknown, forward in ((source, theirs, True), (target, newest, False)):
+        position = _position(known, unknown)
+        if position is not None:
+            if not forward:
+                return Comparison(behind=True)
+            numbers = [number for number in source.log.numbers() if number > position]
+            return Comparison(ahead=source.log.read_all(numbers))
+    return Comparison(ahead=[newest], behind=True, diverged=True)
+
+
+def _position(cache: Cache, commit: Commit) -> int | None:
+    """Number of the last commit of a log that has a commit's tree in its history."""
+    try:
+        if cache.log.read(commit.number).tree == commit.tree:
+            return commit.number
+    except NotFoundError:
+        pass
+    for ours in reversed(cache.log.read_all()):
+        if commit.tree == ours.tree or commit.tree in ours.merged:
+            return ours.number
+    return None
+
+
+def synchronise(source: Cache, target: Cache, progress: Progress | None = None) -> Synced:
+    """Bring everything of a cache in `source` into `target`.
+
+    May be stopped at any instant and run again: what was copied is not copied again.
+
+    Raises:
+        NotFoundError, CorruptError: the source lacks or has damaged what it names.
+        AccessError, StorageError: one of both cannot be reached, read or written.
+        ConflictError: other writers to the target won every attempt.
+    """
+    progress = progress or Silent()
+    added = 0
+    for attempt in range(_ATTEMPTS):
+        state = compare(source, target)
+        if not state.ahead:
+            return Synced(target.snapshot(), added)
+        if attempt == 0:
+            target.root.check_format(create=True)
+            target.root.check_exclusive()
+        base = target.log.latest()
+        if state.diverged:
+            _copy(source, target, state.ahead, base, progress)
+            return Synced(_merge(source, target, state.ahead[-1]), added + 1, merged=True)
+        _copy(source, target, state.ahead, base, progress)
+        for commit in state.ahead:
+            base = replace(
+                commit,
+                number=base.number + 1 if base else 1,
+                parent=base.digest if base else None,
+            )
+            if not target.log.append(base):
+                break
+            added += 1
+        else:
+            return Synced(Snapshot(target.objects, base), added) if base else Synced(None)
+        time.sleep(random.uniform(0, min(2.0, 0.01 * 2**attempt)))
+    raise ConflictError(f"{_ATTEMPTS} commits to cache {target.id[:12]} were overtaken")
+
+
+def _copy(
+    source: Cache,
+    target: Cache,
+    commits: Sequence[Commit],
+    base: Commit | None,
+    progress: Progress,
+) -> None:
+    """Put all objects that commits name into the target, save those that `base` names."""
+    seen: set[str] = set()
+    if base is not None:
+        # Pages that both name need not be opened; of the others all entries are known.
+        shared = {page for commit in commits for page in commit.pages}
+        seen = {page.digest for page in base.pages if page in shared}
+        seen.update(part.ref.digest for part in parts(target.objects, base, set(seen)))
+    lost = lost_in(commits)
+    wanted = [part for commit in commits for part in parts(source.objects, commit, seen, lost)]
+    progress.start(len(wanted), sum(part.ref.size for part in wanted))
+
+    def copy(part: Part) -> None:
+        path = object_path(part.ref.digest)
+        present = target.root.refresh(path, part.ref.size)
+        if not present:
+            what = part.describe(commits[-1])
+            target.root.write(path, source.objects.get(part.ref, what))
+        progress.advance(part.ref.size, copied=not present)
+
+    each(
+        copy,
+        wanted,
+        size=lambda part: part.ref.size,
+        shared=source.root.shared or target.root.shared,
+    )
+
+
+def _merge(source: Cache, target: Cache, commit: Commit) -> Snapshot | None:
+    """Add the rows of a commit of the source, whose objects the target has, to its newest."""
+    theirs = Snapshot(source.objects, commit)
+    specs = {name: spec for name, spec in commit.specs.items() if name != DIGEST}
+    writer = target.writer(specs, theirs.attributes, commit.chunk_rows, {"merge": commit.tree})
+    names = sorted(commit.arrays)
+    for number, (start, stop) in enumerate(theirs.chunk_ranges()):
+        digests = theirs.read(start, stop, [DIGEST])[DIGEST]
+        filled = np.flatnonzero(digests.any(axis=1))
+
+        def load(start: int = start, stop: int = stop, filled: Any = filled) -> Rows:
+            return {n: v[filled] for n, v in theirs.read(start, stop, names).items()}
+
+        whole = len(filled) == 0 or filled[-1] == len(filled) - 1
+        if whole and commit.chunk_rows == writer.chunk_rows:
+            writer.adopt(theirs.manifest.chunk(number), digests[filled], load)
+        elif len(filled):
+            writer.add(load())
+    return writer.commit(merged=[commit.tree])

@@ -1,0 +1,79 @@
+"""Many requests at once, within a budget of memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from functools import partial
+from typing import TypeVar
+
+# Small objects wait for the network, large ones for its width: on SeaweedFS here 32 threads
+# move 4 KB objects about as fast as more do, and 256 MB in flight are 4 objects of 64 MB.
+THREADS = 32
+BYTES_IN_FLIGHT = 256 * 2**20
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def each(
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    size: Callable[[Item], int] = lambda _: 0,
+    shared: bool = True,
+) -> list[Result]:
+    """Do `work` for every item, at once where requests go over a network; results in order.
+
+    After the first error nothing new is begun; it is raised when what had begun has ended.
+
+    Args:
+        size: bytes that the work on an item holds in memory.
+        shared: whether to use threads at all.
+    """
+    if not shared:
+        return [work(item) for item in items]
+    budget = _Budget(BYTES_IN_FLIGHT)
+    failed = threading.Event()
+    futures: list[Future[Result]] = []
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            for item in items:
+                weight = size(item)
+                budget.take(weight)
+                if failed.is_set():
+                    break
+                future = pool.submit(work, item)
+                future.add_done_callback(partial(_ended, budget, weight, failed))
+                futures.append(future)
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    done = [future for future in futures if not future.cancelled()]
+    return [future.result() for future in done]
+
+
+def _ended(budget: _Budget, weight: int, failed: threading.Event, done: Future[Result]) -> None:
+    if done.cancelled() or done.exception() is not None:
+        failed.set()
+    budget.give(weight)
+
+
+class _Budget:
+    """Bytes in flight; a single item may exceed it, alone."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._held = 0
+        self._changed = threading.Condition()
+
+    def take(self, weight: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._held or self._held + weight <= self._total)
+            self._held += weight
+
+    def give(self, weight: int) -> None:
+        with self._changed:
+            self._held -= weight
+            self._changed.notify_all()
