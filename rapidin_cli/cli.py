@@ -18,7 +18,20 @@ from typing import Annotated
 import typer
 
 from rapidin_cli import __version__
-from rapidin_cli.commands import cache, demo, doctor, init, report, retrieve, show, status
+from rapidin_cli.commands import (
+    cache,
+    demo,
+    diff,
+    doctor,
+    init,
+    remote,
+    report,
+    retrieve,
+    show,
+    status,
+    store,
+    transfer,
+)
 from rapidin_cli.errors import ExitCode, RinError, UsageError
 
 app = typer.Typer(
@@ -69,7 +82,9 @@ def options(
     context.obj = Global(Path.cwd())
 
 
-for module in (init, cache, retrieve, report, status, show, doctor, demo):
+for module in (
+    init, cache, retrieve, report, status, show, diff, remote, transfer, store, doctor, demo
+):  # fmt: skip
     module.register(app)
 
 
@@ -95,6 +110,7 @@ def main() -> None:
 
 def _translated(error: Exception) -> tuple[RinError, ExitCode]:
     from rapidin_storage import (
+        AccessError,
         ConflictError,
         CorruptError,
         FormatError,
@@ -107,9 +123,14 @@ def _translated(error: Exception) -> tuple[RinError, ExitCode]:
             return RinError(str(error), hint="run the same command again"), ExitCode.CONFLICT
         case FormatError():
             return RinError(str(error), hint="upgrade rin"), ExitCode.STORE
+        case AccessError():
+            hint = (
+                "set AWS_PROFILE, or [remote.NAME] profile in rin.toml; `aws sts "
+                "get-caller-identity` and rin doctor show who you are"
+            )
+            return RinError(str(error), hint=hint), ExitCode.BAD_INPUT
         case CorruptError() | NotFoundError():
-            hint = "remove that cache's folder under caches/ in the store, then rin cache"
-            return RinError(str(error), hint=hint), ExitCode.STORE
+            return RinError(str(error), hint="rin verify --repair"), ExitCode.STORE
         case StorageError():
             return RinError(str(error), hint="rin doctor"), ExitCode.FAILURE
         case OSError(strerror=str(reason), filename=filename):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 import typing
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from rapidin_cli.gradients.spec import GradientSpec
 
 CONFIG_FILE = "rin.toml"
 LOCAL_CONFIG = ".rin/config.local.toml"
+REMOTE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -46,9 +48,31 @@ class CheckpointSettings:
 
 @dataclass(frozen=True)
 class StorageSettings:
-    """The `[storage]` table: a folder relative to the project, or an fsspec URL."""
+    """The `[storage]` table: a folder in the project, the name of a remote, or an fsspec URL."""
 
     root: str = ".rin"
+
+
+@dataclass(frozen=True)
+class RemoteSettings:
+    """One `[remote.NAME]` table. Credentials come from the AWS chain, never from here.
+
+    Attributes:
+        url: an fsspec URL such as `s3://bucket/prefix`.
+        endpoint_url: of an S3 service that is not AWS.
+        profile: of the AWS config and credentials files.
+        region: of the bucket.
+        timeout: seconds without an answer before a request is tried again.
+        single_writer: nobody else writes there: needed where the service cannot refuse to
+            replace a file.
+    """
+
+    url: str
+    endpoint_url: str = ""
+    profile: str = ""
+    region: str = ""
+    timeout: float = 60.0
+    single_writer: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +99,7 @@ class Config:
     checkpoints: tuple[CheckpointSettings, ...] = ()
     gradient: GradientSpec = field(default_factory=GradientSpec)
     storage: StorageSettings = field(default_factory=StorageSettings)
+    remote: dict[str, RemoteSettings] = field(default_factory=dict)
     cache: CacheSettings = field(default_factory=CacheSettings)
 
 
@@ -87,10 +112,14 @@ def load_config(root: Path) -> Config:
     tables = _read(root / CONFIG_FILE)
     local = root / LOCAL_CONFIG
     if local.exists():
-        for name, table in _read(local).items():
-            both = isinstance(table, dict) and isinstance(tables.get(name), dict)
-            tables[name] = {**tables[name], **table} if both else table
+        tables = _over(tables, _read(local))
     config = _build(Config, tables, "")
+    for name, remote in config.remote.items():
+        if not REMOTE_NAME.fullmatch(name) or not remote.url:
+            raise InputError(
+                f"{CONFIG_FILE}: [remote.{name}] needs a url, and a name of letters and digits",
+                hint=f"correct {CONFIG_FILE}",
+            )
     if config.data.max_tokens < 2:
         raise InputError(
             f"{CONFIG_FILE}: [data] max_tokens must be 2 or more", hint=f"correct {CONFIG_FILE}"
@@ -107,6 +136,15 @@ def load_config(root: Path) -> Config:
                 f"{CONFIG_FILE}: [cache] {name} must be positive", hint=f"correct {CONFIG_FILE}"
             )
     return config
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Lay tables over tables, setting by setting."""
+    merged = dict(below)
+    for name, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _over(merged[name], value) if both else value
+    return merged
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -157,6 +195,11 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         inner = typing.get_args(kind)[0]
         place = "[[checkpoints]]" if inner is CheckpointSettings else where
         return tuple(_convert(inner, item, place) for item in value)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise _wrong(where, value, "a table")
+        inner, base = typing.get_args(kind)[1], where.strip("[]")
+        return {name: _convert(inner, item, f"[{base}.{name}]") for name, item in value.items()}
     if origin is Literal:
         if value not in typing.get_args(kind):
             raise _wrong(where, value, "one of " + ", ".join(typing.get_args(kind)))

@@ -83,6 +83,15 @@ def error(problem: RinError) -> None:
         console.print(f"next:  {visible(problem.hint)}", soft_wrap=True)
 
 
+def size(count: float) -> str:
+    """Return bytes as people read them: `12 kB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
 @contextmanager
 def progress(*columns: Any) -> Iterator[Progress]:
     """A progress display on stderr; nothing at all when that is not a terminal."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from rapidin_cli.errors import InputError
 
 LOCK_FILE = "rin.lock"
-LOCK_FORMAT = 1
+LOCK_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -19,16 +19,14 @@ class LockEntry:
     Attributes:
         fingerprint: of its tensors and configuration.
         cache: cache-id.
-        snapshot: number of the newest snapshot when it was written.
-        commit: SHA-256 of that commit.
+        snapshot: tree of the newest snapshot: the same in every store that holds it.
         data: digest of the set of examples.
         rows: cached rows of that snapshot.
     """
 
     fingerprint: str
     cache: str
-    snapshot: int
-    commit: str
+    snapshot: str
     data: str
     rows: int
 
@@ -44,6 +42,11 @@ def read_lock(root: Path) -> dict[str, LockEntry]:
         body = json.loads(path.read_text(encoding="utf-8"))
         if body["format"] > LOCK_FORMAT:
             raise InputError(f"{LOCK_FILE} was written by a newer rin", hint="upgrade rin")
+        if body["format"] < LOCK_FORMAT:
+            raise InputError(
+                f"{LOCK_FILE} was written by an older rin",
+                hint="delete it and run rin cache, which writes it anew",
+            )
         return {name: LockEntry(**entry) for name, entry in body["checkpoints"].items()}
     except FileNotFoundError:
         return {}

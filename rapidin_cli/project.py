@@ -10,6 +10,7 @@ The Python API beside the command line; the commands use only this::
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rapidin_cli import __version__
-from rapidin_cli.caching import Plan, Progress, Settings, Silent, cache_rows, make_plan
+from rapidin_cli import __version__, sharing
+from rapidin_cli.caching import (
+    WHOLE,
+    Part,
+    Plan,
+    Progress,
+    Settings,
+    Silent,
+    cache_rows,
+    make_plan,
+)
 from rapidin_cli.checkpoints import Checkpoint, Fingerprints, load_tokenizer, resolve
 from rapidin_cli.config import CONFIG_FILE, CheckpointSettings, Config, load_config
 from rapidin_cli.data.encoding import Encoder
@@ -26,10 +36,20 @@ from rapidin_cli.data.examples import Dataset
 from rapidin_cli.data.loading import load_dataset
 from rapidin_cli.errors import InputError, MissingError, NoProjectError
 from rapidin_cli.lock import LockEntry, read_lock, write_lock
+from rapidin_cli.remotes import choose, open_place, open_remote
 from rapidin_cli.results import Results
 from rapidin_cli.workers import Job, choose_devices
-from rapidin_storage import Cache, Snapshot, open_root
-from rapidin_storage import cache_name
+from rapidin_storage import (
+    Cache,
+    NotFoundError,
+    ObjectStore,
+    Root,
+    Snapshot,
+    StorageError,
+    cache_name,
+    open_root,
+)
+from rapidin_storage.sync import synchronise
 
 if TYPE_CHECKING:
     from rapidin_cli.influence.queries import Question
@@ -82,8 +102,12 @@ class Opened:
 
     @cached_property
     def cache(self) -> Cache:
-        """The cache of this checkpoint under this gradient spec."""
-        return Cache(self._project.store, cache_name(self.identity))
+        """The cache of this checkpoint under this gradient spec, in the project's store."""
+        return Cache(self._project.store, cache_name(self.identity), self._project.upstreams)
+
+    def snapshot(self) -> Snapshot | None:
+        """Return the newest snapshot: the store's, else a remote's, read through; or None."""
+        return self._project.newest(self.cache.id)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -103,9 +127,9 @@ class Opened:
             project.root, project.config.data, self.encoder, skip_bad=self._skip_bad
         )
 
-    def plan(self, snapshot: Snapshot | None) -> Plan:
+    def plan(self, snapshot: Snapshot | None, part: Part = WHOLE) -> Plan:
         """Return what caching would compute."""
-        return make_plan(self.dataset, snapshot, self._project.cache_settings)
+        return make_plan(self.dataset, snapshot, self._project.cache_settings, part)
 
     def jobs(self, devices: str, workers: int | None) -> list[Job]:
         """Return one job per worker."""
@@ -117,26 +141,53 @@ class Opened:
 
 
 class Project:
-    """The folder that holds rin.toml."""
+    """The folder that holds rin.toml.
 
-    def __init__(self, root: Path, config: Config) -> None:
+    Attributes:
+        store: where `cache` writes: `[storage] root`, or the place given to `open`.
+    """
+
+    def __init__(self, root: Path, config: Config, store: str = "") -> None:
         self.root = root
         self.config = config
         self.results = Results(root / ".rin" / "results")
         self.fingerprints = Fingerprints(root / ".rin" / "fingerprints.json")
-        place = config.storage.root
-        try:
-            self.store = open_root(place if "://" in place else root / place)
-        except (ImportError, ValueError) as error:
-            raise InputError(
-                f"[storage] root = {place!r} cannot be opened: {error}",
-                hint="install what it names, or correct rin.toml",
-            ) from None
+        self.store = open_place(store or config.storage.root, config, root)
         self.cache_settings = Settings(config.cache.batch_tokens, config.cache.commit_seconds)
 
+    @cached_property
+    def remotes(self) -> dict[str, Root]:
+        """Name -> root of every `[remote.NAME]`; nothing is asked of them yet."""
+        config = self.config
+        return {name: open_remote(name, config.remote[name], self.root) for name in config.remote}
+
+    @property
+    def upstreams(self) -> list[Root]:
+        """The remotes that are not the store itself."""
+        return [root for root in self.remotes.values() if root.url != self.store.url]
+
+    def newest(self, cache_id: str) -> Snapshot | None:
+        """Return the newest snapshot of a cache: the store's, else the first remote's.
+
+        Objects that are not on this machine are read from where they are, verified, and
+        kept in `.rin`.
+        """
+        here = open_root(self.root / ".rin") if self.store.shared else self.store
+        behind = [*([self.store] if self.store.shared else []), *self.upstreams]
+        for root in (self.store, *self.upstreams):
+            commit = Cache(root, cache_id).log.latest()
+            if commit is not None:
+                return Snapshot(ObjectStore(here, behind), commit)
+            with contextlib.suppress(NotFoundError):
+                root.check_format()  # nothing may mean: written by a newer program
+        return None
+
     @classmethod
-    def open(cls, start: str | Path = ".") -> Project:
+    def open(cls, start: str | Path = ".", store: str = "") -> Project:
         """Open the project of a folder or of the nearest folder above it.
+
+        Args:
+            store: name of a remote, URL or folder to use instead of `[storage] root`.
 
         Raises:
             NoProjectError: there is none. InputError: its rin.toml is wrong.
@@ -144,7 +195,7 @@ class Project:
         here = Path(start).resolve()
         for folder in (here, *here.parents):
             if (folder / CONFIG_FILE).is_file():
-                project = cls(folder, load_config(folder))
+                project = cls(folder, load_config(folder), store)
                 prepare_rin_folder(folder)
                 return project
         raise NoProjectError(f"there is no {CONFIG_FILE} in {here} or above", hint="rin init")
@@ -180,22 +231,36 @@ class Project:
         devices: str = "auto",
         workers: int | None = None,
         skip_bad: bool = False,
+        part: Part = WHOLE,
+        fetch: bool = True,
+        warn: Callable[[str], None] = lambda _: None,
         progress: Callable[[str], Progress] = lambda _: Silent(),
     ) -> list[Cached]:
         """Compute and commit the rows that are missing; return what was done.
+
+        Rows that a remote has are fetched and not computed.
 
         Args:
             names: checkpoints; all by default.
             devices: `auto`, `cpu` or `cuda:0,cuda:1`.
             workers: processes, when the device is the CPU.
             skip_bad: leave unusable rows out instead of stopping.
+            part: which share of the rows is this run's, for job arrays.
+            fetch: look for missing rows on the remotes first.
+            warn: is told what a remote could not deliver.
             progress: makes a watcher for a checkpoint.
         """
         done = []
         for settings in self.checkpoint_settings(names):
             opened = Opened(self, settings, skip_bad=skip_bad)
             snapshot = opened.cache.snapshot()
-            plan = opened.plan(snapshot)
+            plan = opened.plan(snapshot, part)
+            if plan.batches and fetch and self._fetch(opened, warn):
+                snapshot = opened.cache.snapshot()
+                plan = opened.plan(snapshot, part)
+            if not plan.batches and snapshot is None:
+                warn(f"{settings.name}: there is no row to compute")
+                continue
             if plan.batches or snapshot is None:
                 snapshot = cache_rows(
                     opened.cache,
@@ -210,13 +275,59 @@ class Project:
             done.append(Cached(settings.name, plan.rows, snapshot, opened.dataset))
         return done
 
+    def _fetch(self, opened: Opened, warn: Callable[[str], None]) -> bool:
+        """Bring what remotes have of a cache into the store; say whether any had something."""
+        fetched = False
+        for name, root in self.remotes.items():
+            if root.url == self.store.url:
+                continue
+            try:
+                done = synchronise(Cache(root, opened.cache.id), opened.cache)
+            except StorageError as error:
+                warn(f"remote {name}: {error}; its rows are computed again here")
+            else:
+                fetched |= done.commits > 0
+        return fetched
+
+    def push(
+        self, remote: str = "", names: Sequence[str] = (), **options: Any
+    ) -> list[sharing.Moved]:
+        """Copy the caches of checkpoints to a remote: what it lacks, and then the commits.
+
+        Args:
+            remote: its name; the only one, or `origin`, by default.
+            names: checkpoints; all by default.
+            options: `every` copies all caches of the store, `progress` makes a watcher.
+
+        Raises:
+            MissingError: nothing is cached here for a checkpoint.
+            StorageError: something could not be copied; what was, stays.
+        """
+        return sharing.push(self, remote, names, **options)
+
+    def pull(
+        self, remote: str = "", names: Sequence[str] = (), **options: Any
+    ) -> list[sharing.Moved]:
+        """Copy the caches of checkpoints from a remote; the arguments are those of `push`.
+
+        Needs neither models nor data: rin.lock says which caches.
+        """
+        return sharing.pull(self, remote, names, **options)
+
+    def remote(self, name: str) -> Root:
+        """Return a remote's root.
+
+        Raises:
+            InputError: there is none of that name.
+        """
+        return self.remotes[choose(self.config, name)]
+
     def _lock(self, name: str, opened: Opened, snapshot: Snapshot) -> None:
         entries = read_lock(self.root)
         entries[name] = LockEntry(
             fingerprint=opened.fingerprint,
             cache=opened.cache.id,
-            snapshot=snapshot.commit.number,
-            commit=snapshot.commit.digest,
+            snapshot=snapshot.commit.tree,
             data=opened.dataset.digest,
             rows=snapshot.commit.rows,
         )
@@ -229,7 +340,7 @@ class Project:
         Raises:
             MissingError: nothing is cached for it yet.
         """
-        snapshot = opened.cache.snapshot()
+        snapshot = opened.snapshot()
         if snapshot is None:
             raise MissingError(
                 f"nothing is cached for checkpoint {opened.checkpoint.name!r} with the settings "
@@ -238,13 +349,38 @@ class Project:
             )
         return snapshot
 
-    def retriever(self, name: str = "", *, device: str = "auto") -> tuple[Retriever, Opened]:
-        """Load a checkpoint and its cache, to answer questions."""
+    def resolve_snapshot(self, reference: str = "") -> tuple[str, Snapshot]:
+        """Return checkpoint name and snapshot of `NAME`, `NAME@SNAPSHOT` or `@SNAPSHOT`.
+
+        A snapshot is given by its number or by the beginning of its tree; without one it
+        is the newest, and without a name the last checkpoint of rin.toml.
+
+        Raises:
+            MissingError: nothing is cached. InputError: there is no such snapshot.
+        """
+        name, _, wanted = reference.partition("@")
+        opened = self.opened(name)
+        name = opened.checkpoint.name
+        newest = self.snapshot(opened)
+        if not wanted:
+            return name, newest
+        for root in (self.store, *self.upstreams):
+            with contextlib.suppress(NotFoundError):
+                found = Cache(root, opened.cache.id).find(wanted)
+                return name, Snapshot(newest.objects, found.commit)
+        raise InputError(
+            f"checkpoint {name!r} has no snapshot {wanted!r}", hint=f"rin log {name} lists them"
+        )
+
+    def retriever(
+        self, name: str = "", *, device: str = "auto", snapshot: Snapshot | None = None
+    ) -> tuple[Retriever, Opened]:
+        """Load a checkpoint and its cache, the newest or the given snapshot of it."""
         from rapidin_cli.influence.retrieve import Retriever
         from rapidin_cli.workers import build_engine
 
         opened = self.opened(name)
-        snapshot = self.snapshot(opened)
+        snapshot = snapshot or self.snapshot(opened)
         engine = build_engine(opened.jobs(device, 1)[0])
         retriever = Retriever(engine, opened.tokenizer, opened.encoder, opened.dataset, snapshot)
         return retriever, opened
@@ -292,7 +428,7 @@ class Project:
                 "fingerprint": opened.fingerprint,
                 "cache": opened.cache.id,
                 "snapshot": snapshot.commit.number,
-                "commit": snapshot.commit.digest,
+                "tree": snapshot.commit.tree,
             },
             data={
                 "files": list(self.config.data.files),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,18 @@ from rapidin_cli.errors import InputError
 from rapidin_cli.influence.tokens import token_texts
 from rapidin_cli.lock import LockEntry, read_lock
 from rapidin_cli.project import Opened, Project
+from rapidin_storage import Cache, StorageError
+from rapidin_storage.sync import compare
 
 _LARGEST_LAYERS = 5
+_STANDS = {
+    "equal": "has the same",
+    "lacks": "lacks snapshots of here",
+    "more": "has more",
+    "apart": "has other snapshots, and lacks some",
+    "empty": "has nothing of it",
+    "unreachable": "cannot be reached",
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,9 @@ class CheckpointStatus:
         gone: cached rows whose example is no longer in the data.
         bad: unusable rows of the data.
         snapshot: number of the newest snapshot; None if nothing is cached.
+        place: where it was found: `here`, or the name of a remote.
+        remotes: name -> how it stands to the store: `equal`, `lacks` snapshots of the
+            store, has `more`, has gone `apart` (both), `empty`, or `unreachable`.
         locked: rin.lock says what the store holds.
         next: the command that mends what is not up to date; empty if all is.
         problem: why nothing could be found out, or empty.
@@ -38,6 +51,8 @@ class CheckpointStatus:
     gone: int = 0
     bad: int = 0
     snapshot: int | None = None
+    place: str = "here"
+    remotes: dict[str, str] = field(default_factory=dict)
     locked: bool = False
     next: str = ""
     problem: str = ""
@@ -50,13 +65,19 @@ class CheckpointStatus:
             state = "up to date"
         elif self.snapshot is None:
             state = "nothing cached"
+        elif self.missing:
+            state = f"{self.missing:,} rows missing"
+        elif self.locked:
+            state = "not the same everywhere"
         else:
-            state = f"{self.missing:,} rows missing" if self.missing else "rin.lock is behind"
-        parts = [state, f"{self.cached:,} rows cached"]
+            state = "rin.lock is behind"
+        where = "" if self.place == "here" else f" in {self.place}, not here"
+        parts = [state, f"{self.cached:,} rows cached{where}"]
         if self.gone:
             parts.append(f"{self.gone:,} cached rows are no longer in the data")
         if self.bad:
             parts.append(f"{self.bad:,} rows of the data are unusable")
+        parts += [f"{name} {_STANDS[state]}" for name, state in self.remotes.items()]
         return f"{self.name}: {', '.join(parts)}" + (f"  ->  {self.next}" if self.next else "")
 
 
@@ -86,29 +107,63 @@ class ProjectStatus:
         }
 
 
-def project_status(project: Project) -> ProjectStatus:
-    """Compare data, checkpoints, lock and store."""
+def project_status(project: Project, *, offline: bool = False) -> ProjectStatus:
+    """Compare data, checkpoints, lock, store and remotes.
+
+    Args:
+        offline: ask no remote.
+    """
     lock = read_lock(project.root)
     found = []
     for settings in project.checkpoint_settings():
         try:
             opened = project.opened(settings.name)
-            found.append(_checkpoint_status(opened, lock.get(settings.name)))
+            remotes = {} if offline else _remotes(project, opened)
+            found.append(_checkpoint_status(opened, lock.get(settings.name), remotes))
         except InputError as error:
             found.append(CheckpointStatus(settings.name, problem=error.message, next=error.hint))
     return ProjectStatus(str(project.root), found)
 
 
-def _checkpoint_status(opened: Opened, entry: LockEntry | None) -> CheckpointStatus:
+def _remotes(project: Project, opened: Opened) -> dict[str, str]:
+    """How each remote stands to the store, for one cache."""
+    return {
+        name: _stand(opened.cache, Cache(root, opened.cache.id))
+        for name, root in project.remotes.items()
+        if root.url != project.store.url
+    }
+
+
+def _stand(here: Cache, there: Cache) -> str:
+    try:
+        state = compare(here, there)
+        if state.diverged:
+            return "apart"
+        if state.ahead:
+            return "lacks" if there.log.latest() else "empty"
+        if state.behind:
+            return "more"
+        return "equal" if there.log.latest() else "empty"
+    except StorageError:
+        return "unreachable"
+
+
+def _checkpoint_status(
+    opened: Opened, entry: LockEntry | None, remotes: dict[str, str]
+) -> CheckpointStatus:
     name = opened.checkpoint.name
     snapshot = opened.cache.snapshot()
+    place = "here"
+    if snapshot is None and "more" in remotes.values():
+        snapshot = opened.snapshot()
+        place = next(name for name, state in remotes.items() if state == "more")
     present = set(snapshot.index) if snapshot else set()
     wanted = set(opened.dataset.by_digest)
     locked = (
         entry is not None
         and snapshot is not None
         and entry.cache == opened.cache.id
-        and entry.commit == snapshot.commit.digest
+        and entry.snapshot == snapshot.commit.tree
         and entry.data == opened.dataset.digest
     )
     missing = len(wanted - present)
@@ -119,9 +174,22 @@ def _checkpoint_status(opened: Opened, entry: LockEntry | None) -> CheckpointSta
         gone=len(present - wanted),
         bad=len(opened.dataset.bad),
         snapshot=snapshot.commit.number if snapshot else None,
+        place=place,
+        remotes=remotes,
         locked=locked,
-        next="" if locked and not missing else f"rin cache {name}",
+        next=_next(name, remotes, locked=locked, missing=missing, here=place == "here"),
     )
+
+
+def _next(name: str, remotes: dict[str, str], *, locked: bool, missing: int, here: bool) -> str:
+    """Return the command that mends the first thing that is not up to date."""
+    more = [remote for remote, state in remotes.items() if state in ("more", "apart")]
+    less = [remote for remote, state in remotes.items() if state in ("lacks", "apart", "empty")]
+    if more and (missing or not here or not less):
+        return f"rin pull {more[0]}"
+    if missing or not locked:
+        return f"rin cache {name}"
+    return f"rin push {less[0]}" if less else ""
 
 
 def row_facts(project: Project, identity: str, checkpoint: str) -> dict[str, Any]:
@@ -137,7 +205,7 @@ def row_facts(project: Project, identity: str, checkpoint: str) -> dict[str, Any
             f"no training row has the id {identity!r}",
             hint="ids are those of the data, FILE:LINE, or the beginning of a digest",
         )
-    snapshot = opened.cache.snapshot()
+    snapshot = opened.snapshot()
     slot = snapshot.index.get(example.digest) if snapshot else None
     cached = None
     if snapshot is not None and slot is not None:

@@ -206,7 +206,9 @@ class Handler(BaseHTTPRequestHandler):
                     upstream.endheaders([body], encode_chunked=chunked)
                 with upstream.getresponse() as reply:
                     content = reply.read()
-        if self.command != "HEAD" and "Content-Length" not in reply.headers:
+        bodiless = self.command == "HEAD" or reply.status in (204, 304)
+        if not bodiless and "Content-Length" not in reply.headers:
+            # It came in chunks or lasted until the end; this way half of it can be recognised.
             del reply.headers["Transfer-Encoding"]
             reply.headers["Content-Length"] = str(len(content))
         return Reply(reply.status, reply.reason, reply.headers.items(), content)

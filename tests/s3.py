@@ -34,7 +34,8 @@ OPTIONS = [
     "-s3.port.lance=0",
     # Off, so that a missing bucket is an error, as it is on AWS.
     "-s3.autoCreateBucket=false",
-    # Every bucket takes volumes of its own; they are not preallocated, so a high limit is free.
+    # Every bucket takes volumes of its own, and without a free one every write is a 500. They are
+    # not preallocated, so a high limit is free.
     "-volume.max=1000",
     "-volume.preStopSeconds=0",
     "-master.volumeSizeLimitMB=256",
@@ -109,6 +110,10 @@ def start(folder: Path) -> Server:
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     log = folder / "weed.log"
     identities = folder / "identities.json"
+    credentials = [{"accessKey": Server.key, "secretKey": Server.secret}]
+    actions = ["Admin", "Read", "Write", "List", "Tagging"]
+    identity = {"name": "rin", "credentials": credentials, "actions": actions}
+    identities.write_text(json.dumps({"identities": [identity]}))
     command = [
         # Kept by exec, so this process is the server itself; `preexec_fn` is not safe with threads.
         *(program("setpriv"), "--pdeathsig=KILL", "--"),
@@ -133,10 +138,6 @@ def start(folder: Path) -> Server:
             ports,
         )
     try:
-        credentials = [{"accessKey": server.key, "secretKey": server.secret}]
-        actions = ["Admin", "Read", "Write", "List", "Tagging"]
-        identity = {"name": "rin", "credentials": credentials, "actions": actions}
-        identities.write_text(json.dumps({"identities": [identity]}))
         wait_until_ready(server, log)
     except BaseException:
         server.stop()

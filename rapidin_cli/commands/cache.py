@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rapidin_cli.console import size
+from rapidin_cli.errors import UsageError
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
+    from rapidin_cli.caching import Part
     from rapidin_cli.project import Cached, Project
 
 
@@ -36,6 +40,15 @@ def cache(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave unusable rows out and list them.")
     ] = False,
+    root: Annotated[
+        str, typer.Option(help="Write to this remote, URL or folder, not to [storage] root.")
+    ] = "",
+    part: Annotated[
+        str, typer.Option(metavar="I/N", help="Only this share of the rows: for job arrays.")
+    ] = "1/1",
+    fetch: Annotated[
+        bool, typer.Option("--pull/--no-pull", help="Take rows that a remote has from there.")
+    ] = True,
 ) -> None:
     """Sketch every training example's gradient, once per checkpoint.
 
@@ -43,32 +56,54 @@ def cache(
     again at any time: at most the work since the last commit (30 s) is repeated.
     """
     from rapidin_cli import console
+    from rapidin_cli.caching import WHOLE
     from rapidin_cli.project import Project
 
-    project = Project.open(context.obj.directory)
+    project = Project.open(context.obj.directory, root)
     names = checkpoints or []
+    share = _share(part)
+    if share != WHOLE and getattr(project.store, "single_writer", False):
+        raise UsageError(
+            f"{project.store} is for a single writer, and --part means several",
+            hint="cache into local folders, and rin push them one after the other",
+        )
     if dry_run:
         for settings in project.checkpoint_settings(names):
-            console.say(_forecast(project, settings.name, skip_bad))
+            console.say(_forecast(project, settings.name, skip_bad, share))
         return
     with _Watch() as watch:
         done = project.cache(
-            names, devices=devices, workers=workers, skip_bad=skip_bad, progress=watch
+            names,
+            devices=devices,
+            workers=workers,
+            skip_bad=skip_bad,
+            part=share,
+            fetch=fetch,
+            warn=console.warn,
+            progress=watch,
         )
     for result in done:
         console.say(_summary(result))
-    for bad in done[-1].dataset.bad:
+    for bad in done[-1].dataset.bad if done else ():
         console.warn(f"left out {bad}")
     console.say("next: rin retrieve --prompt TEXT --response TEXT")
 
 
-def _forecast(project: Project, name: str, skip_bad: bool) -> str:
+def _share(text: str) -> Part:
+    """Read I/N."""
+    number, _, count = text.partition("/")
+    if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return int(number), int(count)
+    raise UsageError(f"--part {text} is not a share such as 3/16", hint="rin cache --part 1/2")
+
+
+def _forecast(project: Project, name: str, skip_bad: bool, part: Part) -> str:
     opened = project.opened(name, skip_bad=skip_bad)
-    plan = opened.plan(opened.cache.snapshot())
+    plan = opened.plan(opened.cache.snapshot(), part)
     row_bytes = project.config.gradient.row_bytes()
     return (
         f"{name}: {plan.rows:,} rows to compute ({plan.present:,} cached), {plan.tokens:,} tokens "
-        f"in {len(plan.batches):,} batches, at most {_size(plan.rows * row_bytes)}"
+        f"in {len(plan.batches):,} batches, at most {size(plan.rows * row_bytes)}"
     )
 
 
@@ -82,14 +117,6 @@ def _summary(result: Cached) -> str:
         parts.append(f"{dataset.truncated:,} rows cut at max_tokens")
     parts.append(f"snapshot {commit.number}")
     return ", ".join(parts)
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"
 
 
 class _Watch:

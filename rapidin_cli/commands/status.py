@@ -15,6 +15,7 @@ def register(app: typer.Typer) -> None:
 def status(
     context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Ask no remote.")] = False,
     exit_code: Annotated[
         bool, typer.Option("--exit-code", help="Exit with 1 if anything is not up to date.")
     ] = False,
@@ -25,7 +26,7 @@ def status(
     from rapidin_cli.sanitise import visible
     from rapidin_cli.status import project_status
 
-    found = project_status(Project.open(context.obj.directory))
+    found = project_status(Project.open(context.obj.directory), offline=offline)
     if as_json:
         console.as_json(found.to_json())
     else:

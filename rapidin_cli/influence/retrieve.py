@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rapidin_cli.data.encoding import Encoder
-from rapidin_cli.data.examples import Dataset
+from rapidin_cli.data.examples import Dataset, Example
 from rapidin_cli.data.reading import RowError
 from rapidin_cli.errors import InputError, MissingError
 from rapidin_cli.gradients.engine import GradientEngine
@@ -143,6 +143,15 @@ class Retriever:
         examples = [self._dataset.by_digest[self._digest_at[int(s)]] for s in found.slots]
         texts = token_texts(self._tokenizer, query.example.input_ids.tolist())
         return view.query_view(query, texts, gradient, found, examples, token_scores=options.tokens)
+
+    def totals(self, example: Example, score_name: str) -> dict[bytes, float]:
+        """Return the score of every cached row for one query, by the row's digest."""
+        score = choose_score(score_name, self._engine.layout)
+        gradient = query_gradient(self._engine, example, tokens=False, batch_tokens=1)
+        wanted = self.snapshot.digests.any(axis=1)
+        directions = self._directions(gradient, score)
+        found = scan(self.snapshot, self._kind, directions, score, wanted, 1, 0)
+        return {digest: float(found.totals[s]) for digest, s in self.snapshot.index.items()}
 
     def _directions(self, gradient: QueryGradient, score: Score) -> torch.Tensor:
         rows = torch.cat([gradient.row[None], gradient.tokens])

@@ -29,8 +29,12 @@ class FsspecRoot(Root):
     # fsspec's in-memory filesystem checks and then writes: make the pair one step.
     _memory_lock = threading.Lock()
 
-    def __init__(self, url: str, **options: Any) -> None:
+    def __init__(
+        self, url: str, *, name: str = "", single_writer: bool = False, **options: Any
+    ) -> None:
         self.url = url.rstrip("/")
+        self.name = name
+        self.single_writer = single_writer
         self._options = options
         self._protocol = fsspec.utils.get_protocol(url)
         settings = s3.filesystem_options(**options) if self._is_s3 else options
@@ -39,12 +43,16 @@ class FsspecRoot(Root):
             self._fs.retries = s3.TRANSPORT_ATTEMPTS
         self._exclusive = False
 
+    def __str__(self) -> str:
+        return f"{self.url} (remote {self.name})" if self.name else self.url
+
     @property
     def _is_s3(self) -> bool:
         return self._protocol in ("s3", "s3a")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.url, self._options)
+        options = {**self._options, "name": self.name, "single_writer": self.single_writer}
+        return _reopen, (self.url, options)
 
     def _path(self, path: str) -> str:
         return f"{self._base}/{checked(path)}"
@@ -57,12 +65,12 @@ class FsspecRoot(Root):
         except StorageError:
             raise
         except Exception as error:  # libraries of stores raise what they like
-            if self._is_s3 and (refused := s3.refusal(error, self.url, self._options)):
+            if self._is_s3 and (refused := s3.refusal(error, str(self), self._options)):
                 raise AccessError(refused) from error
             if isinstance(error, FileNotFoundError):
                 raise NotFoundError(f"{where} does not exist") from None
             if isinstance(error, PermissionError):
-                raise AccessError(f"{self.url} refused to {verb} {path}: {error}") from error
+                raise AccessError(f"{self} refused to {verb} {path}: {error}") from error
             if not isinstance(error, (OSError, *s3.transport_errors())):
                 raise
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -130,10 +138,11 @@ class FsspecRoot(Root):
             time.sleep(random.uniform(0, 0.05 * 2**attempt))
         raise AssertionError("unreachable")
 
-    def check_exclusive(self) -> None:
-        """See `Root.check_exclusive`. Asked once in a process."""
-        if not self._exclusive:
-            super().check_exclusive()
+    def prepare(self) -> None:
+        """See `Root.prepare`. S3 itself refuses to replace, if it knows the condition."""
+        super().prepare()
+        if not (self._exclusive or self.single_writer):
+            self.check_exclusive(race=not self._is_s3)
             self._exclusive = True
 
     def remove(self, path: str) -> None:
@@ -186,6 +195,8 @@ def open_root(location: str | os.PathLike[str], **options: Any) -> Root:
         location: folder or URL.
         options: for S3 `endpoint_url`, `profile`, `region` and `timeout` (seconds without
             an answer before a request is tried again); else the fsspec filesystem's own.
+            `name` is what messages call it by. `single_writer` promises that nobody else
+            writes there, and spares the check that concurrent writers are safe.
 
     Raises:
         ImportError, ValueError: no filesystem of that protocol is installed or known.

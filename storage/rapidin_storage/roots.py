@@ -27,7 +27,7 @@ GRACE = 24 * 3600.0
 FRESH = GRACE / 2
 """Seconds: an object that was written longer ago is written again before it is relied on."""
 
-_RACERS, _ROUNDS = 4, 3
+_RACERS, _ROUNDS = 3, 3
 
 
 class Entry(NamedTuple):
@@ -132,22 +132,35 @@ class Root(ABC):
                 f"{FORMAT_VERSION}, so it needs a newer rin"
             )
 
-    def check_exclusive(self) -> None:
-        """Race for a few files: what the safety of concurrent commits rests on.
+    def prepare(self) -> None:
+        """Get ready to write: mark a new store, refuse one where writing is not safe.
 
         Raises:
-            StorageError: not exactly one racer won, or another's bytes are there.
+            FormatError: see `check_format`.
+            StorageError: it cannot be written, or `create` replaces files there.
         """
-        names = [f"probe-{uuid.uuid4().hex}" for _ in range(_ROUNDS)]
+        self.check_format(create=True)
+
+    def check_exclusive(self, *, race: bool = True) -> None:
+        """Try what the safety of concurrent commits rests on: that `create` never replaces.
+
+        Args:
+            race: let several writers try at once, which also finds a filesystem that looks
+                first and then writes; else one after the other.
+
+        Raises:
+            StorageError: not exactly one won, or another's bytes are there.
+        """
+        names = [f"probe-{uuid.uuid4().hex}" for _ in range(_ROUNDS if race else 1)]
         bodies = [f"writer {number}".encode() for number in range(_RACERS)]
         try:
-            with ThreadPoolExecutor(_RACERS) as pool:
+            with ThreadPoolExecutor(_RACERS if race else 1) as pool:
                 for name in names:
                     won = list(pool.map(lambda body, name=name: self.create(name, body), bodies))
-                    if sum(won) != 1 or self.read(name) != bodies[won.index(True)]:
+                    if sum(won) != 1 or self.read(name, 64) != bodies[won.index(True)]:
                         raise StorageError(
-                            f"{self.url} let {sum(won)} of {_RACERS} racing writers create one "
-                            "file: commits of concurrent writers would be lost there"
+                            f"{self.url} let {sum(won)} of {_RACERS} writers create one file: "
+                            "commits of concurrent writers would be lost there"
                         )
         finally:
             for name in names:

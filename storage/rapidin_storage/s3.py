@@ -71,20 +71,18 @@ def code(error: BaseException) -> str:
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
-def refusal(error: BaseException, url: str, options: dict[str, Any]) -> str:
+def refusal(error: BaseException, place: str, options: dict[str, Any]) -> str:
     """Return the sentence for a refusal that trying again will not mend, or ''."""
     name = type(error).__name__
     if code(error) in ("NoSuchBucket", "InvalidBucketName"):
-        bucket = url.split("://", 1)[1].split("/", 1)[0]
-        at = options.get("endpoint_url") or "AWS"
-        return f"there is no bucket {bucket!r} at {at} ({url})"
+        return f"there is no bucket of {place} at {options.get('endpoint_url') or 'AWS'}"
     if name == "ProfileNotFound":
-        return f"the AWS profile {options.get('profile')!r} for {url} does not exist"
+        return f"the AWS profile {options.get('profile')!r} for {place} does not exist"
     if "Credential" in name or name in ("TokenRetrievalError", "UnauthorizedSSOTokenError"):
-        return f"no credentials for {url}: {credentials_source(options)}"
+        return f"no credentials for {place}: {credentials_source(options)}"
     if code(error) in _REFUSED or isinstance(error, PermissionError):
         reason = " ".join(str(error).split()) or "access denied"
-        return f"{url} refused the credentials of {credentials_source(options)}: {reason}"
+        return f"{place} refused the credentials of {credentials_source(options)}: {reason}"
     return ""
 
 

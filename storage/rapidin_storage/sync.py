@@ -114,10 +114,16 @@ def _position(cache: Cache, commit: Commit) -> int | None:
     return None
 
 
-def synchronise(source: Cache, target: Cache, progress: Progress | None = None) -> Synced:
+def synchronise(
+    source: Cache, target: Cache, progress: Progress | None = None, *, refill: bool = False
+) -> Synced:
     """Bring everything of a cache in `source` into `target`.
 
     May be stopped at any instant and run again: what was copied is not copied again.
+
+    Args:
+        refill: where the logs are equal, copy the objects of the newest snapshot that the
+            target has been relieved of (`rin gc --local`).
 
     Raises:
         NotFoundError, CorruptError: the source lacks or has damaged what it names.
@@ -129,10 +135,12 @@ def synchronise(source: Cache, target: Cache, progress: Progress | None = None) 
     for attempt in range(_ATTEMPTS):
         state = compare(source, target)
         if not state.ahead:
+            newest = source.log.latest() if refill and state.equal else None
+            if newest is not None:
+                _copy(source, target, [newest], None, progress)
             return Synced(target.snapshot(), added)
         if attempt == 0:
-            target.root.check_format(create=True)
-            target.root.check_exclusive()
+            target.root.prepare()
         base = target.log.latest()
         if state.diverged:
             _copy(source, target, state.ahead, base, progress)

@@ -74,8 +74,7 @@ class CacheWriter:
         chunk_rows: int,
         about: Mapping[str, Any],
     ) -> None:
-        cache.root.check_format(create=True)
-        cache.root.check_exclusive()
+        cache.root.prepare()
         self._cache = cache
         self._objects = cache.objects
         self._about = {

@@ -168,7 +168,7 @@ def make_report() -> dict[str, Any]:
             "fingerprint": digest_of("checkpoint"),
             "cache": digest_of("cache"),
             "snapshot": 3,
-            "commit": digest_of("commit"),
+            "tree": digest_of("tree"),
         },
         "data": {
             "files": ["data/faq.jsonl", "data/policy.jsonl"],

@@ -19,10 +19,10 @@ from rapidin_storage import (
     ObjectRef,
     ObjectStore,
     StorageError,
+    cache_name,
     list_caches,
     open_root,
 )
-from rapidin_storage import cache_name
 from rapidin_storage.manifest import PAGE_CHUNKS, Manifest
 from rapidin_storage.objects import object_path
 
@@ -80,8 +80,11 @@ class RootContract:
         root.remove("a/b")
         assert root.list("a") == ["c"]
 
+    rounds = 20
+
     def test_of_racing_creators_one_wins(self, root):
-        for number in range(20):
+        root.check_exclusive()
+        for number in range(self.rounds):
             barrier = threading.Barrier(8)
             won = []
 

@@ -1,0 +1,254 @@
+"""`rin verify`, `gc`, `log` and `export`: the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rapidin_cli.project import Project
+    from rapidin_cli.sharing import Checked
+    from rapidin_storage.verify import Verdict
+
+_REMOTE = Annotated[str, typer.Option(help="A remote, instead of the project's own store.")]
+_JSON = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(name="verify")(verify)
+    app.command(name="gc")(gc)
+    app.command(name="log")(log)
+    app.command(name="export")(export)
+
+
+def verify(
+    context: typer.Context,
+    remote: _REMOTE = "",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only whether everything is there, in full size.")
+    ] = False,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Fetch what is bad from a remote; give up what nobody has."),
+    ] = False,
+    as_json: _JSON = False,
+) -> None:
+    """Read every object of every snapshot again; exit with 5 if something is wrong."""
+    from rapidin_cli import console
+    from rapidin_cli.errors import ExitCode
+    from rapidin_cli.project import Project
+    from rapidin_cli.sanitise import visible
+    from rapidin_cli.sharing import check
+
+    project = Project.open(context.obj.directory)
+    with console.progress() as bar:
+        task = bar.add_task("verifying", total=None)
+        checked = check(
+            project,
+            remote,
+            quick=quick,
+            mend=repair,
+            advance=lambda size: bar.advance(task, size),
+        )
+    if as_json:
+        console.as_json(_verify_json(checked))
+    else:
+        for verdict in checked.verdicts:
+            console.raw(visible(_verdict_line(verdict)))
+            for problem in verdict.problems:
+                console.raw(visible(f"  {problem.message}"))
+        if not checked.verdicts:
+            console.say("the store has no cache yet")
+    _say_repaired(checked)
+    if not checked.clean:
+        where = f" --remote {remote}" if remote else ""
+        console.say(f"next: rin verify --repair{where}")
+        raise typer.Exit(int(ExitCode.STORE))
+
+
+def _say_repaired(checked: Checked) -> None:
+    from rapidin_cli import console
+
+    fetched = sum(repaired.fetched for repaired in checked.repaired)
+    rows = sum(repaired.rows for repaired in checked.repaired)
+    if fetched:
+        console.say(f"{fetched:,} objects were fetched from a remote")
+    if rows:
+        console.say(f"{rows:,} rows are lost and were taken out of the newest snapshot")
+    if any(repaired.given_up for repaired in checked.repaired):
+        console.say("next: rin cache computes what is missing")
+
+
+def _verdict_line(verdict: Verdict) -> str:
+    from rapidin_cli.console import size
+
+    state = f"{len(verdict.problems):,} problems" if verdict.problems else "whole"
+    there = f", {verdict.elsewhere:,} of them on a remote only" if verdict.elsewhere else ""
+    return (
+        f"cache {verdict.cache[:12]}: {state}; {verdict.commits:,} snapshots, "
+        f"{verdict.objects:,} objects, {size(verdict.size)}{there}"
+    )
+
+
+def _verify_json(checked: Checked) -> dict[str, Any]:
+    return {
+        "schema": "rin.verify/1",
+        "clean": checked.clean,
+        "caches": [
+            {
+                "cache": verdict.cache,
+                "snapshots": verdict.commits,
+                "objects": verdict.objects,
+                "bytes": verdict.size,
+                "elsewhere": verdict.elsewhere,
+                "problems": [
+                    {
+                        "message": problem.message,
+                        "snapshot": problem.commit,
+                        "object": problem.part.ref.digest if problem.part else None,
+                        "current": problem.current,
+                    }
+                    for problem in verdict.problems
+                ],
+            }
+            for verdict in checked.verdicts
+        ],
+    }
+
+
+def gc(
+    context: typer.Context,
+    remote: _REMOTE = "",
+    grace: Annotated[
+        str, typer.Option(help="Spare what was written later than this ago: 24h, 90m, 7d.")
+    ] = "24h",
+    alone: Annotated[
+        bool,
+        typer.Option("--alone", help="Nobody writes there now: allows a grace below 1h."),
+    ] = False,
+    local: Annotated[
+        bool,
+        typer.Option("--local", help="Drop local objects that the remote was seen to hold."),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove; else only say what.")] = False,
+) -> None:
+    """Remove what no snapshot of the store needs. Only says what it would do without --yes."""
+    from rapidin_cli import console
+    from rapidin_cli.errors import UsageError
+    from rapidin_cli.project import Project
+    from rapidin_cli.sharing import LEAST_GRACE, drop, garbage
+    from rapidin_storage import StorageError
+    from rapidin_storage.gc import parse_grace, remove_garbage
+
+    project = Project.open(context.obj.directory)
+    if local:
+        dropped = drop(project, remote, remove=yes)
+        _say_removed(dropped.objects, dropped.size, yes, "that the remote holds")
+        return
+    try:
+        seconds = parse_grace(grace)
+    except StorageError as error:
+        raise UsageError(str(error), hint="rin gc --grace 24h") from None
+    if seconds < LEAST_GRACE and not alone:
+        raise UsageError(
+            f"a grace of {grace} could remove what somebody is writing at this moment",
+            hint="give 1h or more, or --alone if you know that nobody writes there",
+        )
+    root, found = garbage(project, remote, grace=seconds)
+    if yes:
+        freed = remove_garbage(root, found)
+        _say_removed(len(found.entries), freed, True, "that nothing needs")
+    else:
+        _say_removed(len(found.entries), found.size, False, "that nothing needs")
+    console.say(f"{found.kept:,} are needed, {found.young:,} are younger than {grace}")
+
+
+def _say_removed(count: int, size: int, done: bool, which: str) -> None:
+    from rapidin_cli import console
+
+    amount = f"{count:,} objects {which}, {console.size(size)}"
+    console.say(f"removed {amount}" if done else f"would remove {amount}")
+    if count and not done:
+        console.say("next: the same with --yes")
+
+
+def log(
+    context: typer.Context,
+    checkpoint: Annotated[
+        str, typer.Argument(help="Name from rin.toml; the last one by default.")
+    ] = "",
+    remote: _REMOTE = "",
+    as_json: _JSON = False,
+) -> None:
+    """List the snapshots of a checkpoint's cache, the newest first."""
+    from rapidin_cli import console
+    from rapidin_cli.project import Project
+    from rapidin_cli.sanitise import visible
+    from rapidin_cli.sharing import history
+
+    project = Project.open(context.obj.directory)
+    name = project.checkpoint_settings([checkpoint] if checkpoint else [])[-1].name
+    commits = history(project, name, remote)
+    if as_json:
+        console.as_json(_log_json(name, commits))
+        return
+    rows = {commit.number: commit.rows for commit in commits}
+    for commit in reversed(commits):
+        change = commit.rows - rows.get(commit.number - 1, 0)
+        by = commit.writer.get("host", "")
+        kind = "  merged" if commit.merged else "  repaired" if commit.lost else ""
+        console.raw(
+            visible(
+                f"{commit.number:>6}  {commit.tree[:12]}  {commit.time[:19]}  "
+                f"{commit.rows:>9,} rows ({change:+,})  {by}{kind}"
+            )
+        )
+
+
+def _log_json(name: str, commits: list[Any]) -> dict[str, Any]:
+    return {
+        "schema": "rin.log/1",
+        "checkpoint": name,
+        "snapshots": [
+            {
+                "number": commit.number,
+                "tree": commit.tree,
+                "time": commit.time,
+                "rows": commit.rows,
+                "slots": commit.slots,
+                "merged": commit.merged,
+                "lost": len(commit.lost),
+                "writer": commit.writer,
+            }
+            for commit in commits
+        ],
+    }
+
+
+def export(
+    context: typer.Context,
+    checkpoint: Annotated[
+        str, typer.Argument(help="NAME or NAME@SNAPSHOT; the last checkpoint by default.")
+    ] = "",
+    zarr: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to make: a plain Zarr v3 group.")
+    ] = None,
+) -> None:
+    """Write a snapshot as plain Zarr, for programs that know nothing of rin."""
+    from rapidin_cli import console
+    from rapidin_cli.errors import UsageError
+    from rapidin_cli.project import Project
+    from rapidin_storage.export import export_zarr
+
+    if zarr is None:
+        raise UsageError("say where to: --zarr DIR", hint="rin export --zarr rows.zarr")
+    if zarr.exists():
+        raise UsageError(f"{zarr} exists already", hint="give another folder")
+    project: Project = Project.open(context.obj.directory)
+    _, snapshot = project.resolve_snapshot(checkpoint)
+    size = export_zarr(snapshot, zarr)
+    console.say(f"wrote {zarr}: {snapshot.commit.rows:,} rows, {console.size(size)}")
+    console.say(f'next: python -c "import zarr; print(zarr.open_group({str(zarr)!r}).tree())"')

@@ -1,0 +1,137 @@
+"""`rin push` and `rin pull`: copy caches to and from a remote."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+    from rapidin_cli.sharing import Moved
+
+_REMOTE = Annotated[str, typer.Argument(help="A remote; the only one, or origin, by default.")]
+_CHECKPOINT = Annotated[
+    list[str] | None, typer.Option(help="Name from rin.toml; all by default. May be repeated.")
+]
+_ALL = Annotated[bool, typer.Option("--all", help="Every cache of the store, old ones too.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(name="push")(push)
+    app.command(name="pull")(pull)
+
+
+def push(
+    context: typer.Context,
+    remote: _REMOTE = "",
+    checkpoint: _CHECKPOINT = None,
+    every: _ALL = False,
+) -> None:
+    """Copy cached rows to a remote: only what it lacks, commits last. Run again to resume."""
+    from rapidin_cli.project import Project
+
+    project = Project.open(context.obj.directory)
+    with _Watch("pushing") as watch:
+        moved = project.push(remote, checkpoint or (), every=every, progress=watch)
+    _report(moved, watch, "rin.lock names a snapshot that is not in this store: rin cache")
+
+
+def pull(
+    context: typer.Context,
+    remote: _REMOTE = "",
+    checkpoint: _CHECKPOINT = None,
+    every: _ALL = False,
+) -> None:
+    """Copy cached rows from a remote: only what is missing here. Run again to resume.
+
+    Needs neither model nor data: rin.lock says which caches.
+    """
+    from rapidin_cli import console
+    from rapidin_cli.project import Project
+
+    project = Project.open(context.obj.directory)
+    with _Watch("pulling") as watch:
+        moved = project.pull(remote, checkpoint or (), every=every, progress=watch)
+    _report(moved, watch, "the remote has not the snapshot that rin.lock names: push it there")
+    console.say("next: rin status")
+
+
+def _report(moved: list[Moved], watch: _Watch, unlocked: str) -> None:
+    from rapidin_cli import console
+
+    for one in moved:
+        snapshot = one.synced.snapshot
+        parts = [f"{one.synced.commits:,} commits" if one.synced.commits else "up to date"]
+        if one.synced.merged:
+            parts.append("merged with what others had added")
+        if snapshot is not None:
+            parts.append(f"{snapshot.commit.rows:,} rows in snapshot {snapshot.commit.number}")
+        console.say(f"{one.names}: {', '.join(parts)}")
+        if one.locked is False:
+            console.warn(f"{one.names}: {unlocked}")
+    console.say(watch.summary())
+
+
+class _Watch:
+    """Shows bytes, rate and remaining time of a transfer."""
+
+    def __init__(self, verb: str) -> None:
+        self._verb = verb
+        self.copied = self.present = self.size = 0
+
+    def __enter__(self) -> _Watch:
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        from rapidin_cli import console
+
+        self._start = time.monotonic()
+        self._open = console.progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._bar: Bar = self._open.__enter__()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._open.__exit__(*details)  # type: ignore[arg-type]
+
+    def __call__(self, label: str) -> _Watch:
+        self._task = self._bar.add_task(f"{self._verb} {label}", total=None)
+        return self
+
+    def start(self, objects: int, size: int) -> None:
+        del objects
+        self._bar.update(self._task, total=size)
+
+    def advance(self, size: int, *, copied: bool) -> None:
+        self._bar.advance(self._task, size)
+        if copied:
+            self.copied += 1
+            self.size += size
+        else:
+            self.present += 1
+
+    def summary(self) -> str:
+        from rapidin_cli.console import size
+
+        seconds = max(time.monotonic() - self._start, 1e-3)
+        there = f"; {self.present:,} were there already" if self.present else ""
+        if not self.copied:
+            return f"no object had to be copied{there}"
+        return (
+            f"{self.copied:,} objects copied, {size(self.size)} at "
+            f"{size(self.size / seconds)}/s{there}"
+        )

@@ -1,0 +1,237 @@
+"""The store as a team uses it: push, pull, verify, gc, log, export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rapidin_cli.errors import InputError, MissingError, UsageError
+from rapidin_cli.lock import read_lock
+from rapidin_cli.remotes import choose
+from rapidin_storage import Cache, Commit, Root, Snapshot, list_caches
+from rapidin_storage.export import export_zarr
+from rapidin_storage.gc import Dropped, Garbage, drop_local, find_garbage, remove_garbage
+from rapidin_storage.roots import GRACE
+from rapidin_storage.sync import Progress, Silent, Synced, compare, synchronise
+from rapidin_storage.verify import Repaired, Verdict, repair, verify
+
+if TYPE_CHECKING:
+    from rapidin_cli.project import Project
+
+LEAST_GRACE = 3600.0
+_REPAIRS = 4
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What a push or pull did for one cache.
+
+    Attributes:
+        names: the checkpoints that it belongs to; the cache-id if none.
+        locked: whether the target now has the snapshot that rin.lock names; None if
+            rin.lock names none.
+    """
+
+    names: str
+    synced: Synced
+    locked: bool | None
+
+
+def push(
+    project: Project,
+    remote: str = "",
+    names: Sequence[str] = (),
+    *,
+    every: bool = False,
+    progress: Callable[[str], Progress] = lambda _: Silent(),
+) -> list[Moved]:
+    """Copy caches to a remote; see `Project.push`."""
+    name = choose(project.config, remote)
+    return _move(project, project.store, project.remote(name), names, every, progress, name)
+
+
+def pull(
+    project: Project,
+    remote: str = "",
+    names: Sequence[str] = (),
+    *,
+    every: bool = False,
+    progress: Callable[[str], Progress] = lambda _: Silent(),
+) -> list[Moved]:
+    """Copy caches from a remote; see `Project.pull`."""
+    name = choose(project.config, remote)
+    return _move(project, project.remote(name), project.store, names, every, progress, name)
+
+
+def _move(
+    project: Project,
+    source: Root,
+    target: Root,
+    names: Sequence[str],
+    every: bool,
+    progress: Callable[[str], Progress],
+    remote: str,
+) -> list[Moved]:
+    if source.url == target.url:
+        raise UsageError(
+            f"the store of this project is {remote} itself: nothing has to be copied",
+            hint="rin cache and rin retrieve work on it directly",
+        )
+    pushing = target is not project.store
+    source.check_format()
+    wanted = cache_ids(project, names)
+    if every:
+        wanted |= {c: c[:12] for c in list_caches(source) if c not in wanted}
+    pinned = {entry.cache: entry.snapshot for entry in read_lock(project.root).values()}
+    done, missing = [], []
+    for cache_id, label in wanted.items():
+        ours, theirs = Cache(source, cache_id), Cache(target, cache_id)
+        if ours.log.latest() is None:
+            if theirs.log.latest() is None:
+                missing.append(label)
+            continue
+        synced = synchronise(ours, theirs, progress(label), refill=not pushing)
+        tree = pinned.get(cache_id)
+        locked = None if tree is None else _has_tree(theirs, tree)
+        done.append(Moved(label, synced, locked))
+    if missing or not wanted:
+        place = "this store" if pushing else f"remote {remote!r} ({source.url})"
+        raise MissingError(
+            f"{place} has nothing cached for {', '.join(missing) or 'any checkpoint'}"
+            + ("; the others are copied" if done else ""),
+            hint="rin cache" if pushing else "rin push, where it was cached; or rin cache here",
+        )
+    return done
+
+
+def _has_tree(cache: Cache, tree: str) -> bool:
+    latest = cache.log.latest()
+    if latest is not None and latest.tree == tree:
+        return True
+    return any(tree == commit.tree or tree in commit.merged for commit in cache.log.read_all())
+
+
+def cache_ids(project: Project, names: Sequence[str] = ()) -> dict[str, str]:
+    """Return cache-id -> checkpoint names: what rin.lock says, and what the settings give.
+
+    On a machine that has neither model nor data, rin.lock alone is enough.
+    """
+    lock = read_lock(project.root)
+    found: dict[str, list[str]] = {}
+    for settings in project.checkpoint_settings(names):
+        ids = {lock[settings.name].cache} if settings.name in lock else set()
+        try:
+            ids.add(project.opened(settings.name).cache.id)
+        except InputError:
+            if not ids:
+                raise
+        for cache_id in ids:
+            found.setdefault(cache_id, []).append(settings.name)
+    return {cache_id: ", ".join(same) for cache_id, same in found.items()}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What `rin verify` found, and with `repair` did."""
+
+    verdicts: list[Verdict]
+    repaired: list[Repaired]
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing is wrong (any more)."""
+        return not any(verdict.problems for verdict in self.verdicts)
+
+
+def check(
+    project: Project,
+    remote: str = "",
+    *,
+    quick: bool = False,
+    mend: bool = False,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Checked:
+    """Verify every cache of the store, or of a remote; mend what can be mended.
+
+    Raises:
+        NotFoundError, FormatError, StorageError: there is no store, or it cannot be read.
+    """
+    root, upstreams = _place(project, remote)
+    root.check_format()
+    verdicts, repaired = [], []
+    for cache_id in list_caches(root):
+        cache = Cache(root, cache_id)
+        verdict = verify(cache, upstreams, quick=quick, advance=advance)
+        for _ in range(_REPAIRS if mend else 0):
+            if not verdict.problems:
+                break
+            repaired.append(repair(cache, verdict.problems, upstreams))
+            verdict = verify(cache, upstreams, quick=quick, advance=advance)
+        verdicts.append(verdict)
+    return Checked(verdicts, repaired)
+
+
+def _place(project: Project, remote: str) -> tuple[Root, list[Root]]:
+    """The root that is meant, and the others that may have what it lacks."""
+    if not remote:
+        return project.store, project.upstreams
+    root = project.remote(choose(project.config, remote))
+    others = [project.store, *project.upstreams]
+    return root, [other for other in others if other.url != root.url]
+
+
+def garbage(project: Project, remote: str = "", *, grace: float = GRACE) -> tuple[Root, Garbage]:
+    """Find what no commit of the store, or of a remote, names."""
+    root, _ = _place(project, remote)
+    return root, find_garbage(root, grace)
+
+
+def sweep(root: Root, found: Garbage) -> int:
+    """Remove garbage; return the bytes freed."""
+    return remove_garbage(root, found)
+
+
+def drop(project: Project, remote: str = "", *, remove: bool) -> Dropped:
+    """Drop local objects that a remote was seen to hold and its commits name.
+
+    Raises:
+        MissingError: the remote lacks commits of this store: push first.
+    """
+    name = choose(project.config, remote)
+    there = project.remote(name)
+    project.store.check_format()
+    there.check_format()
+    commits: list[Commit] = []
+    for cache_id in list_caches(project.store):
+        ours = Cache(project.store, cache_id)
+        if compare(ours, Cache(there, cache_id)).ahead:
+            raise MissingError(
+                f"remote {name!r} lacks snapshots of cache {cache_id[:12]}; nothing was dropped",
+                hint=f"rin push {name} --all",
+            )
+        commits += ours.log.read_all()
+    return drop_local(project.store, there, commits, remove=remove)
+
+
+def history(project: Project, name: str, remote: str = "") -> list[Commit]:
+    """Return the commits of a checkpoint's cache, oldest first.
+
+    Raises:
+        MissingError: there are none.
+    """
+    root, _ = _place(project, remote)
+    for cache_id in cache_ids(project, [name]):
+        if commits := Cache(root, cache_id).log.read_all():
+            return commits
+    raise MissingError(
+        f"nothing is cached for checkpoint {name!r} in {root.url}", hint=f"rin cache {name}"
+    )
+
+
+def export(
+    snapshot: Snapshot, folder: Path, advance: Callable[[int], None] = lambda _: None
+) -> int:
+    """Write a snapshot as a plain Zarr group; return its bytes."""
+    return export_zarr(snapshot, folder, advance)
