@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rapidin_cli import __version__
 from rapidin_cli.errors import NoProjectError, RinError
 from rapidin_cli.project import Project
 from rapidin_cli.workers import compute_dtype, cores
-from rapidin_storage import Root, StorageError
+from rapidin_storage import FsspecRoot, NotFoundError, Root, StorageError
 
-_RACERS = 4
+_ROUND_TRIPS = 5
+_PROBE_BYTES = 8 * 10**6
+_MOST_SKEW = 300.0
 _LOW_DISK = 2**30
 
 
@@ -59,9 +62,11 @@ def examine(start: Path) -> list[Check]:
         )
     if not project.config.checkpoints:
         checks.append(Check("checkpoints", False, "rin.toml names none", "add [[checkpoints]]"))
-    checks.append(_try("store", lambda: _store(project.store)))
-    if "://" not in project.config.storage.root:
-        checks.append(_disk(project.root))
+    checks += _place("store", project.store)
+    for name, root in project.remotes.items():
+        if root.url != project.store.url:
+            checks += _place(f"remote {name}", root)
+    checks.append(_disk(project.root))
     return checks
 
 
@@ -89,13 +94,13 @@ def _environment() -> Iterator[Check]:
     )
 
 
-def _try(name: str, check: Callable[[], str]) -> Check:
+def _try(name: str, check: Callable[[], str], mend: str = "rin --debug doctor") -> Check:
     try:
         return Check(name, True, check())
     except RinError as error:
         return Check(name, False, error.message, error.hint)
     except (StorageError, OSError) as error:
-        return Check(name, False, str(error), "correct [storage] root in rin.toml")
+        return Check(name, False, str(error), mend)
 
 
 def _checkpoint(project: Project, name: str) -> str:
@@ -104,21 +109,65 @@ def _checkpoint(project: Project, name: str) -> str:
     return f"{kind} in {opened.checkpoint.path}, fingerprint {opened.fingerprint[:12]}"
 
 
-def _store(root: Root) -> str:
-    """Write, read back and race for a file: what the safety of commits rests on."""
-    root.check_format(create=True)
-    name = f"probe-{uuid.uuid4().hex}"
-    with ThreadPoolExecutor(_RACERS) as pool:
-        bodies = [f"writer {number}".encode() for number in range(_RACERS)]
-        won = list(pool.map(lambda body: root.create(name, body), bodies))
-    held = root.read(name)
-    root.remove(name)
-    if sum(won) != 1 or held != bodies[won.index(True)]:
-        raise StorageError(
-            f"{root.url} let {sum(won)} of {_RACERS} racing writers create one file: commits by "
-            "several writers at once would be lost"
-        )
-    return f"{root.url}: readable, writable, creates a file for one of {_RACERS} racing writers"
+def _place(name: str, root: Root) -> Iterator[Check]:
+    """Probe a store: what commits, pushes and gc rest on. Leaves nothing behind."""
+    reached = _try(name, lambda: _reach(root), "correct rin.toml, or the network")
+    yield reached
+    if not reached.ok:
+        return
+    yield _try(
+        f"{name}: concurrent writers",
+        lambda: _race(root),
+        "set [remote.NAME] single_writer = true if only one machine ever writes there, or use "
+        "a service that honours If-None-Match",
+    )
+    yield _try(f"{name}: clock", lambda: _clock(root), "set this machine's clock (NTP)")
+    if root.shared:
+        yield _try(f"{name}: speed", lambda: _speed(root), "rin doctor again, on a quiet network")
+
+
+def _reach(root: Root) -> str:
+    times = []
+    for _ in range(_ROUND_TRIPS):
+        start = time.perf_counter()
+        try:
+            root.check_format()
+            state = "a store of rin"
+        except NotFoundError:
+            state = "no store yet"
+        times.append(time.perf_counter() - start)
+    source = root.credentials() if isinstance(root, FsspecRoot) else ""
+    return f"{root.url}: {state}, round trip {1000 * median(times):.1f} ms" + (
+        f", credentials from {source}" if source else ""
+    )
+
+
+def _race(root: Root) -> str:
+    root.check_exclusive()
+    return "of several racing for a file, exactly one wins: commits are safe"
+
+
+def _clock(root: Root) -> str:
+    skew = root.now() - time.time()
+    if abs(skew) > _MOST_SKEW:
+        raise StorageError(f"its clock is {skew:+,.0f} s from ours: gc and signatures rely on it")
+    return f"{skew:+.1f} s from ours"
+
+
+def _speed(root: Root) -> str:
+    name, data = f"probe-{uuid.uuid4().hex}", os.urandom(_PROBE_BYTES)
+    start = time.perf_counter()
+    root.write(name, data)
+    try:
+        written = time.perf_counter()
+        back = root.read(name, len(data))
+        end = time.perf_counter()
+    finally:
+        root.remove(name)
+    if back != data:
+        raise StorageError(f"{root.url} gave back other bytes than it was given")
+    rates = [len(data) / 1e6 / seconds for seconds in (written - start, end - written)]
+    return f"one object of 8 MB: {rates[0]:,.0f} MB/s up, {rates[1]:,.0f} MB/s down"
 
 
 def _disk(root: Path) -> Check:

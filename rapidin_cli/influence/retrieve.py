@@ -148,7 +148,7 @@ class Retriever:
         """Return the score of every cached row for one query, by the row's digest."""
         score = choose_score(score_name, self._engine.layout)
         gradient = query_gradient(self._engine, example, tokens=False, batch_tokens=1)
-        wanted = self.snapshot.digests.any(axis=1)
+        wanted = np.asarray(self.snapshot.digests.any(axis=1))
         directions = self._directions(gradient, score)
         found = scan(self.snapshot, self._kind, directions, score, wanted, 1, 0)
         return {digest: float(found.totals[s]) for digest, s in self.snapshot.index.items()}

@@ -338,6 +338,14 @@ class TestMemory(RootContract):
         return open_root(f"memory://{uuid.uuid4().hex}")
 
 
+class TestS3(RootContract):
+    rounds = 2  # SeaweedFS lets the losers of a race wait for seconds
+
+    @pytest.fixture
+    def root(self, s3_server):
+        return open_root(f"s3://caches/{uuid.uuid4().hex}", endpoint_url=s3_server.endpoint)
+
+
 def test_a_lost_reply_is_recognised(tmp_path, monkeypatch):
     """The create succeeded, but its answer got lost and the retry found the name taken."""
     root = open_root(tmp_path)
