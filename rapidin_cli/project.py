@@ -233,7 +233,7 @@ class Project:
         skip_bad: bool = False,
         part: Part = WHOLE,
         fetch: bool = True,
-        warn: Callable[[str], None] = lambda _: None,
+        tell: Callable[[str], None] = lambda _: None,
         progress: Callable[[str], Progress] = lambda _: Silent(),
     ) -> list[Cached]:
         """Compute and commit the rows that are missing; return what was done.
@@ -247,7 +247,7 @@ class Project:
             skip_bad: leave unusable rows out instead of stopping.
             part: which share of the rows is this run's, for job arrays.
             fetch: look for missing rows on the remotes first.
-            warn: is told what a remote could not deliver.
+            tell: is told what remotes delivered, or could not.
             progress: makes a watcher for a checkpoint.
         """
         done = []
@@ -255,11 +255,11 @@ class Project:
             opened = Opened(self, settings, skip_bad=skip_bad)
             snapshot = opened.cache.snapshot()
             plan = opened.plan(snapshot, part)
-            if plan.batches and fetch and self._fetch(opened, warn):
+            if plan.batches and fetch and self._fetch(opened, tell):
                 snapshot = opened.cache.snapshot()
                 plan = opened.plan(snapshot, part)
             if not plan.batches and snapshot is None:
-                warn(f"{settings.name}: there is no row to compute")
+                tell(f"{settings.name}: there is no row to compute")
                 continue
             if plan.batches or snapshot is None:
                 snapshot = cache_rows(
@@ -275,7 +275,7 @@ class Project:
             done.append(Cached(settings.name, plan.rows, snapshot, opened.dataset))
         return done
 
-    def _fetch(self, opened: Opened, warn: Callable[[str], None]) -> bool:
+    def _fetch(self, opened: Opened, tell: Callable[[str], None]) -> bool:
         """Bring what remotes have of a cache into the store; say whether any had something."""
         fetched = False
         for name, root in self.remotes.items():
@@ -284,9 +284,12 @@ class Project:
             try:
                 done = synchronise(Cache(root, opened.cache.id), opened.cache)
             except StorageError as error:
-                warn(f"remote {name}: {error}; its rows are computed again here")
-            else:
-                fetched |= done.commits > 0
+                tell(f"remote {name} was not asked for rows: {error}")
+                continue
+            if done.commits and done.snapshot is not None:
+                fetched = True
+                rows = done.snapshot.commit.rows
+                tell(f"{opened.checkpoint.name}: {rows:,} rows are here with those of {name}")
         return fetched
 
     def push(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rapidin_cli.errors import InputError, MissingError, UsageError
+from rapidin_cli.errors import MissingError, UsageError
 from rapidin_cli.lock import read_lock
 from rapidin_cli.remotes import choose
-from rapidin_storage import Cache, Commit, Root, Snapshot, list_caches
-from rapidin_storage.export import export_zarr
-from rapidin_storage.gc import Dropped, Garbage, drop_local, find_garbage, remove_garbage
+from rapidin_storage import Cache, Commit, NotFoundError, Root, list_caches
+from rapidin_storage.compact import Compacted, compact
+from rapidin_storage.gc import Dropped, Garbage, drop_local, find_garbage
 from rapidin_storage.roots import GRACE
 from rapidin_storage.sync import Progress, Silent, Synced, compare, synchronise
 from rapidin_storage.verify import Repaired, Verdict, repair, verify
@@ -80,7 +79,10 @@ def _move(
             hint="rin cache and rin retrieve work on it directly",
         )
     pushing = target is not project.store
-    source.check_format()
+    if pushing:
+        _need_store(source, "rin cache")
+    else:
+        _need_store(source, "rin push, where it was cached; or rin cache here")
     wanted = cache_ids(project, names)
     if every:
         wanted |= {c: c[:12] for c in list_caches(source) if c not in wanted}
@@ -106,6 +108,14 @@ def _move(
     return done
 
 
+def _need_store(root: Root, hint: str) -> None:
+    """Refuse a place that has no store, or one of a newer program."""
+    try:
+        root.check_format()
+    except NotFoundError as error:
+        raise MissingError(str(error), hint=hint) from None
+
+
 def _has_tree(cache: Cache, tree: str) -> bool:
     latest = cache.log.latest()
     if latest is not None and latest.tree == tree:
@@ -114,21 +124,17 @@ def _has_tree(cache: Cache, tree: str) -> bool:
 
 
 def cache_ids(project: Project, names: Sequence[str] = ()) -> dict[str, str]:
-    """Return cache-id -> checkpoint names: what rin.lock says, and what the settings give.
+    """Return cache-id -> checkpoint names: what rin.lock says, else what the settings give.
 
-    On a machine that has neither model nor data, rin.lock alone is enough.
+    So a machine that has neither model nor data can copy and look at caches.
     """
     lock = read_lock(project.root)
     found: dict[str, list[str]] = {}
     for settings in project.checkpoint_settings(names):
-        ids = {lock[settings.name].cache} if settings.name in lock else set()
-        try:
-            ids.add(project.opened(settings.name).cache.id)
-        except InputError:
-            if not ids:
-                raise
-        for cache_id in ids:
-            found.setdefault(cache_id, []).append(settings.name)
+        # Opening a checkpoint may fetch a model from the hub: not for copying its cache.
+        entry = lock.get(settings.name)
+        cache_id = entry.cache if entry else project.opened(settings.name).cache.id
+        found.setdefault(cache_id, []).append(settings.name)
     return {cache_id: ", ".join(same) for cache_id, same in found.items()}
 
 
@@ -159,7 +165,7 @@ def check(
         NotFoundError, FormatError, StorageError: there is no store, or it cannot be read.
     """
     root, upstreams = _place(project, remote)
-    root.check_format()
+    _need_store(root, "rin push" if remote else "rin cache")
     verdicts, repaired = [], []
     for cache_id in list_caches(root):
         cache = Cache(root, cache_id)
@@ -185,12 +191,16 @@ def _place(project: Project, remote: str) -> tuple[Root, list[Root]]:
 def garbage(project: Project, remote: str = "", *, grace: float = GRACE) -> tuple[Root, Garbage]:
     """Find what no commit of the store, or of a remote, names."""
     root, _ = _place(project, remote)
+    _need_store(root, "rin push" if remote else "rin cache")
     return root, find_garbage(root, grace)
 
 
-def sweep(root: Root, found: Garbage) -> int:
-    """Remove garbage; return the bytes freed."""
-    return remove_garbage(root, found)
+def close_holes(project: Project, remote: str = "", *, write: bool) -> dict[str, Compacted]:
+    """Compact every cache that has holes; return cache-id -> slots before and after."""
+    root, upstreams = _place(project, remote)
+    _need_store(root, "rin push" if remote else "rin cache")
+    found = {c: compact(Cache(root, c, upstreams), write=write) for c in list_caches(root)}
+    return {cache: done for cache, done in found.items() if done}
 
 
 def drop(project: Project, remote: str = "", *, remove: bool) -> Dropped:
@@ -201,8 +211,8 @@ def drop(project: Project, remote: str = "", *, remove: bool) -> Dropped:
     """
     name = choose(project.config, remote)
     there = project.remote(name)
-    project.store.check_format()
-    there.check_format()
+    _need_store(project.store, "rin cache")
+    _need_store(there, f"rin push {name}")
     commits: list[Commit] = []
     for cache_id in list_caches(project.store):
         ours = Cache(project.store, cache_id)
@@ -228,10 +238,3 @@ def history(project: Project, name: str, remote: str = "") -> list[Commit]:
     raise MissingError(
         f"nothing is cached for checkpoint {name!r} in {root.url}", hint=f"rin cache {name}"
     )
-
-
-def export(
-    snapshot: Snapshot, folder: Path, advance: Callable[[int], None] = lambda _: None
-) -> int:
-    """Write a snapshot as a plain Zarr group; return its bytes."""
-    return export_zarr(snapshot, folder, advance)

@@ -79,7 +79,7 @@ def cache(
             skip_bad=skip_bad,
             part=share,
             fetch=fetch,
-            warn=console.warn,
+            tell=console.say,
             progress=watch,
         )
     for result in done:

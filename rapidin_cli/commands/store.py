@@ -133,7 +133,10 @@ def gc(
         bool,
         typer.Option("--local", help="Drop local objects that the remote was seen to hold."),
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove; else only say what.")] = False,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Close the holes that concurrent writers left.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it; else only say what.")] = False,
 ) -> None:
     """Remove what no snapshot of the store needs. Only says what it would do without --yes."""
     from rapidin_cli import console
@@ -144,6 +147,11 @@ def gc(
     from rapidin_storage.gc import parse_grace, remove_garbage
 
     project = Project.open(context.obj.directory)
+    if local and compact:
+        raise UsageError("--local and --compact are two tasks", hint="run one after the other")
+    if compact:
+        _say_compacted(project, remote, yes)
+        return
     if local:
         dropped = drop(project, remote, remove=yes)
         _say_removed(dropped.objects, dropped.size, yes, "that the remote holds")
@@ -164,6 +172,20 @@ def gc(
     else:
         _say_removed(len(found.entries), found.size, False, "that nothing needs")
     console.say(f"{found.kept:,} are needed, {found.young:,} are younger than {grace}")
+
+
+def _say_compacted(project: Project, remote: str, done: bool) -> None:
+    from rapidin_cli import console
+    from rapidin_cli.sharing import close_holes
+
+    found = close_holes(project, remote, write=done)
+    for cache, slots in found.items():
+        what = f"cache {cache[:12]}: {slots.before:,} slots into {slots.after:,}"
+        console.say(what if done else f"would make of {what}")
+    if not found:
+        console.say("there are no holes to close")
+    elif not done:
+        console.say("next: the same with --yes")
 
 
 def _say_removed(count: int, size: int, done: bool, which: str) -> None:

@@ -65,7 +65,7 @@ def _report(moved: list[Moved], watch: _Watch, unlocked: str) -> None:
 
     for one in moved:
         snapshot = one.synced.snapshot
-        parts = [f"{one.synced.commits:,} commits" if one.synced.commits else "up to date"]
+        parts = [_count(one.synced.commits, "commit") if one.synced.commits else "up to date"]
         if one.synced.merged:
             parts.append("merged with what others had added")
         if snapshot is not None:
@@ -74,6 +74,10 @@ def _report(moved: list[Moved], watch: _Watch, unlocked: str) -> None:
         if one.locked is False:
             console.warn(f"{one.names}: {unlocked}")
     console.say(watch.summary())
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 class _Watch:
@@ -132,6 +136,6 @@ class _Watch:
         if not self.copied:
             return f"no object had to be copied{there}"
         return (
-            f"{self.copied:,} objects copied, {size(self.size)} at "
+            f"{_count(self.copied, 'object')} copied, {size(self.size)} at "
             f"{size(self.size / seconds)}/s{there}"
         )

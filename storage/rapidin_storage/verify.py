@@ -16,7 +16,7 @@ from rapidin_storage.objects import ObjectRef, ObjectStore, object_path
 from rapidin_storage.refs import Commit, CommitLog
 from rapidin_storage.roots import Root
 from rapidin_storage.transfer import each
-from rapidin_storage.writer import now
+from rapidin_storage.writer import identify, now
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def _give_up(cache: Cache, digests: set[str]) -> int:
         time=now(),
         merged=[],
         lost=sorted(digests),
-        writer={"repair": True},
+        writer=identify({"repair": True}),
     )
     held = Snapshot(objects, draft).digests.any(axis=1)
     if not cache.log.append(replace(draft, rows=int(np.count_nonzero(held)))):

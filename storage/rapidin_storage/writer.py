@@ -77,12 +77,7 @@ class CacheWriter:
         cache.root.prepare()
         self._cache = cache
         self._objects = cache.objects
-        self._about = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "nonce": uuid.uuid4().hex,
-            **about,
-        }
+        self._about = identify(about)
         self.arrays = {**arrays, DIGEST: ArraySpec("uint8", (32,))}
         self.base = cache.snapshot()
         self.chunk_rows = self.base.commit.chunk_rows if self.base else chunk_rows
@@ -274,6 +269,7 @@ class CacheWriter:
         for chunk in self._pending:
             ours = (
                 chunk.replaces is not None
+                and chunk.replaces[0] < latest.commit.chunk_count
                 and latest.manifest.chunk(chunk.replaces[0]) == chunk.replaces[1]
             )  # nobody else filled that tail: it is still ours to fill
             new = np.array([bytes(digest) not in theirs for digest in chunk.digests])
@@ -326,6 +322,16 @@ class CacheWriter:
         """Forget uncommitted rows; objects that no commit names are left to gc."""
         with contextlib.suppress(AttributeError):
             del self._pending
+
+
+def identify(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return who writes, for a commit: with a nonce, so that no two are equal by chance."""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "nonce": uuid.uuid4().hex,
+        **about,
+    }
 
 
 def now() -> str:

@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rapidin_cli.checkpoints import Fingerprints, resolve
-from rapidin_cli.config import CONFIG_FILE, load_config
-from rapidin_cli.errors import InputError, MissingError
+from rapidin_cli.config import CONFIG_FILE, RemoteSettings, load_config
+from rapidin_cli.errors import InputError, MissingError, UsageError
 from rapidin_cli.lock import LockEntry, read_lock, write_lock
+from rapidin_cli.remotes import add_remote, remove_remote
 from rapidin_cli.results import Results
 from rapidin_cli.sanitise import one_line, visible
 from tests import tiny
@@ -36,6 +37,11 @@ def config(tmp_path, text):
         ("checkpoints = 3", "must be a list"),
         ("[cache]\nbatch_tokens = 0", "must be positive"),
         ("[data]\nmax_tokens = -1", "2 or more"),
+        ("remote = 3", "must be a table"),
+        ("[remote.origin]", "needs 'url'"),
+        ("[remote.origin]\nurl = ''", "needs a url"),
+        ("[remote.'a b']\nurl = 'x'", "letters and digits"),
+        ("[remote.origin]\nurl = 's3://b'\nkey = 'AKIA'", "no setting 'key'"),
         (
             "[[checkpoints]]\nname='a'\npath='x'\n[[checkpoints]]\nname='a'\npath='y'",
             "two checkpoints are called 'a'",
@@ -56,7 +62,7 @@ def test_local_settings_win(tmp_path):
 
 
 def test_the_lock_has_one_line_a_checkpoint(tmp_path):
-    entry = LockEntry("f", "c", 3, "d", "e", 5)
+    entry = LockEntry("f", "c", "d", "e", 5)
     write_lock(tmp_path, {"b": entry, "a": entry})
     text = (tmp_path / "rin.lock").read_text()
     assert [line.strip()[:3] for line in text.splitlines() if "fingerprint" in line] == [
@@ -67,6 +73,47 @@ def test_the_lock_has_one_line_a_checkpoint(tmp_path):
     (tmp_path / "rin.lock").write_text("<<<<<<< HEAD\n" + text)
     with pytest.raises(InputError, match="merge conflict"):
         read_lock(tmp_path)
+    (tmp_path / "rin.lock").write_text('{"format": 1, "checkpoints": {}}')
+    with pytest.raises(InputError, match="older rin"):
+        read_lock(tmp_path)
+
+
+def test_remotes_are_written_into_rin_toml_and_out_again(tmp_path):
+    text = "# mine\n[data]\nfiles = []  # none\n\n[cache]\nworkers = 1\n"
+    made = config(tmp_path, text)
+    add_remote(tmp_path, made, "origin", RemoteSettings("s3://b/p", "http://h:1", "me"))
+    made = load_config(tmp_path)
+    assert made.remote == {"origin": RemoteSettings("s3://b/p", "http://h:1", "me")}
+    add_remote(tmp_path, made, "nas", RemoteSettings("../shared"))
+    made = load_config(tmp_path)
+    assert list(made.remote) == ["origin", "nas"]
+    with pytest.raises(UsageError, match="already"):
+        add_remote(tmp_path, made, "nas", RemoteSettings("elsewhere"))
+    with pytest.raises(UsageError, match="cannot be the name"):
+        add_remote(tmp_path, made, "a.b", RemoteSettings("elsewhere"))
+    with pytest.raises(InputError, match="cannot be opened"):
+        add_remote(tmp_path, made, "x", RemoteSettings("nowhere://a/b"))
+    with pytest.raises(InputError, match="is for S3"):
+        add_remote(tmp_path, made, "x", RemoteSettings("memory://a", profile="me"))
+    remove_remote(tmp_path, made, "origin")
+    assert list(load_config(tmp_path).remote) == ["nas"]
+    remove_remote(tmp_path, made, "nas")
+    assert (tmp_path / CONFIG_FILE).read_text() == text
+
+
+def test_a_remote_written_in_another_way_is_left_to_the_user(tmp_path):
+    text = 'remote = { origin = { url = "s3://b/p" } }\n'
+    made = config(tmp_path, text)
+    with pytest.raises(InputError, match="cannot change safely"):
+        remove_remote(tmp_path, made, "origin")
+    assert (tmp_path / CONFIG_FILE).read_text() == text
+
+
+def test_local_settings_reach_into_a_remote(tmp_path):
+    (tmp_path / ".rin").mkdir()
+    (tmp_path / ".rin/config.local.toml").write_text('[remote.origin]\nprofile = "me"\n')
+    made = config(tmp_path, '[remote.origin]\nurl = "s3://b/p"\n')
+    assert made.remote["origin"] == RemoteSettings("s3://b/p", profile="me")
 
 
 @pytest.fixture
