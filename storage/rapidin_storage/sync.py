@@ -96,20 +96,25 @@ def compare(source: Cache, target: Cache) -> Comparison:
         if position is not None:
             if not forward:
                 return Comparison(behind=True)
-            numbers = [number for number in source.log.numbers() if number > position]
+            numbers = [number for number in source.log.numbers() if number >= position]
             return Comparison(ahead=source.log.read_all(numbers))
     return Comparison(ahead=[newest], behind=True, diverged=True)
 
 
 def _position(cache: Cache, commit: Commit) -> int | None:
-    """Number of the last commit of a log that has a commit's tree in its history."""
+    """Number of the first commit of a log that has more than a commit's tree; else None.
+
+    A commit that merged the tree has more already; one that equals it is the last to skip.
+    """
     try:
         if cache.log.read(commit.number).tree == commit.tree:
-            return commit.number
+            return commit.number + 1
     except NotFoundError:
         pass
     for ours in reversed(cache.log.read_all()):
-        if commit.tree == ours.tree or commit.tree in ours.merged:
+        if commit.tree == ours.tree:
+            return ours.number + 1
+        if commit.tree in ours.merged:
             return ours.number
     return None
 
