@@ -213,9 +213,11 @@ def _merge(source: Cache, target: Cache, commit: Commit) -> Snapshot | None:
         def load(start: int = start, stop: int = stop, filled: Any = filled) -> Rows:
             return {n: v[filled] for n, v in theirs.read(start, stop, names).items()}
 
-        whole = len(filled) == 0 or filled[-1] == len(filled) - 1
+        if not len(filled):
+            continue
+        whole = filled[-1] == len(filled) - 1
         if whole and commit.chunk_rows == writer.chunk_rows:
             writer.adopt(theirs.manifest.chunk(number), digests[filled], load)
-        elif len(filled):
+        else:
             writer.add(load())
     return writer.commit(merged=[commit.tree])

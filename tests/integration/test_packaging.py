@@ -81,11 +81,17 @@ def commands():
     return typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
 
 
+def parameters(command):
+    """Its own, or those of all commands of a group."""
+    for inner in getattr(command, "commands", {"": command}).values():
+        yield from inner.params
+
+
 @pytest.mark.parametrize(("name", "command"), commands())
 def test_every_command_and_option_is_documented(name, command):
     section = re.search(rf"### `rin {name}[^\n]*\n(.*?)(?=\n##|\Z)", README, re.DOTALL)
     assert section, f"README has no section on rin {name}"
-    for parameter in command.params:
+    for parameter in parameters(command):
         for option in (*parameter.opts, *parameter.secondary_opts):
             if option.startswith("--") and option != "--help":
                 assert option in section.group(1), f"README does not describe {name} {option}"
@@ -94,11 +100,13 @@ def test_every_command_and_option_is_documented(name, command):
 def test_every_setting_and_exit_code_is_documented():
     import dataclasses
 
-    from rapidin_cli.config import Config
+    from rapidin_cli.config import Config, RemoteSettings
 
     config = Config()
     for table in dataclasses.fields(config):
         value = getattr(config, table.name)
+        if table.name == "remote":
+            value = RemoteSettings("")
         if dataclasses.is_dataclass(value):
             for setting in dataclasses.fields(value):
                 assert f"`{setting.name}`" in README, f"[{table.name}] {setting.name}"
