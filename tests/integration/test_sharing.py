@@ -13,7 +13,8 @@ import pytest
 
 from rapidin_cli import Project
 from tests import tiny
-from tests.integration.test_commands import rin, stored_rows
+from tests.forked import rin
+from tests.integration.test_commands import stored_rows
 
 TREE = re.compile(r'"snapshot": "([0-9a-f]{64})"')
 
