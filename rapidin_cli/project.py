@@ -175,9 +175,9 @@ class Project:
         here = open_root(self.root / ".rin") if self.store.shared else self.store
         behind = [*([self.store] if self.store.shared else []), *self.upstreams]
         for root in (self.store, *self.upstreams):
-            commit = Cache(root, cache_id).log.latest()
-            if commit is not None:
-                return Snapshot(ObjectStore(here, behind), commit)
+            snapshot = Cache(root, cache_id).snapshot()
+            if snapshot is not None:
+                return Snapshot(ObjectStore(here, behind), snapshot.commit)
             with contextlib.suppress(NotFoundError):
                 root.check_format()  # nothing may mean: written by a newer program
         return None

@@ -52,6 +52,8 @@ class Cache:
             FormatError: the store is newer than this program.
             NotFoundError: the commit asked for does not exist.
         """
+        if not self.root.shared and self.root.list("caches"):
+            self.root.check_format()  # over a network each commit's own version must do
         commit = self.log.latest() if number is None else self.log.read(number)
         return None if commit is None else Snapshot(self.objects, commit)
 

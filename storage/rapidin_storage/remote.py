@@ -67,6 +67,8 @@ class FsspecRoot(Root):
         except Exception as error:  # libraries of stores raise what they like
             if self._is_s3 and (refused := s3.refusal(error, str(self), self._options)):
                 raise AccessError(refused) from error
+            if self._is_s3 and (silent := s3.unreachable(error, str(self), self._options)):
+                raise StorageError(silent) from error
             if isinstance(error, FileNotFoundError):
                 raise NotFoundError(f"{where} does not exist") from None
             if isinstance(error, PermissionError):

@@ -77,12 +77,19 @@ def refusal(error: BaseException, place: str, options: dict[str, Any]) -> str:
     if code(error) in ("NoSuchBucket", "InvalidBucketName"):
         return f"there is no bucket of {place} at {options.get('endpoint_url') or 'AWS'}"
     if name == "ProfileNotFound":
-        return f"the AWS profile {options.get('profile')!r} for {place} does not exist"
+        return f"no credentials for {place}: {error}"
     if "Credential" in name or name in ("TokenRetrievalError", "UnauthorizedSSOTokenError"):
         return f"no credentials for {place}: {credentials_source(options)}"
     if code(error) in _REFUSED or isinstance(error, PermissionError):
         reason = " ".join(str(error).split()) or "access denied"
         return f"{place} refused the credentials of {credentials_source(options)}: {reason}"
+    return ""
+
+
+def unreachable(error: BaseException, place: str, options: dict[str, Any]) -> str:
+    """Return the sentence for a service that cannot be connected to, or ''."""
+    if type(error).__name__ in ("EndpointConnectionError", "ConnectTimeoutError"):
+        return f"cannot reach {place}: no connection to {options.get('endpoint_url') or 'AWS'}"
     return ""
 
 
@@ -95,7 +102,7 @@ def credentials_source(options: dict[str, Any]) -> str:
     try:
         found = botocore.session.Session(profile=profile).get_credentials()
     except BotoCoreError as error:
-        return f"AWS profile {profile!r} ({error})"
+        return str(error)
     if found is None:
         return "none in the environment, the AWS files or an instance's role"
     source = _SOURCES.get(found.method, found.method)

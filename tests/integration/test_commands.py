@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from rapidin_cli import Project
-from tests import tiny
+from tests import forked, tiny
 
 LONGEST = 32  # tokens of the longest rows of a tiny project
 SCHEMA = json.loads(
@@ -24,6 +24,9 @@ SCHEMA = json.loads(
 
 
 def rin(folder, *arguments, stdin="", **environment):
+    """Run a command: in a new process where its start or its standard input matters."""
+    if not (stdin or environment):
+        return forked.rin(folder, *arguments)
     return subprocess.run(
         [sys.executable, "-m", "rapidin_cli", *map(str, arguments)],
         cwd=folder,
