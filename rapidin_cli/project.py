@@ -19,26 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rapidin_cli import __version__, sharing
-from rapidin_cli.caching import (
-    WHOLE,
-    Part,
-    Plan,
-    Progress,
-    Settings,
-    Silent,
-    cache_rows,
-    make_plan,
-)
-from rapidin_cli.checkpoints import Checkpoint, Fingerprints, load_tokenizer, resolve
+from rapidin_cli.caching import WHOLE, Part, Progress, Settings, Silent, cache_rows
+from rapidin_cli.checkpoints import Fingerprints
 from rapidin_cli.config import CONFIG_FILE, CheckpointSettings, Config, load_config
-from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import Dataset
-from rapidin_cli.data.loading import load_dataset
 from rapidin_cli.errors import InputError, MissingError, NoProjectError
 from rapidin_cli.lock import LockEntry, read_lock, write_lock
+from rapidin_cli.opened import Opened
 from rapidin_cli.remotes import choose, open_place, open_remote
 from rapidin_cli.results import Results
-from rapidin_cli.workers import Job, choose_devices
 from rapidin_storage import (
     Cache,
     NotFoundError,
@@ -46,7 +35,6 @@ from rapidin_storage import (
     Root,
     Snapshot,
     StorageError,
-    cache_name,
     open_root,
 )
 from rapidin_storage.sync import synchronise
@@ -68,76 +56,6 @@ class Cached:
     computed: int
     snapshot: Snapshot
     dataset: Dataset
-
-
-class Opened:
-    """One checkpoint with its data and its cache."""
-
-    def __init__(self, project: Project, settings: CheckpointSettings, *, skip_bad: bool) -> None:
-        model = project.config.model
-        self._project = project
-        self.checkpoint: Checkpoint = resolve(
-            project.root,
-            settings.name,
-            settings.path,
-            model.base,
-            trust=model.trust_remote_code,
-        )
-        self._skip_bad = skip_bad
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Of the checkpoint's tensors and configuration."""
-        return self._project.fingerprints.checkpoint(self.checkpoint)
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """What makes cached rows comparable; its hash is the cache-id."""
-        rendering = self._project.config.data.rendering()
-        return {
-            "checkpoint": self.fingerprint,
-            "tokenizer": self._project.fingerprints.tokenizer(self.checkpoint, rendering),
-            "gradient": self._project.config.gradient.identity(),
-        }
-
-    @cached_property
-    def cache(self) -> Cache:
-        """The cache of this checkpoint under this gradient spec, in the project's store."""
-        return Cache(self._project.store, cache_name(self.identity), self._project.upstreams)
-
-    def snapshot(self) -> Snapshot | None:
-        """Return the newest snapshot: the store's, else a remote's, read through; or None."""
-        return self._project.newest(self.cache.id)
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The Hugging Face tokenizer."""
-        return load_tokenizer(self.checkpoint)
-
-    @cached_property
-    def encoder(self) -> Encoder:
-        """Turns rows and queries into tokens."""
-        return Encoder(self.tokenizer, self._project.config.data)
-
-    @cached_property
-    def dataset(self) -> Dataset:
-        """All training examples as this checkpoint's tokenizer reads them."""
-        project = self._project
-        return load_dataset(
-            project.root, project.config.data, self.encoder, skip_bad=self._skip_bad
-        )
-
-    def plan(self, snapshot: Snapshot | None, part: Part = WHOLE) -> Plan:
-        """Return what caching would compute."""
-        return make_plan(self.dataset, snapshot, self._project.cache_settings, part)
-
-    def jobs(self, devices: str, workers: int | None) -> list[Job]:
-        """Return one job per worker."""
-        config = self._project.config
-        return [
-            Job(self.checkpoint, config.gradient, device, threads, config.model.dtype)
-            for device, threads in choose_devices(devices, workers or config.cache.workers)
-        ]
 
 
 class Project:

@@ -11,7 +11,8 @@ from rapidin_cli.data.examples import IGNORED
 from rapidin_cli.errors import InputError
 from rapidin_cli.influence.tokens import token_texts
 from rapidin_cli.lock import LockEntry, read_lock
-from rapidin_cli.project import Opened, Project
+from rapidin_cli.opened import Opened
+from rapidin_cli.project import Project
 from rapidin_storage import Cache, StorageError
 from rapidin_storage.sync import compare
 
