@@ -66,11 +66,7 @@ def remove_garbage(root: Root, garbage: Garbage) -> int:
     needed = _Named(root)
 
     def remove(entry: Entry) -> int:
-        current = root.entry(entry.path)
-        if current is None or current.modified >= garbage.before:
-            return 0
-        root.remove(entry.path)
-        return current.size
+        return root.discard(entry.path, garbage.before)
 
     freed = 0
     for start in range(0, len(garbage.entries), _BATCH):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,6 +87,30 @@ class LocalRoot(Root):
         """See `Root.remove`."""
         with self._explained("remove", path):
             self._path(path).unlink(missing_ok=True)
+
+    def discard(self, path: str, before: float) -> int:
+        """See `Root.discard`. No writer can refresh the file between the look and the removal.
+
+        The file is taken out of the way first. A writer that comes later finds it gone and
+        writes it again; one that came just before has left its mark, and it is put back.
+        """
+        entry = self.entry(path)
+        if entry is None or entry.modified >= before:
+            return 0
+        target = self._path(path)
+        aside = target.with_name(f"{TEMPORARY}gc-{uuid.uuid4().hex}")
+        try:
+            with self._explained("remove", path):
+                target.rename(aside)
+                if aside.stat().st_mtime < before:
+                    aside.unlink()
+                    return entry.size
+                with contextlib.suppress(FileExistsError):
+                    os.link(aside, target)
+                aside.unlink()
+        except NotFoundError:  # another gc was faster
+            pass
+        return 0
 
     def refresh(self, path: str, size: int) -> bool:
         """See `Root.refresh`."""

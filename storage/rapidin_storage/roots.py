@@ -73,6 +73,14 @@ class Root(ABC):
     def remove(self, path: str) -> None:
         """Remove a file; no error if there is none."""
 
+    def discard(self, path: str, before: float) -> int:
+        """Remove a file that was last written before a time; return the bytes freed, or 0."""
+        entry = self.entry(path)
+        if entry is None or entry.modified >= before:
+            return 0
+        self.remove(path)
+        return entry.size
+
     @abstractmethod
     def list(self, folder: str) -> list[str]:
         """Names directly inside a folder, sorted; empty if there is no such folder."""
