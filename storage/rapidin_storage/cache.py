@@ -12,8 +12,7 @@ import zarr
 
 from rapidin_storage.arrays import DIGEST, ArraySpec
 from rapidin_storage.errors import CorruptError, NotFoundError
-from rapidin_storage.manifest import Manifest
-from rapidin_storage.objects import ObjectStore, canonical_json
+from rapidin_storage.objects import ObjectStore, canonical_json, is_digest
 from rapidin_storage.refs import Commit, CommitLog
 from rapidin_storage.roots import FORMAT_VERSION, Root
 from rapidin_storage.zarr_store import CacheStore
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 def list_caches(root: Root) -> list[str]:
     """Names of the caches in a root, sorted."""
-    return root.list("caches")
+    return [name for name in root.list("caches") if is_digest(name)]
 
 
 def cache_name(identity: Mapping[str, Any]) -> str:
@@ -96,7 +95,7 @@ class Snapshot:
     def __init__(self, objects: ObjectStore, commit: Commit) -> None:
         self.objects = objects
         self.commit = commit
-        self.manifest = Manifest(objects, commit.pages, commit.chunk_count)
+        self.manifest = commit.manifest(objects)
 
     @cached_property
     def group(self) -> zarr.Group:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rapidin_storage.arrays import DIGEST, encode_chunk, resized
+from rapidin_storage.arrays import DIGEST, array_documents, encode_chunk
 from rapidin_storage.cache import Cache, Snapshot
 from rapidin_storage.errors import ConflictError
 from rapidin_storage.manifest import ChunkRefs, Manifest
@@ -61,14 +61,14 @@ def _try_compact(cache: Cache, base: Snapshot) -> bool:
             part = {name: values[start : start + size] for name, values in joined.items()}
             encoded = encode_chunk(part, specs, size)
             chunks.append({name: cache.objects.put(data) for name, data in encoded.items()})
-    manifest = Manifest(cache.objects, [], 0).with_chunks(dict(enumerate(chunks)))
+    manifest = Manifest(cache.objects, [], 0, set(specs)).with_chunks(dict(enumerate(chunks)))
     return cache.log.append(
         replace(
             commit,
             number=commit.number + 1,
             parent=commit.digest,
             slots=commit.rows,
-            arrays={name: resized(doc, commit.rows) for name, doc in commit.arrays.items()},
+            arrays=array_documents(specs, commit.rows, size),
             pages=manifest.pages,
             time=now(),
             merged=[],

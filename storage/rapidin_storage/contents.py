@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from rapidin_storage.errors import CorruptError, NotFoundError, StorageError
-from rapidin_storage.manifest import Manifest
 from rapidin_storage.objects import ObjectRef, ObjectStore
 from rapidin_storage.refs import Commit
 
@@ -66,7 +65,7 @@ def parts(
         NotFoundError, CorruptError: a page cannot be had.
     """
     seen = set() if seen is None else seen
-    manifest = Manifest(objects, commit.pages, commit.chunk_count)
+    manifest = commit.manifest(objects)
 
     def new(ref: ObjectRef) -> bool:
         if ref.digest in seen or ref.digest in lost:
@@ -94,15 +93,19 @@ def parts(
                     yield Part(ref, name, index)
 
 
-def lost_in(commits: Iterable[Commit]) -> set[str]:
-    """Digests that commits give up for lost."""
-    return {digest for commit in commits for digest in commit.lost}
+def all_parts(
+    objects: ObjectStore,
+    commits: Sequence[Commit],
+    seen: set[str] | None = None,
+    broken: Callable[[Part, StorageError], None] | None = None,
+) -> Iterator[tuple[Commit, Part]]:
+    """Yield what the commits of a log name, each object once, with the newest that names it.
 
-
-def named(objects: ObjectStore, commits: Iterable[Commit], lost: Set[str]) -> set[str]:
-    """Digests of all objects that commits name, save the lost ones."""
-    seen: set[str] = set()
-    for commit in commits:
-        for _ in parts(objects, commit, seen, lost):
-            pass
-    return seen
+    What a repair gave up is left out of the commits before it, and only of those: the same
+    rows computed again make the same objects. The arguments are those of `parts`.
+    """
+    seen, lost = set() if seen is None else seen, set[str]()
+    for commit in reversed(commits):
+        for part in parts(objects, commit, seen, lost, broken):
+            yield commit, part
+        lost.update(commit.lost)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rapidin_storage.arrays import DIGEST
 from rapidin_storage.cache import list_caches
-from rapidin_storage.contents import GROUP, PAGE, lost_in, named, parts
+from rapidin_storage.contents import GROUP, PAGE, all_parts
 from rapidin_storage.errors import StorageError
 from rapidin_storage.local import TEMPORARY
 from rapidin_storage.objects import OBJECTS, ObjectStore, object_path
@@ -85,16 +86,14 @@ class _Named:
         self._objects = ObjectStore(root)
         self._read: set[tuple[str, int]] = set()
         self._digests: set[str] = set()
-        self._lost: set[str] = set()
         self.update()
 
     def update(self) -> None:
         for cache in list_caches(self._root):
             log = CommitLog(self._root, cache)
             fresh = [n for n in log.numbers() if (cache, n) not in self._read]
-            commits = log.read_all(fresh)
-            self._lost.update(digest for commit in commits for digest in commit.lost)
-            self._digests |= named(self._objects, commits, self._lost)
+            for _ in all_parts(self._objects, log.read_all(fresh), self._digests):
+                pass
             self._read.update((cache, n) for n in fresh)
 
     def has(self, entry: Entry) -> bool:
@@ -122,17 +121,14 @@ def drop_local(root: Root, remote: Root, commits: Sequence[Commit], *, remove: b
     Raises:
         StorageError: the remote cannot be listed; nothing was removed.
     """
-    objects = ObjectStore(root)
     there = {entry.path: entry.size for entry in remote.entries(OBJECTS)}
-    seen: set[str] = set()
     droppable = []
-    for commit in commits:
-        for part in parts(objects, commit, seen, lost_in(commits)):
-            path = object_path(part.ref.digest)
-            if part.array in (PAGE, GROUP, "digest") or there.get(path) != part.ref.size:
-                continue
-            if root.size(path) is not None:
-                droppable.append(part.ref)
+    for _, part in all_parts(ObjectStore(root), commits):
+        path = object_path(part.ref.digest)
+        if part.array in (PAGE, GROUP, DIGEST) or there.get(path) != part.ref.size:
+            continue
+        if root.size(path) is not None:
+            droppable.append(part.ref)
     if remove:
         for ref in droppable:
             root.remove(object_path(ref.digest))

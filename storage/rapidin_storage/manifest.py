@@ -8,7 +8,7 @@ object: `{"first": 1024, "chunks": [{"sketch": [digest, size], ...}, ...]}`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from numcodecs import Zstd
 
@@ -59,12 +59,19 @@ def decode_page(data: bytes, first: int, where: str) -> list[ChunkRefs]:
 
 
 class Manifest:
-    """All chunks of one snapshot; pages are fetched when first needed."""
+    """All chunks of one snapshot; pages are fetched when first needed.
 
-    def __init__(self, objects: ObjectStore, pages: list[ObjectRef], chunk_count: int) -> None:
+    Args:
+        names: the arrays that every chunk has.
+    """
+
+    def __init__(
+        self, objects: ObjectStore, pages: list[ObjectRef], chunk_count: int, names: Set[str]
+    ) -> None:
         self._objects = objects
         self.pages = pages
         self.chunk_count = chunk_count
+        self.names = names
         self._loaded: dict[int, list[ChunkRefs]] = {}
 
     def load(self, number: int) -> list[ChunkRefs]:
@@ -79,6 +86,8 @@ class Manifest:
             chunks = decode_page(self._objects.get(ref, where), number * PAGE_CHUNKS, where)
             if len(chunks) != min(PAGE_CHUNKS, self.chunk_count - number * PAGE_CHUNKS):
                 raise CorruptError(f"{where} has {len(chunks)} chunks, not what its commit says")
+            if any(chunk.keys() != self.names for chunk in chunks):
+                raise CorruptError(f"{where} lacks arrays that its commit has, or has others")
             self._loaded[number] = chunks
         return self._loaded[number]
 
@@ -108,4 +117,4 @@ class Manifest:
             chunks = [changed.get(i) or self.chunk(i) for i in range(first, last)]
             ref = self._objects.put(encode_page(first, chunks))
             pages[number : number + 1] = [ref]
-        return Manifest(self._objects, pages, count)
+        return Manifest(self._objects, pages, count, self.names)

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from rapidin_storage.arrays import ArraySpec, Document, check_document
+from rapidin_storage.arrays import ArraySpec, Document, check_documents
 from rapidin_storage.errors import CorruptError, FormatError, NotFoundError
-from rapidin_storage.objects import ObjectRef, canonical_json, is_digest
+from rapidin_storage.manifest import PAGE_CHUNKS, Manifest
+from rapidin_storage.objects import ObjectRef, ObjectStore, canonical_json, is_digest
 from rapidin_storage.roots import FORMAT_VERSION, Root
 from rapidin_storage.transfer import each
 
@@ -65,6 +66,10 @@ class Commit:
         """Array name -> spec, `digest` included."""
         return {name: ArraySpec.of(document) for name, document in sorted(self.arrays.items())}
 
+    def manifest(self, objects: ObjectStore) -> Manifest:
+        """Return the list of its chunks; nothing is read yet."""
+        return Manifest(objects, self.pages, self.chunk_count, set(self.arrays))
+
     def _tree(self) -> dict[str, Any]:
         return {
             "slots": self.slots,
@@ -93,7 +98,8 @@ class Commit:
             "writer": self.writer,
             **self._tree(),
         }
-        return canonical_json(body) + b"\n"
+        check = hashlib.sha256(canonical_json(body)).hexdigest()
+        return canonical_json({**body, "check": check}) + b"\n"
 
     @cached_property
     def digest(self) -> str:
@@ -110,38 +116,39 @@ class Commit:
         corrupt = CorruptError(f"{where} is not a readable commit")
         try:
             body = json.loads(data)
-            if body["format"] > FORMAT_VERSION:
+            if type(body["format"]) is int and FORMAT_VERSION < body["format"] < 1000:
                 raise FormatError(f"{where} was written by a newer rin")
             slots, chunk_rows = _count(body["slots"]), _count(body["chunk_rows"])
             commit = cls(
                 cache=body["cache"],
                 number=body["number"],
-                parent=body["parent"] and _digest(body["parent"]),
+                parent=None if body["parent"] is None else _digest(body["parent"]),
                 slots=slots,
                 rows=_count(body["rows"]),
                 chunk_rows=chunk_rows,
                 group=ObjectRef.parse(body["group"], where),
-                arrays={
-                    name: check_document(name, document, slots, chunk_rows)
-                    for name, document in body["arrays"].items()
-                },
+                arrays=check_documents(body["arrays"], slots, chunk_rows),
                 pages=[ObjectRef.parse(ref, where) for ref in body["pages"]],
                 time=str(body["time"]),
                 merged=[_digest(tree) for tree in body["merged"]],
                 lost=[_digest(digest) for digest in body["lost"]],
                 writer=dict(body["writer"]),
             )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            consistent = (
+                commit.cache == cache
+                and commit.number == number
+                and (commit.parent is None) == (number == 1)
+                and commit.rows <= commit.slots
+                and len(commit.pages) == -(-commit.chunk_count // PAGE_CHUNKS)
+                # One spelling only, with its own check sum: the newest commit has no
+                # successor that would name its digest.
+                and commit.encode() == data
+            )
+        except (
+            *(ValueError, KeyError, TypeError, AttributeError),
+            *(RecursionError, ArithmeticError),
+        ):
             raise corrupt from None
-        consistent = (
-            commit.cache == cache
-            and commit.number == number
-            and (commit.parent is None) == (number == 1)
-            and commit.chunk_rows >= 1
-            and commit.rows <= commit.slots
-            # One spelling only, so that the same commit has the same digest everywhere.
-            and commit.encode() == data
-        )
         if not consistent:
             raise corrupt
         return commit

@@ -130,9 +130,9 @@ class Root(ABC):
         try:
             mark = json.loads(raw)
             name, version = mark["format"], mark["version"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise FormatError(f"{self.url}/{FORMAT_FILE} is not readable") from None
-        if name != FORMAT_NAME or type(version) is not int:
+        if name != FORMAT_NAME or type(version) is not int or not 0 < version < 1000:
             raise FormatError(f"{self.url}/{FORMAT_FILE} does not describe a rin store")
         if version > FORMAT_VERSION:
             raise FormatError(

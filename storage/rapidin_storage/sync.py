@@ -17,7 +17,7 @@ import numpy as np
 
 from rapidin_storage.arrays import DIGEST, Rows
 from rapidin_storage.cache import Cache, Snapshot
-from rapidin_storage.contents import Part, lost_in, parts
+from rapidin_storage.contents import Part, all_parts, parts
 from rapidin_storage.errors import ConflictError, NotFoundError
 from rapidin_storage.objects import object_path
 from rapidin_storage.refs import Commit
@@ -180,8 +180,7 @@ def _copy(
         shared = {page for commit in commits for page in commit.pages}
         seen = {page.digest for page in base.pages if page in shared}
         seen.update(part.ref.digest for part in parts(target.objects, base, set(seen)))
-    lost = lost_in(commits)
-    wanted = [part for commit in commits for part in parts(source.objects, commit, seen, lost)]
+    wanted = [part for _, part in all_parts(source.objects, commits, seen)]
     progress.start(len(wanted), sum(part.ref.size for part in wanted))
 
     def copy(part: Part) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from rapidin_storage.arrays import encode_chunk
+from rapidin_storage.arrays import check_group, decode_content, encode_chunk
 from rapidin_storage.cache import Cache, Snapshot
-from rapidin_storage.contents import Part, lost_in, parts
+from rapidin_storage.contents import GROUP, PAGE, Part, all_parts
 from rapidin_storage.errors import ConflictError, CorruptError, NotFoundError, StorageError
 from rapidin_storage.manifest import ChunkRefs, Manifest
 from rapidin_storage.objects import ObjectRef, ObjectStore, object_path
@@ -17,6 +18,8 @@ from rapidin_storage.refs import Commit, CommitLog
 from rapidin_storage.roots import Root
 from rapidin_storage.transfer import each
 from rapidin_storage.writer import identify, now
+
+_MOST_MISSING = 8
 
 
 @dataclass(frozen=True)
@@ -74,23 +77,20 @@ def verify(
     objects = ObjectStore(cache.root)
     pages = ObjectStore(cache.root, upstreams, keep=False)
     commits = _check_log(cache.log, verdict)
-    lost, seen = lost_in(commits), set[str]()
+    unreadable: dict[str, StorageError] = {}
 
     def broken(part: Part, error: StorageError) -> None:
-        """Its object is checked like every other."""
+        unreadable[part.ref.digest] = error
 
-    wanted = [
-        (part, commit)
-        for commit in reversed(commits)
-        for part in parts(pages, commit, seen, lost, broken)
-    ]
+    wanted = [(part, commit) for commit, part in all_parts(pages, commits, broken=broken)]
 
     def check(item: tuple[Part, Commit]) -> Problem | bool:
         part, commit = item
-        what = part.describe(commit)
         current = commit is commits[-1]
         try:
-            _check_object(objects, part.ref, what, quick=quick)
+            _check_object(objects, part, commit, quick=quick)
+            if error := unreadable.get(part.ref.digest):
+                raise error
         except NotFoundError as error:
             if any(u.size(object_path(part.ref.digest)) == part.ref.size for u in upstreams):
                 return True
@@ -108,9 +108,17 @@ def verify(
     return verdict
 
 
-def _check_object(objects: ObjectStore, ref: ObjectRef, what: str, *, quick: bool) -> None:
+def _check_object(objects: ObjectStore, part: Part, commit: Commit, *, quick: bool) -> None:
+    ref, what = part.ref, part.describe(commit)
     if not quick:
-        objects.get(ref, what)
+        data = objects.get(ref, what)
+        try:
+            if part.array == GROUP:
+                check_group(data)
+            elif part.array != PAGE:
+                decode_content(commit.arrays[part.array], data, what)
+        except ValueError as error:
+            raise CorruptError(f"{error}: object {ref.digest}") from None
         return
     size = objects.root.size(object_path(ref.digest))
     where = f"object {ref.digest} in {objects.root.url}"
@@ -131,16 +139,22 @@ def _check_log(log: CommitLog, verdict: Verdict) -> list[Commit]:
             commits.append(log.read(number))
         except CorruptError as error:
             notes.append((number, str(error)))
-    for number in sorted(set(range(1, numbers[-1] if numbers else 0)) - set(numbers)):
-        path = f"{log.root.url}/{log.path(number)}"
-        notes.append((number, f"commit {number} of cache {log.cache_id[:12]} is missing ({path})"))
-    forgiven, lost = set[int](), lost_in(commits)
-    for before, commit in zip([None, *commits], commits, strict=False):
-        last = before.number if before else 0
+    for before, number in zip([0, *numbers], numbers, strict=False):
+        gap = range(before + 1, number)
+        # A file with an absurd number does not make every other one a problem.
+        for missing in gap if len(gap) <= _MOST_MISSING else gap[-1:]:
+            path = f"{log.root.url}/{log.path(missing)}"
+            text = f"commit {missing} of cache {log.cache_id[:12]} is missing ({path})"
+            notes.append((missing, text))
+    forgiven = set[int]()
+    lost = {digest for commit in commits for digest in commit.lost}
+    for earlier, commit in zip([None, *commits], commits, strict=False):
+        last = earlier.number if earlier else 0
         if commit.parent in lost:
-            forgiven.update(range(last + 1, commit.number))
-        elif before and last == commit.number - 1 and commit.parent != before.digest:
-            notes.append((last, f"commit {commit.number} does not follow commit {last} of {log}"))
+            forgiven.update(number for number, _ in notes if last < number < commit.number)
+        elif earlier and last == commit.number - 1 and commit.parent != earlier.digest:
+            text = f"commit {commit.number} of cache {log.cache_id[:12]} does not follow {last}"
+            notes.append((last, text))
     newest = numbers[-1] if numbers else 0
     verdict.problems += [
         Problem(text, log.cache_id, number, None, number == newest)
@@ -183,16 +197,22 @@ def repair(cache: Cache, problems: Sequence[Problem], upstreams: Sequence[Root])
             left.append(problem)
     commits = [problem for problem in left if problem.part is None]
     digests = {problem.part.ref.digest for problem in left if problem.part is not None}
+    for digest in digests:
+        # Else the same rows, computed again, would find their object there: damaged.
+        cache.root.remove(object_path(digest))
     for problem in commits:
         digests |= _set_aside(cache.log, problem.commit)
     rows = _give_up(cache, digests) if digests else 0
-    return Repaired(fetched, rows, len(digests))
+    return Repaired(fetched, rows, len(digests | {str(p.commit) for p in commits}))
 
 
 def _fetch(cache: Cache, problem: Problem, upstream: Root) -> bool:
     if problem.part is None:
         return _fetch_commit(cache.log, CommitLog(upstream, cache.id), problem.commit)
     ref = problem.part.ref
+    with contextlib.suppress(NotFoundError, CorruptError):
+        ObjectStore(cache.root).get(ref)
+        return False  # it was written wrong, so every copy is
     try:
         cache.root.write(object_path(ref.digest), ObjectStore(upstream).get(ref))
     except (NotFoundError, CorruptError):
@@ -239,7 +259,7 @@ def _give_up(cache: Cache, digests: set[str]) -> int:
     objects = ObjectStore(cache.root)
     gone = _lost_chunks(objects, base, digests)
     hole = _hole(objects, base)
-    manifest = Manifest(objects, base.pages, base.chunk_count)
+    manifest = base.manifest(objects)
     chunks: dict[int, ChunkRefs] = {
         index: hole if index in gone else manifest.chunk(index) for index in range(base.chunk_count)
     }
@@ -252,7 +272,9 @@ def _give_up(cache: Cache, digests: set[str]) -> int:
         base,
         number=base.number + 1,
         parent=base.digest,
-        pages=Manifest(objects, [], 0).with_chunks(chunks).pages if gone else base.pages,
+        pages=Manifest(objects, [], 0, set(base.arrays)).with_chunks(chunks).pages
+        if gone
+        else base.pages,
         time=now(),
         merged=[],
         lost=sorted(digests),
@@ -265,7 +287,7 @@ def _give_up(cache: Cache, digests: set[str]) -> int:
 
 
 def _lost_chunks(objects: ObjectStore, base: Commit, digests: set[str]) -> set[int]:
-    manifest = Manifest(objects, base.pages, base.chunk_count)
+    manifest = base.manifest(objects)
     gone: set[int] = set()
     for number, page in enumerate(base.pages):
         chunks = manifest.chunks_of_page(number)

@@ -15,10 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from rapidin_storage.arrays import DIGEST, ArraySpec, Rows, describe, encode_chunk, resized
+from rapidin_storage.arrays import (
+    DIGEST,
+    ArraySpec,
+    Rows,
+    array_documents,
+    encode_chunk,
+    group_document,
+)
 from rapidin_storage.cache import Cache, Snapshot
 from rapidin_storage.errors import ConflictError, CorruptError, StorageError
 from rapidin_storage.manifest import ChunkRefs, Manifest
+from rapidin_storage.objects import canonical_json
 from rapidin_storage.refs import Commit
 from rapidin_storage.roots import FRESH
 from rapidin_storage.transfer import each
@@ -81,7 +89,7 @@ class CacheWriter:
         self.arrays = {**arrays, DIGEST: ArraySpec("uint8", (32,))}
         self.base = cache.snapshot()
         self.chunk_rows = self.base.commit.chunk_rows if self.base else chunk_rows
-        self._group, self._documents = describe(self.arrays, 0, self.chunk_rows, attributes)
+        self._group = canonical_json(group_document(attributes))
         self._pending: list[_Chunk] = []
         self._digests: set[bytes] = set()
         if self.base is not None:
@@ -92,9 +100,6 @@ class CacheWriter:
     def _check_base(self, base: Snapshot) -> None:
         if base.commit.specs != self.arrays:
             raise StorageError(f"{base} has other arrays than the rows to be added")
-        for name, document in base.commit.arrays.items():
-            if document["codecs"] != self._documents[name]["codecs"]:
-                raise StorageError(f"array {name} of {base} is encoded in another way than ours")
 
     def _take_tail(self, base: Snapshot) -> None:
         commit = base.commit
@@ -224,7 +229,10 @@ class CacheWriter:
             placed.append((number, chunk))
             slots = max(slots, number * self.chunk_rows + len(chunk))
         manifest = Manifest(
-            self._objects, base.pages if base else [], base.chunk_count if base else 0
+            self._objects,
+            base.pages if base else [],
+            base.chunk_count if base else 0,
+            set(self.arrays),
         ).with_chunks(changed)
         commit = Commit(
             cache=self._cache.id,
@@ -234,10 +242,7 @@ class CacheWriter:
             rows=(base.rows if base else 0) + self.new_rows,
             chunk_rows=self.chunk_rows,
             group=base.group if base else self._objects.put(self._group),
-            arrays={
-                name: resized(document, slots)
-                for name, document in (base.arrays if base else self._documents).items()
-            },
+            arrays=array_documents(self.arrays, slots, self.chunk_rows),
             pages=manifest.pages,
             time=now(),
             merged=merged,

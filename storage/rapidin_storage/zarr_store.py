@@ -16,7 +16,7 @@ from zarr.abc.store import (
 )
 from zarr.core.buffer import Buffer, BufferPrototype
 
-from rapidin_storage.arrays import check_content, chunk_key
+from rapidin_storage.arrays import check_content, check_group, chunk_key
 from rapidin_storage.errors import CorruptError
 from rapidin_storage.manifest import Manifest
 from rapidin_storage.objects import ObjectRef, ObjectStore, canonical_json
@@ -95,11 +95,13 @@ class CacheStore(Store):
             return found
         what = f"{key} of {self._label}"
         data = self._objects.get(found, what)
-        if key != "zarr.json":
-            try:
+        try:
+            if key == "zarr.json":
+                check_group(data)
+            else:
                 check_content(self._commit.arrays[key.partition("/")[0]], data, what)
-            except ValueError as error:
-                raise CorruptError(str(error)) from None
+        except ValueError as error:
+            raise CorruptError(f"{error}: object {found.digest}") from None
         return data
 
     async def get(

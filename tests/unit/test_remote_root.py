@@ -1,14 +1,15 @@
 """Roots over a network: what they ask for, and what they refuse."""
 
-import json
 import uuid
+from dataclasses import replace
 
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from rapidin_cli.doctor import _place
-from rapidin_storage import Cache, Commit, ObjectStore, Snapshot, StorageError, open_root
+from rapidin_storage import Cache, ObjectStore, Snapshot, StorageError, open_root
+from rapidin_storage.arrays import array_documents
 from rapidin_storage.manifest import Manifest
 from rapidin_storage.roots import FRESH
 from rapidin_storage.sync import synchronise
@@ -77,16 +78,16 @@ def many_chunks(root, count):
     first = writer(root, chunk_rows=2)
     first.add(rows(0, 2))
     commit = first.commit().commit
-    objects = ObjectStore(root)
-    refs = Manifest(objects, commit.pages, 1).chunk(0)
-    manifest = Manifest(objects, [], 0).with_chunks(dict.fromkeys(range(count), refs))
-    body = json.loads(commit.encode())
-    body |= {"number": 2, "parent": commit.digest, "slots": 2 * count, "rows": 2}
-    body["pages"] = [list(page) for page in manifest.pages]
-    for document in body["arrays"].values():
-        document["shape"][0] = 2 * count
-    data = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return Commit.decode(data.encode() + b"\n", ID, 2, "made by hand")
+    empty = Manifest(ObjectStore(root), [], 0, set(commit.arrays))
+    refs = commit.manifest(ObjectStore(root)).chunk(0)
+    return replace(
+        commit,
+        number=2,
+        parent=commit.digest,
+        slots=2 * count,
+        arrays=array_documents(commit.specs, 2 * count, 2),
+        pages=empty.with_chunks(dict.fromkeys(range(count), refs)).pages,
+    )
 
 
 def test_one_row_of_10_000_chunks_takes_three_requests_beyond_the_log(s3_server):

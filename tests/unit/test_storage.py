@@ -296,13 +296,13 @@ class RootContract:
     def test_commits_share_their_pages(self, root):
         store = ObjectStore(root)
         ref = ObjectRef("0" * 64, 1)
-        empty = Manifest(store, [], 0)
+        empty = Manifest(store, [], 0, {"a"})
         first = empty.with_chunks({n: {"a": ref} for n in range(PAGE_CHUNKS + 5)})
         other = ObjectRef("1" * 64, 1)
         second = first.with_chunks({PAGE_CHUNKS + 5: {"a": other}})
         assert second.pages[0] == first.pages[0]
         assert second.pages[1] != first.pages[1]
-        fresh = Manifest(store, second.pages, second.chunk_count)
+        fresh = Manifest(store, second.pages, second.chunk_count, {"a"})
         assert fresh.chunk(PAGE_CHUNKS + 5) == {"a": other}
         assert fresh.chunk(3) == {"a": ref}
         with pytest.raises(StorageError, match="without objects"):
