@@ -100,6 +100,10 @@ class FsspecRoot(Root):
         """See `Root.entry`."""
         try:
             with self._explained("read", path):
+                if self._is_s3:  # `info` would also list, to see whether it is a folder
+                    bucket, key, _ = self._fs.split_path(self._path(path))
+                    head = self._fs.call_s3("head_object", Bucket=bucket, Key=key)
+                    return Entry(path, head["ContentLength"], head["LastModified"].timestamp())
                 return self._entry(self._fs.info(self._path(path)))
         except NotFoundError:
             return None

@@ -41,7 +41,9 @@ def filesystem_options(
             "max_pool_connections": 64,
             "connect_timeout": min(10, timeout),
             "read_timeout": timeout,
-            # Every object is checked against its SHA-256 anyway.
+            # Every object is checked against its SHA-256 anyway, and services other than
+            # AWS's often refuse the check sums that botocore would add.
+            "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
         },
     }

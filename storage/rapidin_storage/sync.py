@@ -24,6 +24,7 @@ from rapidin_storage.refs import Commit
 from rapidin_storage.transfer import each
 
 _ATTEMPTS = 64
+_SMALL = 64 * 2**10
 
 
 class Progress(Protocol):
@@ -185,7 +186,9 @@ def _copy(
 
     def copy(part: Part) -> None:
         path = object_path(part.ref.digest)
-        present = target.root.refresh(path, part.ref.size)
+        # Asking over a network whether a small object is there costs as much as sending it.
+        ask = part.ref.size > _SMALL or not target.root.shared
+        present = ask and target.root.refresh(path, part.ref.size)
         if not present:
             what = part.describe(commits[-1])
             target.root.write(path, source.objects.get(part.ref, what))
