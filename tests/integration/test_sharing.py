@@ -231,7 +231,7 @@ def test_diff_shows_how_the_influences_of_a_saved_query_moved(team):
     done = rin(one, "diff", "tuned@1", "tuned", "--result", "", "--top", "3", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert [row["id"] for row in found["added"]] and len(found["added"]) == 4
+    assert len(found["added"]) == 4
     moved = {row["id"]: row for row in found["queries"][0]["moved"]}
     assert moved["data.jsonl:7"]["before"] == moved["data.jsonl:7"]["after"]
     new = [row for row in moved.values() if row["before"] is None]
