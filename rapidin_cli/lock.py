@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rapidin_cli.errors import InputError
+from rapidin_storage.objects import is_digest
 
 LOCK_FILE = "rin.lock"
 LOCK_FORMAT = 2
@@ -35,36 +36,60 @@ def read_lock(root: Path) -> dict[str, LockEntry]:
     """Return the lock's entries by checkpoint name; empty if there is none.
 
     Raises:
-        InputError: not readable, or written by a newer program.
+        InputError: not readable, written by another version, or two lines name a checkpoint.
     """
-    path = root / LOCK_FILE
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-        if body["format"] > LOCK_FORMAT:
-            raise InputError(f"{LOCK_FILE} was written by a newer rin", hint="upgrade rin")
-        if body["format"] < LOCK_FORMAT:
-            raise InputError(
-                f"{LOCK_FILE} was written by an older rin",
-                hint="delete it and run rin cache, which writes it anew",
-            )
-        return {name: LockEntry(**entry) for name, entry in body["checkpoints"].items()}
+        text = (root / LOCK_FILE).read_text(encoding="utf-8")
     except FileNotFoundError:
         return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{LOCK_FILE} is not readable: {error}", hint=f"git checkout {LOCK_FILE}"
+        ) from None
+    if any(line.startswith("<<<<<<< ") for line in text.splitlines()):
+        raise InputError(
+            f"{LOCK_FILE} has a merge conflict",
+            hint=f"git checkout --theirs {LOCK_FILE}, then rin cache, which brings it up to date",
+        )
+    entries: dict[str, LockEntry] = {}
+    try:
+        head, *lines = [json.loads(line) for line in text.splitlines() if line.strip()]
+        if head["format"] > LOCK_FORMAT:
+            raise InputError(f"{LOCK_FILE} was written by a newer rin", hint="upgrade rin")
+        if head != {"format": LOCK_FORMAT}:
+            raise ValueError(head)
+        for line in lines:
+            name = line.pop("checkpoint")
+            if name in entries:
+                raise InputError(
+                    f"{LOCK_FILE} names checkpoint {name!r} twice",
+                    hint="delete one of the lines, then rin cache, which brings it up to date",
+                )
+            entries[name] = _checked(LockEntry(**line))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(
-            f"{LOCK_FILE} is not readable (a merge conflict?)",
+            f"{LOCK_FILE} is not what this version of rin writes",
             hint="restore it from git, or delete it and run rin cache, which writes it anew",
         ) from None
+    return entries
+
+
+def _checked(entry: LockEntry) -> LockEntry:
+    texts = (entry.fingerprint, entry.cache, entry.snapshot, entry.data)
+    if not all(map(is_digest, texts)) or type(entry.rows) is not int:
+        raise ValueError(entry)
+    return entry
 
 
 def write_lock(root: Path, entries: dict[str, LockEntry]) -> None:
-    """Write the lock, one checkpoint a line, so that merges touch only what changed."""
-    lines = [
-        f"  {json.dumps(name)}: {json.dumps(asdict(entries[name]), sort_keys=True)}"
-        for name in sorted(entries)
-    ]
-    inner = ",\n".join(lines)
-    text = f'{{\n "format": {LOCK_FORMAT},\n "checkpoints": {{\n{inner}\n }}\n}}\n'
+    """Write the lock: a line a checkpoint, in the order of their names.
+
+    No line depends on its neighbours, as it would with the commas of one JSON document, so
+    git merges what two branches did to different checkpoints.
+    """
+    lines = [{"format": LOCK_FORMAT}]
+    lines += [{"checkpoint": name, **asdict(entries[name])} for name in sorted(entries)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
     path = root / LOCK_FILE
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return

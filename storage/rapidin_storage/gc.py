@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rapidin_storage.arrays import DIGEST
-from rapidin_storage.cache import list_caches
+from rapidin_storage.cache import Cache, list_caches
 from rapidin_storage.contents import GROUP, PAGE, all_parts
 from rapidin_storage.errors import StorageError
 from rapidin_storage.local import TEMPORARY
 from rapidin_storage.objects import OBJECTS, ObjectStore, object_path
-from rapidin_storage.refs import Commit, CommitLog
-from rapidin_storage.roots import GRACE, Entry, Root
+from rapidin_storage.refs import CommitLog
+from rapidin_storage.roots import GRACE, PROBES, Entry, Root, probe_path
 from rapidin_storage.transfer import each
 
 _BATCH = 500
+_FOLDERS = ("objects", "caches", PROBES)
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Garbage:
 
 
 def find_garbage(root: Root, grace: float = GRACE) -> Garbage:
-    """Find objects that no commit of any cache in the root names, and left-over temporaries.
+    """Find objects that no commit of any cache in the root names, and what crashes left.
 
     Args:
         grace: seconds; what was written later is spared, because a writer may be about to
@@ -55,7 +56,7 @@ def find_garbage(root: Root, grace: float = GRACE) -> Garbage:
     root.check_format()
     before = root.now() - grace
     # Listed first: what is committed after this was written after it, or refreshed.
-    entries = [entry for folder in ("objects", "caches") for entry in root.entries(folder)]
+    entries = [entry for folder in _FOLDERS for entry in root.entries(folder)]
     needed = _Named(root)
     candidates = [entry for entry in entries if not needed.has(entry)]
     old = [entry for entry in candidates if entry.modified < before]
@@ -98,7 +99,7 @@ class _Named:
 
     def has(self, entry: Entry) -> bool:
         folder, _, name = entry.path.rpartition("/")
-        if name.startswith(TEMPORARY):
+        if name.startswith(TEMPORARY) or folder == PROBES:
             return False
         # Anything that is not an object of ours is not ours to remove.
         return not folder.startswith(OBJECTS) or name in self._digests
@@ -112,27 +113,45 @@ class Dropped:
     size: int
 
 
-def drop_local(root: Root, remote: Root, commits: Sequence[Commit], *, remove: bool) -> Dropped:
+def drop_local(root: Root, remote: Root, caches: Iterable[str], *, remove: bool) -> Dropped:
     """Drop the bulk of local objects that a remote was seen to hold in full size.
 
+    Only what the remote's own commits name: what else lies there, its gc may remove.
     Manifests, metadata and digests stay, so that `rin status` and `rin log` need no
     network; the rest is read from the remote again when it is needed.
 
     Raises:
-        StorageError: the remote cannot be listed; nothing was removed.
+        StorageError: both are one place, or the remote cannot be read; nothing was removed.
     """
+    _check_apart(root, remote)
     there = {entry.path: entry.size for entry in remote.entries(OBJECTS)}
-    droppable = []
-    for _, part in all_parts(ObjectStore(root), commits):
-        path = object_path(part.ref.digest)
-        if part.array in (PAGE, GROUP, DIGEST) or there.get(path) != part.ref.size:
-            continue
-        if root.size(path) is not None:
-            droppable.append(part.ref)
+    droppable = {}
+    for cache_id in caches:
+        ours, theirs = Cache(root, cache_id), Cache(remote, cache_id)
+        # The pages of the remote's commits are here, too, after a push or pull.
+        pages = ObjectStore(root, [remote], keep=False)
+        named = {part.ref for _, part in all_parts(pages, theirs.log.read_all())}
+        for _, part in all_parts(ObjectStore(root, [remote]), ours.log.read_all()):
+            path = object_path(part.ref.digest)
+            if part.array in (PAGE, GROUP, DIGEST) or part.ref not in named:
+                continue
+            if there.get(path) == part.ref.size and root.size(path) is not None:
+                droppable[path] = part.ref.size
     if remove:
-        for ref in droppable:
-            root.remove(object_path(ref.digest))
-    return Dropped(len(droppable), sum(ref.size for ref in droppable))
+        for path in droppable:
+            root.remove(path)
+    return Dropped(len(droppable), sum(droppable.values()))
+
+
+def _check_apart(root: Root, remote: Root) -> None:
+    """Refuse two names of one place: whatever it holds would seem to be safe elsewhere."""
+    path = probe_path()
+    root.write(path, b"here")
+    try:
+        if remote.entry(path) is not None:
+            raise StorageError(f"{root.url} and {remote.url} are one place: nothing was dropped")
+    finally:
+        root.remove(path)
 
 
 def parse_grace(text: str) -> float:

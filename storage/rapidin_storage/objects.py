@@ -6,8 +6,8 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from rapidin_storage.errors import CorruptError, NotFoundError, StorageError
 from rapidin_storage.roots import Root
@@ -15,6 +15,10 @@ from rapidin_storage.roots import Root
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
 OBJECTS = "objects/sha256"
+
+_READS = 3
+
+Result = TypeVar("Result")
 
 
 class ObjectRef(NamedTuple):
@@ -49,6 +53,14 @@ def object_path(digest: str) -> str:
     return f"{OBJECTS}/{digest[:2]}/{digest}"
 
 
+def reread(root: Root, read: Callable[[], Result]) -> Result:
+    """Read again what arrived damaged over a network, before its source is blamed."""
+    for _ in range(_READS - 1 if root.shared else 0):
+        with contextlib.suppress(CorruptError):
+            return read()
+    return read()
+
+
 class ObjectStore:
     """Puts and gets objects of one root. An object, once there, is never changed.
 
@@ -75,23 +87,37 @@ class ObjectStore:
 
         Raises:
             NotFoundError, CorruptError: naming `what` (which array and rows), the object
-                and the root.
+                and the root. StorageError: no place that may have it can be read.
         """
         try:
-            data = self.root.read(object_path(ref.digest), ref.size + 1)
+            return reread(self.root, lambda: self._read(ref, what))
         except NotFoundError:
-            for upstream in self.upstreams:
-                with contextlib.suppress(NotFoundError):
-                    data = upstream.get(ref, what)
-                    # A full disk is no reason not to answer.
-                    with contextlib.suppress(StorageError):
-                        if self._keep:
-                            self.put(data)
-                    return data
-            urls = ", ".join([self.root.url, *(u.root.url for u in self.upstreams)])
-            raise NotFoundError(f"{what} is missing: no object {ref.digest} in {urls}") from None
+            return self._get_upstream(ref, what)
+
+    def _read(self, ref: ObjectRef, what: str) -> bytes:
+        data = self.root.read(object_path(ref.digest), ref.size + 1)
         self._check(data, ref, what)
         return data
+
+    def _get_upstream(self, ref: ObjectRef, what: str) -> bytes:
+        failures = []
+        for upstream in self.upstreams:
+            try:
+                data = upstream.get(ref, what)
+            except NotFoundError:
+                continue
+            except StorageError as error:  # the next one may have it, whole
+                failures.append(error)
+                continue
+            # A full disk is no reason not to answer.
+            with contextlib.suppress(StorageError):
+                if self._keep:
+                    self.put(data)
+            return data
+        if failures:
+            raise failures[0]
+        urls = ", ".join([self.root.url, *(u.root.url for u in self.upstreams)])
+        raise NotFoundError(f"{what} is missing: no object {ref.digest} in {urls}") from None
 
     def _check(self, data: bytes, ref: ObjectRef, what: str) -> None:
         corrupt = f"{what} is corrupt: object {ref.digest} in {self.root.url}"

@@ -13,7 +13,7 @@ from typing import Any
 from rapidin_storage.arrays import ArraySpec, Document, check_documents
 from rapidin_storage.errors import CorruptError, FormatError, NotFoundError
 from rapidin_storage.manifest import PAGE_CHUNKS, Manifest
-from rapidin_storage.objects import ObjectRef, ObjectStore, canonical_json, is_digest
+from rapidin_storage.objects import ObjectRef, ObjectStore, canonical_json, is_digest, reread
 from rapidin_storage.roots import FORMAT_VERSION, Root
 from rapidin_storage.transfer import each
 
@@ -189,8 +189,12 @@ class CommitLog:
         """Return one commit; `NotFoundError` or `CorruptError` if it cannot be had."""
         path = self.path(number)
         where = f"commit {number} of cache {self.cache_id[:12]} ({self.root.url}/{path})"
-        data = self.root.read(path, _MAX_COMMIT_BYTES)
-        return Commit.decode(data, self.cache_id, number, where)
+
+        def read() -> Commit:
+            data = self.root.read(path, _MAX_COMMIT_BYTES)
+            return Commit.decode(data, self.cache_id, number, where)
+
+        return reread(self.root, read)
 
     def read_all(self, numbers: Iterable[int] | None = None) -> list[Commit]:
         """Return several commits, all by default, in order."""

@@ -19,6 +19,7 @@ from rapidin_storage.local import LocalRoot
 from rapidin_storage.roots import FRESH, Entry, Root, checked
 
 _CREATE_ATTEMPTS = 6
+_READ_ATTEMPTS = 3
 # What filesystems call the time of the last write: S3, SFTP and local, GCS, Azure, memory.
 _TIMES = ("LastModified", "mtime", "updated", "last_modified", "modified", "created")
 
@@ -40,7 +41,9 @@ class FsspecRoot(Root):
         settings = s3.filesystem_options(**options) if self._is_s3 else options
         self._fs, self._base = fsspec.core.url_to_fs(self.url, **settings)
         if self._is_s3:
-            self._fs.retries = s3.TRANSPORT_ATTEMPTS
+            # s3fs would repeat, in two loops around one another, what botocore has given up.
+            self._fs.retries = 1
+        self._patience = 2 * float(options.get("timeout", 60))
         self._exclusive = False
 
     def __str__(self) -> str:
@@ -83,13 +86,21 @@ class FsspecRoot(Root):
         if at_most == 0:
             return b""
         limits = {} if at_most is None else {"start": 0, "end": at_most}
+        start = time.monotonic()
         with self._explained("read", path):
-            try:
-                return bytes(self._fs.cat_file(self._path(path), **limits))
-            except OSError as error:
-                if s3.code(error) == "InvalidRange":  # no byte to be had: an empty object
-                    return b""
-                raise
+            for left in reversed(range(_READ_ATTEMPTS)):
+                try:
+                    return bytes(self._fs.cat_file(self._path(path), **limits))
+                except Exception as error:
+                    if s3.code(error) == "InvalidRange":  # no byte to be had: an empty object
+                        return b""
+                    # A body that was cut short is asked for again. Who has not answered at
+                    # all for so long was asked several times already.
+                    silent = time.monotonic() - start > self._patience
+                    if silent or not left or not isinstance(error, s3.transport_errors()):
+                        raise
+                time.sleep(random.uniform(0, 0.2))
+        raise AssertionError("unreachable")
 
     def size(self, path: str) -> int | None:
         """See `Root.size`."""

@@ -15,11 +15,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from rapidin_storage.errors import FormatError, NotFoundError, StorageError
+from rapidin_storage.errors import CorruptError, FormatError, NotFoundError, StorageError
 
 FORMAT_NAME = "rapidin-store"
 FORMAT_VERSION = 1
 FORMAT_FILE = "format.json"
+FORMAT_MARK = (
+    json.dumps(
+        {"format": FORMAT_NAME, "version": FORMAT_VERSION, "hash": "sha256"}, sort_keys=True
+    ).encode()
+    + b"\n"
+)
 
 GRACE = 24 * 3600.0
 """Seconds: what `gc` leaves alone by default, because a writer may be about to name it."""
@@ -27,7 +33,15 @@ GRACE = 24 * 3600.0
 FRESH = GRACE / 2
 """Seconds: an object that was written longer ago is written again before it is relied on."""
 
+PROBES = "probes"
+"""Folder of files that only try something out; gc removes those that were left."""
+
 _RACERS, _ROUNDS = 3, 3
+
+
+def probe_path() -> str:
+    """Return the path of a new probe."""
+    return f"{PROBES}/{uuid.uuid4().hex}"
 
 
 class Entry(NamedTuple):
@@ -102,7 +116,7 @@ class Root(ABC):
 
     def now(self) -> float:
         """Return the time by the clock that stamps this root's files (Unix time)."""
-        path = f"probe-{uuid.uuid4().hex}"
+        path = probe_path()
         self.write(path, b"time")
         try:
             entry = self.entry(path)
@@ -116,7 +130,8 @@ class Root(ABC):
         """Refuse a store that this program cannot read; with `create`, mark a new one.
 
         Raises:
-            FormatError: format.json is unreadable, foreign or newer than this program.
+            FormatError: it is newer than this program, or another program's.
+            CorruptError: format.json is damaged.
             NotFoundError: there is no store here and `create` is false.
         """
         try:
@@ -124,16 +139,17 @@ class Root(ABC):
         except NotFoundError:
             if not create:
                 raise NotFoundError(f"there is no store at {self.url}") from None
-            mark = {"format": FORMAT_NAME, "version": FORMAT_VERSION, "hash": "sha256"}
-            self.create(FORMAT_FILE, json.dumps(mark, sort_keys=True).encode() + b"\n")
+            self.create(FORMAT_FILE, FORMAT_MARK)
             return
         try:
             mark = json.loads(raw)
             name, version = mark["format"], mark["version"]
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise FormatError(f"{self.url}/{FORMAT_FILE} is not readable") from None
-        if name != FORMAT_NAME or type(version) is not int or not 0 < version < 1000:
+            raise CorruptError(f"{self.url}/{FORMAT_FILE} is not readable") from None
+        if name != FORMAT_NAME:
             raise FormatError(f"{self.url}/{FORMAT_FILE} does not describe a rin store")
+        if type(version) is not int or not 0 < version < 1000:
+            raise CorruptError(f"{self.url}/{FORMAT_FILE} is not readable")
         if version > FORMAT_VERSION:
             raise FormatError(
                 f"the store at {self.url} has format {version}; this program reads up to "
@@ -144,7 +160,7 @@ class Root(ABC):
         """Get ready to write: mark a new store, refuse one where writing is not safe.
 
         Raises:
-            FormatError: see `check_format`.
+            FormatError, CorruptError: see `check_format`.
             StorageError: it cannot be written, or `create` replaces files there.
         """
         self.check_format(create=True)
@@ -157,15 +173,18 @@ class Root(ABC):
                 first and then writes; else one after the other.
 
         Raises:
-            StorageError: not exactly one won, or another's bytes are there.
+            StorageError: several won, or another's bytes are there than the winner's.
         """
-        names = [f"probe-{uuid.uuid4().hex}" for _ in range(_ROUNDS if race else 1)]
+        names = [probe_path() for _ in range(_ROUNDS if race else 1)]
         bodies = [f"writer {number}".encode() for number in range(_RACERS)]
         try:
             with ThreadPoolExecutor(_RACERS if race else 1) as pool:
                 for name in names:
                     won = list(pool.map(lambda body, name=name: self.create(name, body), bodies))
-                    if sum(won) != 1 or self.read(name, 64) != bodies[won.index(True)]:
+                    # One who won may not know, if the reply was lost.
+                    winner = bodies[won.index(True)] if any(won) else None
+                    found = self.read(name, 64)
+                    if sum(won) > 1 or found not in (bodies if winner is None else [winner]):
                         raise StorageError(
                             f"{self.url} let {sum(won)} of {_RACERS} writers create one file: "
                             "commits of concurrent writers would be lost there"

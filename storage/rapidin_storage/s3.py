@@ -6,8 +6,6 @@ from functools import cache
 from typing import Any
 
 _ATTEMPTS = 4
-TRANSPORT_ATTEMPTS = 3
-"""How often s3fs repeats what botocore has given up, and bodies that were cut short."""
 
 _REFUSED = {
     "403",

@@ -21,6 +21,7 @@ from rapidin_storage.contents import Part, all_parts, parts
 from rapidin_storage.errors import ConflictError, NotFoundError
 from rapidin_storage.objects import object_path
 from rapidin_storage.refs import Commit
+from rapidin_storage.roots import FRESH
 from rapidin_storage.transfer import each
 
 _ATTEMPTS = 64
@@ -148,10 +149,13 @@ def synchronise(
         if attempt == 0:
             target.root.prepare()
         base = target.log.latest()
-        if state.diverged:
-            _copy(source, target, state.ahead, base, progress)
-            return Synced(_merge(source, target, state.ahead[-1]), added + 1, merged=True)
+        start = time.time()
         _copy(source, target, state.ahead, base, progress)
+        if time.time() - start > FRESH:
+            # The first objects are so old by now that gc may take them: look again.
+            continue
+        if state.diverged:
+            return Synced(_merge(source, target, state.ahead[-1]), added + 1, merged=True)
         for commit in state.ahead:
             base = replace(
                 commit,

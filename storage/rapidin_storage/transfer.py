@@ -27,6 +27,7 @@ def each(
     """Do `work` for every item, at once where requests go over a network; results in order.
 
     After the first error nothing new is begun; it is raised when what had begun has ended.
+    An interruption does not wait for that: a request may take minutes to give up.
 
     Args:
         size: bytes that the work on an item holds in memory.
@@ -37,19 +38,20 @@ def each(
     budget = _Budget(BYTES_IN_FLIGHT)
     failed = threading.Event()
     futures: list[Future[Result]] = []
-    with ThreadPoolExecutor(THREADS) as pool:
-        try:
-            for item in items:
-                weight = size(item)
-                budget.take(weight)
-                if failed.is_set():
-                    break
-                future = pool.submit(work, item)
-                future.add_done_callback(partial(_ended, budget, weight, failed))
-                futures.append(future)
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    pool, interrupted = ThreadPoolExecutor(THREADS), True
+    try:
+        for item in items:
+            weight = size(item)
+            budget.take(weight)
+            if failed.is_set():
+                break
+            future = pool.submit(work, item)
+            future.add_done_callback(partial(_ended, budget, weight, failed))
+            futures.append(future)
+        wait(futures, return_when=FIRST_EXCEPTION)
+        interrupted = False
+    finally:
+        pool.shutdown(wait=not interrupted, cancel_futures=True)
     done = [future for future in futures if not future.cancelled()]
     return [future.result() for future in done]
 

@@ -92,9 +92,14 @@ def verify(
             if error := unreadable.get(part.ref.digest):
                 raise error
         except NotFoundError as error:
-            if any(u.size(object_path(part.ref.digest)) == part.ref.size for u in upstreams):
-                return True
-            return Problem(str(error), cache.id, commit.number, part, current)
+            reasons = [str(error)]
+            for upstream in upstreams:
+                try:
+                    if upstream.size(object_path(part.ref.digest)) == part.ref.size:
+                        return True
+                except StorageError as silent:
+                    reasons.append(str(silent))
+            return Problem("; ".join(reasons), cache.id, commit.number, part, current)
         except CorruptError as error:
             return Problem(str(error), cache.id, commit.number, part, current)
         finally:

@@ -41,6 +41,7 @@ from rapidin_storage import Cache, Commit, ObjectStore, Root, Snapshot, StorageE
 from rapidin_storage.cache import list_caches
 from rapidin_storage.gc import find_garbage
 from rapidin_storage.local import TEMPORARY
+from rapidin_storage.roots import PROBES
 from rapidin_storage.sync import synchronise
 from rapidin_storage.verify import verify
 from tests import s3
@@ -69,7 +70,7 @@ class Result:
         kills: those that came before the end; midway: of these, those between the first
             write and the last; begun: of these, those that found commits in the log.
         late: came after the end, and do not count.
-        litter: files that gc left in the root itself.
+        litter: probes and unfinished files that the second gc left.
         seconds: of an undisturbed run.
     """
 
@@ -271,11 +272,11 @@ def litter(root: Root) -> None:
 
 
 def strays(root: Root, server: s3.Server | None) -> int:
-    """How many files in the root itself that are probes or were never finished."""
+    """How many probes there are, and files in the root itself that were never finished."""
     parent, _, name = root.url.rpartition("/")
     options = {"endpoint_url": server.endpoint} if root.shared and server else {}
     paths = [entry.path.split("/")[1:] for entry in open_root(parent, **options).entries(name)]
-    return sum(path[0].startswith(("probe-", TEMPORARY)) for path in paths)
+    return sum(path[0].startswith((PROBES, TEMPORARY)) for path in paths)
 
 
 def hammer(bench: Bench, result: Result, kills: int, draw: random.Random) -> None:

@@ -1,6 +1,7 @@
 """rin.toml, rin.lock, fingerprints, saved results."""
 
 import json
+import subprocess
 
 import pytest
 import torch
@@ -61,21 +62,61 @@ def test_local_settings_win(tmp_path):
     assert (made.cache.workers, made.cache.batch_tokens) == (3, 99)
 
 
+def entry(letter, rows=5):
+    return LockEntry(*(letter * 64 for _ in range(4)), rows)
+
+
 def test_the_lock_has_one_line_a_checkpoint(tmp_path):
-    entry = LockEntry("f", "c", "d", "e", 5)
-    write_lock(tmp_path, {"b": entry, "a": entry})
-    text = (tmp_path / "rin.lock").read_text()
-    assert [line.strip()[:3] for line in text.splitlines() if "fingerprint" in line] == [
-        '"a"',
-        '"b"',
-    ]
-    assert read_lock(tmp_path) == {"a": entry, "b": entry}
-    (tmp_path / "rin.lock").write_text("<<<<<<< HEAD\n" + text)
-    with pytest.raises(InputError, match="merge conflict"):
+    write_lock(tmp_path, {"b": entry("b"), "a": entry("a")})
+    lines = (tmp_path / "rin.lock").read_text().splitlines()
+    assert [json.loads(line).get("checkpoint") for line in lines] == [None, "a", "b"]
+    assert read_lock(tmp_path) == {"a": entry("a"), "b": entry("b")}
+
+
+def test_git_merges_locks_of_different_checkpoints(tmp_path):
+    """One cached `a` again while the other added `c`."""
+
+    def git(*arguments):
+        identity = ("-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false")
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
+
+    git("init", "--quiet", "--initial-branch=main")
+    before = {"a": entry("a"), "b": entry("b")}
+    for branch, entries in (
+        ("main", before),
+        ("ours", {**before, "a": entry("d", 6)}),
+        ("theirs", {**before, "c": entry("c")}),
+    ):
+        if branch != "main":
+            git("checkout", "--quiet", "-b", branch, "main")
+        write_lock(tmp_path, entries)
+        git("add", "rin.lock")
+        git("commit", "--quiet", "-m", branch)
+    git("merge", "--quiet", "ours")
+    assert read_lock(tmp_path) == {"a": entry("d", 6), "b": entry("b"), "c": entry("c")}
+
+
+@pytest.mark.parametrize(
+    ("mangle", "message"),
+    [
+        (lambda text: f"<<<<<<< HEAD\n{text}", "has a merge conflict"),
+        (lambda text: text + text.splitlines()[1], "names checkpoint 'a' twice"),
+        (lambda text: text.replace("2}", "3}"), "newer rin"),
+        (lambda text: text.replace("aaaa", "aa-a"), "not what this version"),
+        (lambda text: text.replace('"rows": 5', '"rows": "many"'), "not what this version"),
+        (lambda text: text[:-20], "not what this version"),
+        (lambda _: "", "not what this version"),
+        (lambda _: '{"format": 1, "checkpoints": {}}', "not what this version"),
+        (lambda _: '[1]\n"a"\n', "not what this version"),
+    ],
+)
+def test_a_mangled_lock_is_named(tmp_path, mangle, message):
+    write_lock(tmp_path, {"a": entry("a")})
+    path = tmp_path / "rin.lock"
+    path.write_text(mangle(path.read_text()))
+    with pytest.raises(InputError, match=message) as caught:
         read_lock(tmp_path)
-    (tmp_path / "rin.lock").write_text('{"format": 1, "checkpoints": {}}')
-    with pytest.raises(InputError, match="older rin"):
-        read_lock(tmp_path)
+    assert caught.value.hint
 
 
 def test_remotes_are_written_into_rin_toml_and_out_again(tmp_path):

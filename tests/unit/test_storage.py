@@ -275,7 +275,7 @@ class RootContract:
         with pytest.raises(FormatError, match="does not describe"):
             writer(root)
         root.write("format.json", b"{")
-        with pytest.raises(FormatError, match="not readable"):
+        with pytest.raises(CorruptError, match="not readable"):
             writer(root)
 
     def test_rows_of_the_wrong_kind_are_refused(self, root):

@@ -512,10 +512,9 @@ class SyncContract:
         put(here, 0, 8)
         put(here, 8, 20)
         bring(here, there)
-        commits = Cache(here, ID).log.read_all()
-        planned = drop_local(here, there, commits, remove=False)
+        planned = drop_local(here, there, [ID], remove=False)
         assert is_whole(here)
-        assert drop_local(here, there, commits, remove=True) == planned
+        assert drop_local(here, there, [ID], remove=True) == planned
         return planned
 
     def test_dropping_keeps_manifests_metadata_and_digests(self, here, there):
@@ -540,9 +539,30 @@ class SyncContract:
         gone, cut = chunks(here)[0]["loss"], chunks(here)[1]["sketch"]
         lose(there, gone)
         there.write(object_path(cut.digest), b"x")
-        drop_local(here, there, Cache(here, ID).log.read_all(), remove=True)
+        drop_local(here, there, [ID], remove=True)
         assert {gone.digest, cut.digest} <= objects(here)
         assert chunks(here)[0]["sketch"].digest not in objects(here)
+
+    def test_what_the_remote_holds_as_garbage_is_not_dropped(self, here, there, third):
+        """A merge may lay a chunk anew: what was copied for it then waits there for gc."""
+        put(third, 0, 12)
+        put(here, 20, 25)
+        bring(third, there)
+        assert bring(here, there).merged
+        drop_local(here, there, [ID], remove=True)
+        remove_garbage(there, find_garbage(there, EVERYTHING))
+        verdict = verify(Cache(here, ID), [there])
+        assert verdict.problems == []
+
+    def test_a_place_is_not_relieved_by_itself(self, there, tmp_path):
+        put(there, 0, 8)
+        alias = there
+        if not there.shared:
+            (tmp_path / "alias").symlink_to(there.folder)
+            alias = open_root(tmp_path / "alias")
+        with pytest.raises(StorageError, match="are one place"):
+            drop_local(there, alias, [ID], remove=True)
+        assert is_whole(there)
 
     def test_a_pull_refills_what_was_dropped(self, here, there):
         dropped = self.relieved(here, there)
