@@ -50,6 +50,9 @@ class Global:
     directory: Path
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
 class Interrupted(BaseException):
     """Ctrl-C or SIGTERM, after which what was finished has been committed."""
 
@@ -90,17 +93,28 @@ for module in (
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     del number, frame
+    for each in _SIGNALS:
+        signal.signal(each, _leave)
     raise Interrupted
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Asked a second time: at once. The store is whole at any instant."""
+    del number, frame
+    os._exit(int(ExitCode.INTERRUPTED))
 
 
 def main() -> None:
     """Run the command line; every error becomes one sentence and an exit code."""
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for each in _SIGNALS:
+        signal.signal(each, _interrupt)
     try:
         app()
     except Interrupted:
-        _fail(RinError("interrupted; what was finished is kept"), ExitCode.INTERRUPTED)
+        _tell(RinError("interrupted; what was finished is kept"))
+        sys.stdout.flush()
+        # The interpreter would wait for threads whose requests may take minutes to give up.
+        os._exit(int(ExitCode.INTERRUPTED))
     except RinError as error:
         _fail(error, error.exit_code)
     except Exception as error:  # whatever it is, the user gets a sentence
@@ -114,6 +128,7 @@ def _translated(error: Exception) -> tuple[RinError, ExitCode]:
         ConflictError,
         CorruptError,
         FormatError,
+        NoBucketError,
         NotFoundError,
         StorageError,
     )
@@ -122,7 +137,11 @@ def _translated(error: Exception) -> tuple[RinError, ExitCode]:
         case ConflictError():
             return RinError(str(error), hint="run the same command again"), ExitCode.CONFLICT
         case FormatError():
-            return RinError(str(error), hint="upgrade rin"), ExitCode.STORE
+            hint = "upgrade rin, or name another place in rin.toml"
+            return RinError(str(error), hint=hint), ExitCode.STORE
+        case NoBucketError():
+            hint = "make the bucket, or correct the url in rin.toml"
+            return RinError(str(error), hint=hint), ExitCode.BAD_INPUT
         case AccessError():
             hint = (
                 "set AWS_PROFILE, or [remote.NAME] profile in rin.toml; `aws sts "
@@ -130,7 +149,8 @@ def _translated(error: Exception) -> tuple[RinError, ExitCode]:
             )
             return RinError(str(error), hint=hint), ExitCode.BAD_INPUT
         case CorruptError() | NotFoundError():
-            return RinError(str(error), hint="rin verify --repair"), ExitCode.STORE
+            hint = "rin verify --repair; if it is a remote's, with --remote NAME"
+            return RinError(str(error), hint=hint), ExitCode.STORE
         case StorageError():
             return RinError(str(error), hint="rin doctor"), ExitCode.FAILURE
         case OSError(strerror=str(reason), filename=filename):
@@ -146,9 +166,13 @@ def _translated(error: Exception) -> tuple[RinError, ExitCode]:
 
 
 def _fail(problem: RinError, code: ExitCode) -> None:
+    _tell(problem)
+    sys.exit(int(code))
+
+
+def _tell(problem: RinError) -> None:
     from rapidin_cli import console
 
     if "--debug" in sys.argv:
         traceback.print_exc()
     console.error(problem)
-    sys.exit(int(code))

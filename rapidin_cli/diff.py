@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ import numpy as np
 from rapidin_cli.data.examples import IGNORED, Example
 from rapidin_cli.data.reading import Row
 from rapidin_cli.errors import InputError
+from rapidin_cli.influence.tokens import token_texts
+from rapidin_cli.opened import Opened
 from rapidin_cli.project import Project
 from rapidin_storage import Snapshot
 
@@ -29,7 +31,7 @@ def compare_rows(project: Project, before: str, after: str) -> dict[str, Any]:
     Rows are known by their example's digest; ids of the data are given where it has them.
     """
     (name, old), (other, new) = _sides(project, before, after)
-    ids = _row_ids(project, {name, other})
+    ids = row_ids(project, {name, other})
     added = sorted(set(new.index) - set(old.index))
     gone = sorted(set(old.index) - set(new.index))
     return {
@@ -53,7 +55,7 @@ def _side(name: str, snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def _row_ids(project: Project, names: set[str]) -> dict[bytes, str]:
+def row_ids(project: Project, names: Collection[str]) -> dict[bytes, str]:
     """Digest -> row id, as far as data and tokenizer are on this machine."""
     ids: dict[bytes, str] = {}
     for name in sorted(names):
@@ -87,13 +89,28 @@ def compare_influences(
     examples = {query["id"]: _example(query) for query in report["queries"]}
     totals = []
     for side, snapshot in ((name, old), (other, new)):
-        retriever, _ = project.retriever(side, device=device, snapshot=snapshot)
+        retriever, opened = project.retriever(side, device=device, snapshot=snapshot)
+        for query in report["queries"]:
+            _check_tokens(query, opened)
         totals.append({q: retriever.totals(e, score) for q, e in examples.items()})
-    ids = _row_ids(project, {name, other})
+        del retriever  # one model at a time
+    ids = row_ids(project, {name, other})
     return [
         {"id": query, "moved": _moved(totals[0][query], totals[1][query], top, ids)}
         for query in examples
     ]
+
+
+def _check_tokens(query: Mapping[str, Any], opened: Opened) -> None:
+    """Refuse a query whose saved tokens mean other words to this checkpoint."""
+    saved = query["tokens"]
+    texts = token_texts(opened.tokenizer, [token["id"] for token in saved])
+    if texts != [token["text"] for token in saved]:
+        raise InputError(
+            f"query {query['id']!r} was saved with another tokenizer than that of checkpoint "
+            f"{opened.checkpoint.name!r}",
+            hint=f"rin retrieve --checkpoint {opened.checkpoint.name} asks it anew",
+        )
 
 
 def _example(query: Mapping[str, Any]) -> Example:

@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from rapidin_cli.errors import NoProjectError, RinError
 from rapidin_cli.project import Project
 from rapidin_cli.workers import compute_dtype, cores
 from rapidin_storage import FsspecRoot, NotFoundError, Root, StorageError
+from rapidin_storage.roots import probe_path
 
 _ROUND_TRIPS = 5
 _PROBE_BYTES = 8 * 10**6
@@ -66,6 +66,8 @@ def examine(start: Path) -> list[Check]:
     for name, root in project.remotes.items():
         if root.url != project.store.url:
             checks += _place(f"remote {name}", root)
+    for name, why in project.unusable.items():
+        checks.append(Check(f"remote {name}", False, why.message, why.hint))
     checks.append(_disk(project.root))
     return checks
 
@@ -101,6 +103,8 @@ def _try(name: str, check: Callable[[], str], mend: str = "rin --debug doctor") 
         return Check(name, False, error.message, error.hint)
     except (StorageError, OSError) as error:
         return Check(name, False, str(error), mend)
+    except Exception as error:  # whatever libraries say of this place, the others are checked
+        return Check(name, False, f"{type(error).__name__}: {error}", "rin --debug doctor")
 
 
 def _checkpoint(project: Project, name: str) -> str:
@@ -143,6 +147,8 @@ def _reach(root: Root) -> str:
 
 
 def _race(root: Root) -> str:
+    if getattr(root, "single_writer", False):
+        return "one only, as [remote.NAME] single_writer says"
     root.check_exclusive()
     return "of several racing for a file, exactly one wins: commits are safe"
 
@@ -155,7 +161,7 @@ def _clock(root: Root) -> str:
 
 
 def _speed(root: Root) -> str:
-    name, data = f"probe-{uuid.uuid4().hex}", os.urandom(_PROBE_BYTES)
+    name, data = probe_path(), os.urandom(_PROBE_BYTES)
     start = time.perf_counter()
     root.write(name, data)
     try:

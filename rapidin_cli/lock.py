@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rapidin_cli.errors import InputError
 from rapidin_storage.objects import is_digest
@@ -49,7 +51,8 @@ def read_lock(root: Path) -> dict[str, LockEntry]:
     if any(line.startswith("<<<<<<< ") for line in text.splitlines()):
         raise InputError(
             f"{LOCK_FILE} has a merge conflict",
-            hint=f"git checkout --theirs {LOCK_FILE}, then rin cache, which brings it up to date",
+            hint="keep one line of each checkpoint, delete the rest, then rin cache, which brings "
+            "it up to date",
         )
     entries: dict[str, LockEntry] = {}
     try:
@@ -84,15 +87,17 @@ def _checked(entry: LockEntry) -> LockEntry:
 def write_lock(root: Path, entries: dict[str, LockEntry]) -> None:
     """Write the lock: a line a checkpoint, in the order of their names.
 
-    No line depends on its neighbours, as it would with the commas of one JSON document, so
-    git merges what two branches did to different checkpoints.
+    No line depends on its neighbours, as it would with the commas of one JSON document, and
+    an empty line follows each, so that git merges what two branches did to different
+    checkpoints (it takes changes of adjacent lines for a conflict).
     """
-    lines = [{"format": LOCK_FORMAT}]
+    lines: list[dict[str, Any]] = [{"format": LOCK_FORMAT}]
     lines += [{"checkpoint": name, **asdict(entries[name])} for name in sorted(entries)]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
+    text = "".join(json.dumps(line) + "\n\n" for line in lines)
     path = root / LOCK_FILE
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return
-    temporary = path.with_suffix(".lock.tmp")
+    # A name of its own: jobs of an array may finish in one folder at the same time.
+    temporary = path.with_suffix(f".lock.{uuid.uuid4().hex}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

@@ -19,16 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rapidin_cli import __version__, sharing
-from rapidin_cli.caching import WHOLE, Part, Progress, Settings, Silent, cache_rows
+from rapidin_cli.caching import WHOLE, Part, Plan, Progress, Settings, Silent, cache_rows
 from rapidin_cli.checkpoints import Fingerprints
 from rapidin_cli.config import CONFIG_FILE, CheckpointSettings, Config, load_config
 from rapidin_cli.data.examples import Dataset
-from rapidin_cli.errors import InputError, MissingError, NoProjectError
+from rapidin_cli.errors import InputError, MissingError, NoProjectError, RinError
 from rapidin_cli.lock import LockEntry, read_lock, write_lock
 from rapidin_cli.opened import Opened
 from rapidin_cli.remotes import choose, open_place, open_remote
 from rapidin_cli.results import Results
 from rapidin_storage import (
+    AccessError,
     Cache,
     NotFoundError,
     ObjectStore,
@@ -42,6 +43,7 @@ from rapidin_storage.sync import synchronise
 if TYPE_CHECKING:
     from rapidin_cli.influence.queries import Question
     from rapidin_cli.influence.retrieve import Options, Retriever
+    from rapidin_cli.workers import Job
 
 _RIN_IGNORE = (
     "# All of this can be made again or pulled; rin.toml and rin.lock are what to commit.\n*\n"
@@ -74,10 +76,24 @@ class Project:
         self.cache_settings = Settings(config.cache.batch_tokens, config.cache.commit_seconds)
 
     @cached_property
+    def _remotes(self) -> dict[str, Root | InputError]:
+        found: dict[str, Root | InputError] = {}
+        for name, settings in self.config.remote.items():
+            try:
+                found[name] = open_remote(name, settings, self.root)
+            except InputError as error:  # it may be another one that is needed
+                found[name] = error
+        return found
+
+    @property
     def remotes(self) -> dict[str, Root]:
-        """Name -> root of every `[remote.NAME]`; nothing is asked of them yet."""
-        config = self.config
-        return {name: open_remote(name, config.remote[name], self.root) for name in config.remote}
+        """Name -> root of every `[remote.NAME]` that can be opened; nothing is asked of them."""
+        return {name: root for name, root in self._remotes.items() if isinstance(root, Root)}
+
+    @property
+    def unusable(self) -> dict[str, InputError]:
+        """Name -> why a `[remote.NAME]` cannot be opened."""
+        return {name: why for name, why in self._remotes.items() if isinstance(why, InputError)}
 
     @property
     def upstreams(self) -> list[Root]:
@@ -89,15 +105,32 @@ class Project:
 
         Objects that are not on this machine are read from where they are, verified, and
         kept in `.rin`.
+
+        Raises:
+            StorageError: the store cannot be read, or has none and a remote that may have
+                one cannot be.
         """
         here = open_root(self.root / ".rin") if self.store.shared else self.store
         behind = [*([self.store] if self.store.shared else []), *self.upstreams]
+        failures: list[StorageError] = []
         for root in (self.store, *self.upstreams):
-            snapshot = Cache(root, cache_id).snapshot()
+            try:
+                snapshot = Cache(root, cache_id).snapshot()
+                if snapshot is None:
+                    with contextlib.suppress(NotFoundError):
+                        root.check_format()  # nothing may mean: written by a newer program
+            except StorageError as error:
+                if root is self.store:
+                    raise
+                failures.append(error)
+                continue
             if snapshot is not None:
+                if root is not here:
+                    with contextlib.suppress(StorageError):  # a full disk does not keep, but reads
+                        here.prepare()
                 return Snapshot(ObjectStore(here, behind), snapshot.commit)
-            with contextlib.suppress(NotFoundError):
-                root.check_format()  # nothing may mean: written by a newer program
+        if failures:
+            raise failures[0]
         return None
 
     @classmethod
@@ -165,10 +198,15 @@ class Project:
             skip_bad: leave unusable rows out instead of stopping.
             part: which share of the rows is this run's, for job arrays.
             fetch: look for missing rows on the remotes first.
-            tell: is told what remotes delivered, or could not.
+            tell: is told what remotes delivered.
             progress: makes a watcher for a checkpoint.
+
+        Raises:
+            RinError: bad data or settings; or a remote, which may have rows, cannot be asked.
+            StorageError: the store cannot be read or written.
         """
         done = []
+        read_lock(self.root)  # what cannot be written at the end is better known now
         for settings in self.checkpoint_settings(names):
             opened = Opened(self, settings, skip_bad=skip_bad)
             snapshot = opened.cache.snapshot()
@@ -180,30 +218,42 @@ class Project:
                 tell(f"{settings.name}: there is no row to compute")
                 continue
             if plan.batches or snapshot is None:
-                snapshot = cache_rows(
-                    opened.cache,
-                    plan,
-                    opened.jobs(devices, workers),
-                    self.cache_settings,
-                    opened.identity,
-                    {"rin": __version__, "checkpoint": settings.name},
-                    progress(settings.name),
-                )
+                watch = progress(settings.name)
+                snapshot = self._compute(opened, plan, opened.jobs(devices, workers), watch)
             self._lock(settings.name, opened, snapshot)
             done.append(Cached(settings.name, plan.rows, snapshot, opened.dataset))
         return done
 
+    def _compute(
+        self, opened: Opened, plan: Plan, jobs: Sequence[Job], progress: Progress
+    ) -> Snapshot:
+        """Compute and commit rows. rin.lock is to name even what an interrupted run committed."""
+        about = {"rin": __version__, "checkpoint": opened.checkpoint.name}
+        settings, identity = self.cache_settings, opened.identity
+        try:
+            return cache_rows(opened.cache, plan, jobs, settings, identity, about, progress)
+        except BaseException:
+            with contextlib.suppress(StorageError, InputError, OSError):
+                if (newest := opened.cache.snapshot()) is not None:
+                    self._lock(opened.checkpoint.name, opened, newest)
+            raise
+
     def _fetch(self, opened: Opened, tell: Callable[[str], None]) -> bool:
         """Bring what remotes have of a cache into the store; say whether any had something."""
         fetched = False
-        for name, root in self.remotes.items():
+        for name in self.config.remote:
+            root = self.remote(name)
             if root.url == self.store.url:
                 continue
             try:
                 done = synchronise(Cache(root, opened.cache.id), opened.cache)
             except StorageError as error:
-                tell(f"remote {name} was not asked for rows: {error}")
-                continue
+                # Computing what it has would cost far more than the user's next command.
+                kind = InputError if isinstance(error, AccessError) else RinError
+                raise kind(
+                    f"remote {name} cannot give the rows that it may have: {error}",
+                    hint="rin doctor; or rin cache --no-pull, to compute them here",
+                ) from error
             if done.commits and done.snapshot is not None:
                 fetched = True
                 rows = done.snapshot.commit.rows
@@ -218,7 +268,8 @@ class Project:
         Args:
             remote: its name; the only one, or `origin`, by default.
             names: checkpoints; all by default.
-            options: `every` copies all caches of the store, `progress` makes a watcher.
+            options: `every` copies all caches of the store, `progress` makes a watcher,
+                `tell` is told of checkpoints that were left out.
 
         Raises:
             MissingError: nothing is cached here for a checkpoint.
@@ -239,11 +290,16 @@ class Project:
         """Return a remote's root.
 
         Raises:
-            InputError: there is none of that name.
+            InputError: there is none of that name, or it cannot be opened.
         """
-        return self.remotes[choose(self.config, name)]
+        root = self._remotes[choose(self.config, name)]
+        if isinstance(root, InputError):
+            raise root
+        return root
 
     def _lock(self, name: str, opened: Opened, snapshot: Snapshot) -> None:
+        # Other parts of a job array may have gone on, and written the lock already.
+        snapshot = opened.cache.snapshot() or snapshot
         entries = read_lock(self.root)
         entries[name] = LockEntry(
             fingerprint=opened.fingerprint,
@@ -261,12 +317,14 @@ class Project:
         Raises:
             MissingError: nothing is cached for it yet.
         """
-        snapshot = opened.snapshot()
+        return self._newest(opened.checkpoint.name, opened.cache.id)
+
+    def _newest(self, name: str, cache_id: str) -> Snapshot:
+        snapshot = self.newest(cache_id)
         if snapshot is None:
             raise MissingError(
-                f"nothing is cached for checkpoint {opened.checkpoint.name!r} with the settings "
-                f"of {CONFIG_FILE}",
-                hint=f"rin cache {opened.checkpoint.name}",
+                f"nothing is cached for checkpoint {name!r} with the settings of {CONFIG_FILE}",
+                hint=f"rin cache {name}",
             )
         return snapshot
 
@@ -274,20 +332,26 @@ class Project:
         """Return checkpoint name and snapshot of `NAME`, `NAME@SNAPSHOT` or `@SNAPSHOT`.
 
         A snapshot is given by its number or by the beginning of its tree; without one it
-        is the newest, and without a name the last checkpoint of rin.toml.
+        is the newest, and without a name the last checkpoint of rin.toml. Where there is no
+        model, rin.lock says which cache.
 
         Raises:
             MissingError: nothing is cached. InputError: there is no such snapshot.
         """
         name, _, wanted = reference.partition("@")
-        opened = self.opened(name)
-        name = opened.checkpoint.name
-        newest = self.snapshot(opened)
+        name = self.checkpoint_settings([name] if name else [])[-1].name
+        try:
+            cache_id = self.opened(name).cache.id
+        except InputError:
+            if (entry := read_lock(self.root).get(name)) is None:
+                raise
+            cache_id = entry.cache
+        newest = self._newest(name, cache_id)
         if not wanted:
             return name, newest
         for root in (self.store, *self.upstreams):
             with contextlib.suppress(NotFoundError):
-                found = Cache(root, opened.cache.id).find(wanted)
+                found = Cache(root, cache_id).find(wanted)
                 return name, Snapshot(newest.objects, found.commit)
         raise InputError(
             f"checkpoint {name!r} has no snapshot {wanted!r}", hint=f"rin log {name} lists them"

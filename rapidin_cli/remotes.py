@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from rapidin_cli.config import CONFIG_FILE, REMOTE_NAME, Config, RemoteSettings
+from rapidin_cli.config import CONFIG_FILE, LOCAL_CONFIG, REMOTE_NAME, Config, RemoteSettings
 from rapidin_cli.errors import InputError, UsageError
 from rapidin_storage import Root, open_root
 
@@ -20,14 +20,24 @@ def open_place(place: str, config: Config, folder: Path) -> Root:
     """Open the name of a remote, an fsspec URL, or a folder relative to the project.
 
     Raises:
-        InputError: no filesystem for that URL is installed.
+        InputError: no filesystem for that URL is installed, or a word names neither a remote
+            nor a folder.
     """
     if place in config.remote:
         return open_remote(place, config.remote[place], folder)
     known = [name for name, remote in config.remote.items() if _same(remote.url, place)]
     if known:
         return open_remote(known[0], config.remote[known[0]], folder)
-    return _open(place if "://" in place else str(folder / place), f"the store {place!r}", {})
+    if "://" in place:
+        _check_url(place, f"the store {place!r}")
+        return _open(place, f"the store {place!r}", {})
+    path = folder / Path(place).expanduser()
+    if REMOTE_NAME.fullmatch(place) and not path.is_dir():
+        raise InputError(
+            f"there is neither a remote nor a folder {place!r}",
+            hint=f"rin remote add {place} URL, or write ./{place} for a new folder",
+        )
+    return _open(str(path), f"the store {place!r}", {})
 
 
 def _same(url: str, place: str) -> bool:
@@ -40,6 +50,13 @@ def open_remote(name: str, settings: RemoteSettings, folder: Path) -> Root:
     Raises:
         InputError: no filesystem for its URL is installed, or a setting is not for it.
     """
+    _check_url(settings.url, f"remote {name!r}")
+    if settings.endpoint_url and not settings.endpoint_url.startswith(("http://", "https://")):
+        raise InputError(
+            f"{CONFIG_FILE}: [remote.{name}] endpoint_url = {settings.endpoint_url!r} must begin "
+            "with http:// or https://",
+            hint=f"correct {CONFIG_FILE}",
+        )
     options: dict[str, Any] = {}
     if settings.url.startswith(_S3):
         options = {key: getattr(settings, key) for key in (*_S3_SETTINGS, "timeout")}
@@ -53,6 +70,21 @@ def open_remote(name: str, settings: RemoteSettings, folder: Path) -> Root:
     if not settings.url.startswith("file://"):
         options.update(name=name, single_writer=settings.single_writer)
     return _open(settings.url, f"remote {name!r}", options)
+
+
+def _check_url(url: str, what: str) -> None:
+    """Refuse a URL without a place, or with credentials: it is committed, and shown."""
+    scheme, _, rest = url.rpartition("://")
+    authority = rest.partition("/")[0]
+    if scheme and ":" in authority.rpartition("@")[0]:
+        raise InputError(
+            f"the url of {what} holds credentials, which do not belong into {CONFIG_FILE}",
+            hint="leave them out: the AWS chain has them (AWS_PROFILE, ~/.aws/credentials)",
+        )
+    if not rest or (url.startswith(_S3) and not authority):
+        raise InputError(
+            f"the url of {what} names no place: {url!r}", hint="for example s3://BUCKET/PREFIX"
+        )
 
 
 def _open(place: str, what: str, options: dict[str, Any]) -> Root:
@@ -124,11 +156,21 @@ def remove_remote(folder: Path, config: Config, name: str) -> None:
         InputError: there is none of that name, or it is not written in the usual way.
     """
     choose(config, name)
+    if config.storage.root == name:
+        raise UsageError(
+            f"remote {name!r} is where this project's store is",
+            hint=f"change [storage] root in {CONFIG_FILE} first",
+        )
     text = (folder / CONFIG_FILE).read_text(encoding="utf-8")
     pattern = rf"\n*^[ \t]*\[remote\.{re.escape(name)}\][^\n]*\n(?:(?![ \t]*\[)[^\n]*\n?)*"
     shorter = re.sub(pattern, "\n\n", text, count=1, flags=re.MULTILINE).rstrip("\n") + "\n"
     expected = _tables(text)
-    expected.get("remote", {}).pop(name, None)
+    if name not in expected.get("remote", {}):
+        raise InputError(
+            f"remote {name!r} is not in {CONFIG_FILE} but in {LOCAL_CONFIG}",
+            hint=f"take it out of {LOCAL_CONFIG} by hand",
+        )
+    expected["remote"].pop(name)
     if not expected.get("remote"):
         expected.pop("remote", None)
     _rewrite(folder, shorter, expected)

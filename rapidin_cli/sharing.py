@@ -6,20 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rapidin_cli.errors import MissingError, UsageError
+from rapidin_cli.errors import InputError, MissingError, UsageError
 from rapidin_cli.lock import read_lock
 from rapidin_cli.remotes import choose
-from rapidin_storage import Cache, Commit, NotFoundError, Root, list_caches
+from rapidin_storage import Cache, Commit, CorruptError, NotFoundError, Root, list_caches
 from rapidin_storage.compact import Compacted, compact
 from rapidin_storage.gc import Dropped, Garbage, drop_local, find_garbage
-from rapidin_storage.roots import GRACE
+from rapidin_storage.local import LocalRoot
+from rapidin_storage.roots import FORMAT_FILE, FORMAT_MARK, GRACE
 from rapidin_storage.sync import Progress, Silent, Synced, compare, synchronise
 from rapidin_storage.verify import Repaired, Verdict, repair, verify
 
 if TYPE_CHECKING:
     from rapidin_cli.project import Project
 
-LEAST_GRACE = 3600.0
 _REPAIRS = 4
 
 
@@ -45,10 +45,11 @@ def push(
     *,
     every: bool = False,
     progress: Callable[[str], Progress] = lambda _: Silent(),
+    tell: Callable[[str], None] = lambda _: None,
 ) -> list[Moved]:
     """Copy caches to a remote; see `Project.push`."""
     name = choose(project.config, remote)
-    return _move(project, project.store, project.remote(name), names, every, progress, name)
+    return _move(project, project.store, project.remote(name), names, every, progress, tell, name)
 
 
 def pull(
@@ -58,10 +59,11 @@ def pull(
     *,
     every: bool = False,
     progress: Callable[[str], Progress] = lambda _: Silent(),
+    tell: Callable[[str], None] = lambda _: None,
 ) -> list[Moved]:
     """Copy caches from a remote; see `Project.pull`."""
     name = choose(project.config, remote)
-    return _move(project, project.remote(name), project.store, names, every, progress, name)
+    return _move(project, project.remote(name), project.store, names, every, progress, tell, name)
 
 
 def _move(
@@ -71,6 +73,7 @@ def _move(
     names: Sequence[str],
     every: bool,
     progress: Callable[[str], Progress],
+    tell: Callable[[str], None],
     remote: str,
 ) -> list[Moved]:
     if source.url == target.url:
@@ -83,7 +86,9 @@ def _move(
         _need_store(source, "rin cache")
     else:
         _need_store(source, "rin push, where it was cached; or rin cache here")
-    wanted = cache_ids(project, names)
+    wanted, unknown = _cache_ids(project, names)
+    if unknown and (names or not wanted):
+        raise next(iter(unknown.values()))
     if every:
         wanted |= {c: c[:12] for c in list_caches(source) if c not in wanted}
     pinned = {entry.cache: entry.snapshot for entry in read_lock(project.root).values()}
@@ -96,7 +101,7 @@ def _move(
             continue
         synced = synchronise(ours, theirs, progress(label), refill=not pushing)
         tree = pinned.get(cache_id)
-        locked = None if tree is None else _has_tree(theirs, tree)
+        locked = None if tree is None else has_tree(theirs, tree)
         done.append(Moved(label, synced, locked))
     if missing or not wanted:
         place = "this store" if pushing else f"remote {remote!r} ({source.url})"
@@ -105,43 +110,64 @@ def _move(
             + ("; the others are copied" if done else ""),
             hint="rin cache" if pushing else "rin push, where it was cached; or rin cache here",
         )
+    for name, error in unknown.items():
+        tell(f"checkpoint {name} was left out: it is not in rin.lock, and {error.message}")
     return done
 
 
-def _need_store(root: Root, hint: str) -> None:
-    """Refuse a place that has no store, or one of a newer program."""
+def _need_store(root: Root, hint: str, *, mend: bool = False) -> None:
+    """Refuse a place that has no store, or one of a newer program; mend a damaged mark."""
     try:
         root.check_format()
     except NotFoundError as error:
         raise MissingError(str(error), hint=hint) from None
+    except CorruptError:
+        if not mend:
+            raise
+        root.write(FORMAT_FILE, FORMAT_MARK)
 
 
-def _has_tree(cache: Cache, tree: str) -> bool:
+def has_tree(cache: Cache, tree: str) -> bool:
+    """Say whether a log has, or has merged, the snapshot of a tree."""
     latest = cache.log.latest()
     if latest is not None and latest.tree == tree:
         return True
     return any(tree == commit.tree or tree in commit.merged for commit in cache.log.read_all())
 
 
-def cache_ids(project: Project, names: Sequence[str] = ()) -> dict[str, str]:
-    """Return cache-id -> checkpoint names: what rin.lock says, else what the settings give.
+def _cache_ids(
+    project: Project, names: Sequence[str] = ()
+) -> tuple[dict[str, str], dict[str, InputError]]:
+    """Return cache-id -> checkpoint names, and checkpoint -> why its cache is not known.
 
-    So a machine that has neither model nor data can copy and look at caches.
+    What rin.lock says comes first, so that a machine that has neither model nor data can
+    copy and look at caches.
     """
     lock = read_lock(project.root)
     found: dict[str, list[str]] = {}
+    unknown: dict[str, InputError] = {}
     for settings in project.checkpoint_settings(names):
         # Opening a checkpoint may fetch a model from the hub: not for copying its cache.
         entry = lock.get(settings.name)
-        cache_id = entry.cache if entry else project.opened(settings.name).cache.id
+        try:
+            cache_id = entry.cache if entry else project.opened(settings.name).cache.id
+        except InputError as error:
+            unknown[settings.name] = error
+            continue
         found.setdefault(cache_id, []).append(settings.name)
-    return {cache_id: ", ".join(same) for cache_id, same in found.items()}
+    return {cache_id: ", ".join(same) for cache_id, same in found.items()}, unknown
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What `rin verify` found, and with `repair` did."""
+    """What `rin verify` found, and with `repair` did.
 
+    Attributes:
+        found: before any repair.
+        verdicts: after it.
+    """
+
+    found: list[Verdict]
     verdicts: list[Verdict]
     repaired: list[Repaired]
 
@@ -161,22 +187,43 @@ def check(
 ) -> Checked:
     """Verify every cache of the store, or of a remote; mend what can be mended.
 
+    What `rin gc --local` dropped here is well kept on a remote; a remote itself has to have
+    everything.
+
     Raises:
         NotFoundError, FormatError, StorageError: there is no store, or it cannot be read.
     """
-    root, upstreams = _place(project, remote)
-    _need_store(root, "rin push" if remote else "rin cache")
-    verdicts, repaired = [], []
+    root, others = _place(project, remote)
+    _need_store(root, "rin push" if remote else "rin cache", mend=mend)
+    excuses = [] if remote else others
+    found, verdicts, repaired = [], [], []
     for cache_id in list_caches(root):
         cache = Cache(root, cache_id)
-        verdict = verify(cache, upstreams, quick=quick, advance=advance)
+        verdict = verify(cache, excuses, quick=quick, advance=advance)
+        found.append(verdict)
         for _ in range(_REPAIRS if mend else 0):
             if not verdict.problems:
                 break
-            repaired.append(repair(cache, verdict.problems, upstreams))
-            verdict = verify(cache, upstreams, quick=quick, advance=advance)
+            _need_all(project, others)
+            repaired.append(repair(cache, verdict.problems, others))
+            verdict = verify(cache, excuses, quick=quick, advance=advance)
         verdicts.append(verdict)
-    return Checked(verdicts, repaired)
+    return Checked(found, verdicts, repaired)
+
+
+def _need_all(project: Project, others: Sequence[Root]) -> None:
+    """Refuse to repair while a remote, which may have what is lost, cannot be asked.
+
+    One on a network says so itself. A folder that is not mounted looks like an empty one.
+    """
+    if project.unusable:
+        raise next(iter(project.unusable.values()))
+    for other in others:
+        if isinstance(other, LocalRoot) and not other.folder.is_dir():
+            raise MissingError(
+                f"{other.url} does not exist, so what it may hold cannot be used for the repair",
+                hint="mount it, or take that remote out of rin.toml",
+            )
 
 
 def _place(project: Project, remote: str) -> tuple[Root, list[Root]]:
@@ -209,20 +256,23 @@ def drop(project: Project, remote: str = "", *, remove: bool) -> Dropped:
     Raises:
         MissingError: the remote lacks commits of this store: push first.
     """
+    if project.store.shared:
+        raise UsageError(
+            f"the store of this project is {project.store.url} itself, not a copy",
+            hint="rin gc removes what nothing needs there",
+        )
     name = choose(project.config, remote)
     there = project.remote(name)
     _need_store(project.store, "rin cache")
     _need_store(there, f"rin push {name}")
-    commits: list[Commit] = []
-    for cache_id in list_caches(project.store):
-        ours = Cache(project.store, cache_id)
-        if compare(ours, Cache(there, cache_id)).ahead:
+    caches = list_caches(project.store)
+    for cache_id in caches:
+        if compare(Cache(project.store, cache_id), Cache(there, cache_id)).ahead:
             raise MissingError(
                 f"remote {name!r} lacks snapshots of cache {cache_id[:12]}; nothing was dropped",
                 hint=f"rin push {name} --all",
             )
-        commits += ours.log.read_all()
-    return drop_local(project.store, there, commits, remove=remove)
+    return drop_local(project.store, there, caches, remove=remove)
 
 
 def history(project: Project, name: str, remote: str = "") -> list[Commit]:
@@ -232,7 +282,10 @@ def history(project: Project, name: str, remote: str = "") -> list[Commit]:
         MissingError: there are none.
     """
     root, _ = _place(project, remote)
-    for cache_id in cache_ids(project, [name]):
+    caches, unknown = _cache_ids(project, [name])
+    if unknown:
+        raise unknown[name]
+    for cache_id in caches:
         if commits := Cache(root, cache_id).log.read_all():
             return commits
     raise MissingError(

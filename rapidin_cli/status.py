@@ -1,29 +1,28 @@
-"""What is cached for which checkpoint, and the facts about one row."""
+"""What is cached for which checkpoint, and where."""
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
-from rapidin_cli.data.examples import IGNORED
 from rapidin_cli.errors import InputError
-from rapidin_cli.influence.tokens import token_texts
 from rapidin_cli.lock import LockEntry, read_lock
 from rapidin_cli.opened import Opened
 from rapidin_cli.project import Project
-from rapidin_storage import Cache, StorageError
+from rapidin_cli.sharing import has_tree
+from rapidin_storage import Cache, CorruptError, NotFoundError, Snapshot, StorageError
+from rapidin_storage.contents import parts
+from rapidin_storage.objects import object_path
 from rapidin_storage.sync import compare
 
-_LARGEST_LAYERS = 5
 _STANDS = {
     "equal": "has the same",
     "lacks": "lacks snapshots of here",
     "more": "has more",
     "apart": "has other snapshots, and lacks some",
     "empty": "has nothing of it",
-    "unreachable": "cannot be reached",
+    "unreachable": "cannot be asked",
 }
 
 
@@ -33,17 +32,20 @@ class CheckpointStatus:
 
     Attributes:
         name: as in rin.toml.
-        cached: examples of the data that have a row.
+        cached: examples of the data that have a row; all rows where the data is not here.
         missing: examples that have none.
         gone: cached rows whose example is no longer in the data.
         bad: unusable rows of the data.
         snapshot: number of the newest snapshot; None if nothing is cached.
         place: where it was found: `here`, or the name of a remote.
+        elsewhere: its objects that are not on this machine (`rin gc --local`).
         remotes: name -> how it stands to the store: `equal`, `lacks` snapshots of the
             store, has `more`, has gone `apart` (both), `empty`, or `unreachable`.
+        reasons: name -> why a remote cannot be asked.
         locked: rin.lock says what the store holds.
+        promised: rin.lock names a snapshot that is not in the store.
         next: the command that mends what is not up to date; empty if all is.
-        problem: why nothing could be found out, or empty.
+        problem: why something could not be found out, or empty.
     """
 
     name: str
@@ -53,33 +55,43 @@ class CheckpointStatus:
     bad: int = 0
     snapshot: int | None = None
     place: str = "here"
+    elsewhere: int = 0
     remotes: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
     locked: bool = False
+    promised: bool = False
     next: str = ""
     problem: str = ""
 
     def line(self) -> str:
         """For people."""
-        if self.problem:
-            return f"{self.name}: {self.problem}"
-        if not self.next:
-            state = "up to date"
-        elif self.snapshot is None:
-            state = "nothing cached"
-        elif self.missing:
-            state = f"{self.missing:,} rows missing"
-        elif self.locked:
-            state = "not the same everywhere"
-        else:
-            state = "rin.lock is behind"
-        where = "" if self.place == "here" else f" in {self.place}, not here"
-        parts = [state, f"{self.cached:,} rows cached{where}"]
+        parts = [self.problem or self._state()]
+        if self.snapshot is not None or not self.problem:
+            where = "" if self.place == "here" else f" in {self.place}, not here"
+            parts.append(f"{self.cached:,} rows cached{where}")
+        if self.elsewhere:
+            parts.append(f"{self.elsewhere:,} objects on a remote only")
         if self.gone:
             parts.append(f"{self.gone:,} cached rows are no longer in the data")
         if self.bad:
             parts.append(f"{self.bad:,} rows of the data are unusable")
-        parts += [f"{name} {_STANDS[state]}" for name, state in self.remotes.items()]
+        for name, state in self.remotes.items():
+            reason = f" ({self.reasons[name]})" if name in self.reasons else ""
+            parts.append(f"{name} {_STANDS[state]}{reason}")
         return f"{self.name}: {', '.join(parts)}" + (f"  ->  {self.next}" if self.next else "")
+
+    def _state(self) -> str:
+        if not self.next:
+            return "up to date"
+        if self.snapshot is None:
+            return "nothing cached"
+        if self.missing:
+            return f"{self.missing:,} rows missing"
+        if self.promised:
+            return "rin.lock names a snapshot that is not here"
+        if not self.locked:
+            return "rin.lock is behind"
+        return "not known everywhere" if self.reasons else "not the same everywhere"
 
 
 @dataclass(frozen=True)
@@ -111,62 +123,97 @@ class ProjectStatus:
 def project_status(project: Project, *, offline: bool = False) -> ProjectStatus:
     """Compare data, checkpoints, lock, store and remotes.
 
+    What is wrong with one checkpoint, or with one remote, does not hide the others.
+
     Args:
         offline: ask no remote.
     """
     lock = read_lock(project.root)
     found = []
     for settings in project.checkpoint_settings():
+        entry = lock.get(settings.name)
         try:
             opened = project.opened(settings.name)
-            remotes = {} if offline else _remotes(project, opened)
-            found.append(_checkpoint_status(opened, lock.get(settings.name), remotes))
+            found.append(_checkpoint_status(project, opened, entry, offline=offline))
         except InputError as error:
-            found.append(CheckpointStatus(settings.name, problem=error.message, next=error.hint))
+            found.append(_from_lock(project, settings.name, entry, error, offline=offline))
+        except StorageError as error:
+            damaged = isinstance(error, (CorruptError, NotFoundError))
+            mend = "rin verify --repair" if damaged else "rin doctor"
+            found.append(CheckpointStatus(settings.name, problem=str(error), next=mend))
     return ProjectStatus(str(project.root), found)
 
 
-def _remotes(project: Project, opened: Opened) -> dict[str, str]:
-    """How each remote stands to the store, for one cache."""
-    return {
-        name: _stand(opened.cache, Cache(root, opened.cache.id))
-        for name, root in project.remotes.items()
-        if root.url != project.store.url
-    }
+def _from_lock(
+    project: Project, name: str, entry: LockEntry | None, error: InputError, *, offline: bool
+) -> CheckpointStatus:
+    """What can be said where the model or the data is not here: rin.lock says which cache."""
+    snapshot, place = None, "here"
+    if entry is not None:
+        with contextlib.suppress(StorageError):
+            snapshot, place = _newest(project, entry.cache, offline=offline)
+    return CheckpointStatus(
+        name,
+        cached=snapshot.commit.rows if snapshot else 0,
+        snapshot=snapshot.commit.number if snapshot else None,
+        place=place,
+        next=error.hint,
+        problem=error.message,
+    )
 
 
-def _stand(here: Cache, there: Cache) -> str:
+def _newest(project: Project, cache_id: str, *, offline: bool) -> tuple[Snapshot | None, str]:
+    """Return the newest snapshot, and where it is: `here`, or the name of a remote."""
+    snapshot = Cache(project.store, cache_id, project.upstreams).snapshot()
+    if snapshot is not None or offline:
+        return snapshot, "here"
+    snapshot = project.newest(cache_id)
+    if snapshot is None:
+        return None, "here"
+    for name, root in project.remotes.items():
+        with contextlib.suppress(StorageError):
+            if Cache(root, cache_id).log.latest() is not None:
+                return snapshot, name
+    return snapshot, "here"
+
+
+def _stand(here: Cache, there: Cache) -> tuple[str, str]:
+    """How a remote stands to the store, and why it cannot be asked."""
     try:
         state = compare(here, there)
         if state.diverged:
-            return "apart"
+            return "apart", ""
         if state.ahead:
-            return "lacks" if there.log.latest() else "empty"
+            return ("lacks" if there.log.latest() else "empty"), ""
         if state.behind:
-            return "more"
-        return "equal" if there.log.latest() else "empty"
-    except StorageError:
-        return "unreachable"
+            return "more", ""
+        return ("equal" if there.log.latest() else "empty"), ""
+    except StorageError as error:
+        return "unreachable", str(error)
 
 
 def _checkpoint_status(
-    opened: Opened, entry: LockEntry | None, remotes: dict[str, str]
+    project: Project, opened: Opened, entry: LockEntry | None, *, offline: bool
 ) -> CheckpointStatus:
-    name = opened.checkpoint.name
-    snapshot = opened.cache.snapshot()
-    place = "here"
-    if snapshot is None and "more" in remotes.values():
-        snapshot = opened.snapshot()
-        place = next(name for name, state in remotes.items() if state == "more")
+    name, cache = opened.checkpoint.name, opened.cache
+    snapshot, place = _newest(project, cache.id, offline=offline)
+    stands: dict[str, tuple[str, str]] = {}
+    if not offline:
+        others = {n: r for n, r in project.remotes.items() if r.url != project.store.url}
+        stands = {other: _stand(cache, Cache(root, cache.id)) for other, root in others.items()}
+        stands |= {other: ("unreachable", why.message) for other, why in project.unusable.items()}
+    remotes = {other: state for other, (state, _) in stands.items()}
     present = set(snapshot.index) if snapshot else set()
     wanted = set(opened.dataset.by_digest)
+    ours = entry is not None and entry.cache == cache.id
     locked = (
-        entry is not None
+        ours
+        and entry is not None
         and snapshot is not None
-        and entry.cache == opened.cache.id
         and entry.snapshot == snapshot.commit.tree
         and entry.data == opened.dataset.digest
     )
+    promised = ours and entry is not None and not locked and not has_tree(cache, entry.snapshot)
     missing = len(wanted - present)
     return CheckpointStatus(
         name,
@@ -176,66 +223,52 @@ def _checkpoint_status(
         bad=len(opened.dataset.bad),
         snapshot=snapshot.commit.number if snapshot else None,
         place=place,
+        elsewhere=_elsewhere(project, snapshot) if snapshot and place == "here" else 0,
         remotes=remotes,
+        reasons={other: reason for other, (_, reason) in stands.items() if reason},
         locked=locked,
-        next=_next(name, remotes, locked=locked, missing=missing, here=place == "here"),
+        promised=promised,
+        next=_next(
+            name,
+            remotes,
+            list(project.config.remote) if offline else [],
+            locked=locked,
+            promised=promised,
+            missing=missing,
+            here=place == "here",
+        ),
     )
 
 
-def _next(name: str, remotes: dict[str, str], *, locked: bool, missing: int, here: bool) -> str:
+def _elsewhere(project: Project, snapshot: Snapshot) -> int:
+    """How many objects of a snapshot a local store lacks."""
+    if project.store.shared:
+        return 0
+    named = (part.ref for part in parts(snapshot.objects, snapshot.commit))
+    return sum(project.store.size(object_path(ref.digest)) is None for ref in named)
+
+
+def _next(
+    name: str,
+    remotes: dict[str, str],
+    unasked: list[str],
+    *,
+    locked: bool,
+    promised: bool,
+    missing: int,
+    here: bool,
+) -> str:
     """Return the command that mends the first thing that is not up to date."""
     more = [remote for remote, state in remotes.items() if state in ("more", "apart")]
     less = [remote for remote, state in remotes.items() if state in ("lacks", "apart", "empty")]
     if more and (missing or not here or not less):
         return f"rin pull {more[0]}"
+    if promised and unasked:
+        return f"rin pull {unasked[0]}"
+    if promised and remotes:
+        return f"rin push where it was cached, then rin pull here; or rin cache {name}"
     if missing or not locked:
         return f"rin cache {name}"
-    return f"rin push {less[0]}" if less else ""
-
-
-def row_facts(project: Project, identity: str, checkpoint: str) -> dict[str, Any]:
-    """Return what is known of one training row (`rin.row/1`).
-
-    Raises:
-        InputError: no row has that id.
-    """
-    opened = project.opened(checkpoint)
-    example = opened.dataset.find(identity)
-    if example is None:
-        raise InputError(
-            f"no training row has the id {identity!r}",
-            hint="ids are those of the data, FILE:LINE, or the beginning of a digest",
-        )
-    snapshot = opened.snapshot()
-    slot = snapshot.index.get(example.digest) if snapshot else None
-    cached = None
-    if snapshot is not None and slot is not None:
-        stored = snapshot.read(slot, slot + 1, ["loss", "norm"])
-        layers = snapshot.attributes["rin"]["layout"]["layers"]
-        norm = stored["norm"][0]
-        cached = {
-            "loss": float(stored["loss"][0]),
-            "norm": float(np.linalg.norm(norm)),
-            "layers": [
-                {"name": layers[n][0], "norm": float(norm[n])}
-                for n in np.argsort(-norm)[:_LARGEST_LAYERS]
-            ],
-        }
-    texts = token_texts(opened.tokenizer, example.input_ids.tolist())
-    return {
-        "schema": "rin.row/1",
-        "id": example.row.id,
-        "digest": example.digest.hex(),
-        "places": [
-            f"{same.row.file}:{same.row.line}" for same in opened.dataset.by_digest[example.digest]
-        ],
-        "checkpoint": opened.checkpoint.name,
-        "tokens": len(example.input_ids),
-        "learnt": example.learnt,
-        "truncated": example.truncated,
-        "cached": cached,
-        "text": [
-            {"text": text, "learnt": bool(label != IGNORED)}
-            for text, label in zip(texts, example.labels, strict=True)
-        ],
-    }
+    if less:
+        return f"rin push {less[0]}"
+    return "rin doctor" if "unreachable" in remotes.values() else ""

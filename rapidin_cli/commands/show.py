@@ -24,7 +24,7 @@ def show(
     from rapidin_cli import console
     from rapidin_cli.project import Project
     from rapidin_cli.report import terminal
-    from rapidin_cli.status import row_facts
+    from rapidin_cli.row_facts import row_facts
 
     facts = row_facts(Project.open(context.obj.directory), row, checkpoint)
     if as_json:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rapidin_storage.verify import Verdict
 
 _REMOTE = Annotated[str, typer.Option(help="A remote, instead of the project's own store.")]
+_NAMED = 10
 _JSON = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 
 
@@ -53,31 +54,48 @@ def verify(
             mend=repair,
             advance=lambda size: bar.advance(task, size),
         )
+    lost = _lost_rows(project, checked)
     if as_json:
-        console.as_json(_verify_json(checked))
+        console.as_json(_verify_json(checked, lost))
     else:
-        for verdict in checked.verdicts:
+        for verdict in checked.found:
             console.raw(visible(_verdict_line(verdict)))
             for problem in verdict.problems:
                 console.raw(visible(f"  {problem.message}"))
-        if not checked.verdicts:
+        if not checked.found:
             console.say("the store has no cache yet")
-    _say_repaired(checked)
+    _say_repaired(checked, lost)
     if not checked.clean:
         where = f" --remote {remote}" if remote else ""
         console.say(f"next: rin verify --repair{where}")
         raise typer.Exit(int(ExitCode.STORE))
 
 
-def _say_repaired(checked: Checked) -> None:
+def _lost_rows(project: Project, checked: Checked) -> list[str]:
+    """Name the rows that a repair took out: by their ids, where the data is here."""
+    from rapidin_cli.diff import row_ids
+
+    digests = sorted({digest for repaired in checked.repaired for digest in repaired.digests})
+    names = [checkpoint.name for checkpoint in project.config.checkpoints]
+    ids = row_ids(project, names) if digests else {}
+    return [ids.get(digest, digest.hex()) for digest in digests]
+
+
+def _say_repaired(checked: Checked, lost: list[str]) -> None:
     from rapidin_cli import console
 
+    if not checked.repaired:
+        return
     fetched = sum(repaired.fetched for repaired in checked.repaired)
     rows = sum(repaired.rows for repaired in checked.repaired)
     if fetched:
-        console.say(f"{fetched:,} objects were fetched from a remote")
+        console.say(f"{fetched:,} objects were fetched from where they were whole")
     if rows:
-        console.say(f"{rows:,} rows are lost and were taken out of the newest snapshot")
+        named = ", ".join(lost[:_NAMED]) + (", ..." if rows > _NAMED else "")
+        console.say(f"{rows:,} rows are lost and left the newest snapshot: {named}")
+    for verdict in checked.verdicts:
+        for problem in verdict.problems:
+            console.say(f"not mended: {problem.message}")
     if any(repaired.given_up for repaired in checked.repaired):
         console.say("next: rin cache computes what is missing")
 
@@ -93,10 +111,16 @@ def _verdict_line(verdict: Verdict) -> str:
     )
 
 
-def _verify_json(checked: Checked) -> dict[str, Any]:
+def _verify_json(checked: Checked, lost: list[str]) -> dict[str, Any]:
     return {
         "schema": "rin.verify/1",
         "clean": checked.clean,
+        "repaired": {
+            "fetched": sum(repaired.fetched for repaired in checked.repaired),
+            "given_up": sum(repaired.given_up for repaired in checked.repaired),
+            "lost_rows": sum(repaired.rows for repaired in checked.repaired),
+            "lost": lost,
+        },
         "caches": [
             {
                 "cache": verdict.cache,
@@ -114,7 +138,7 @@ def _verify_json(checked: Checked) -> dict[str, Any]:
                     for problem in verdict.problems
                 ],
             }
-            for verdict in checked.verdicts
+            for verdict in checked.found
         ],
     }
 
@@ -127,7 +151,7 @@ def gc(
     ] = "24h",
     alone: Annotated[
         bool,
-        typer.Option("--alone", help="Nobody writes there now: allows a grace below 1h."),
+        typer.Option("--alone", help="Nobody writes there now: allows a grace below 24h."),
     ] = False,
     local: Annotated[
         bool,
@@ -142,9 +166,10 @@ def gc(
     from rapidin_cli import console
     from rapidin_cli.errors import UsageError
     from rapidin_cli.project import Project
-    from rapidin_cli.sharing import LEAST_GRACE, drop, garbage
+    from rapidin_cli.sharing import drop, garbage
     from rapidin_storage import StorageError
     from rapidin_storage.gc import parse_grace, remove_garbage
+    from rapidin_storage.roots import GRACE
 
     project = Project.open(context.obj.directory)
     if local and compact:
@@ -160,10 +185,10 @@ def gc(
         seconds = parse_grace(grace)
     except StorageError as error:
         raise UsageError(str(error), hint="rin gc --grace 24h") from None
-    if seconds < LEAST_GRACE and not alone:
+    if seconds < GRACE and not alone:
         raise UsageError(
-            f"a grace of {grace} could remove what somebody is writing at this moment",
-            hint="give 1h or more, or --alone if you know that nobody writes there",
+            f"a grace of {grace} could remove what somebody is about to commit",
+            hint="give 24h or more, or --alone if you know that nobody writes or pushes there",
         )
     root, found = garbage(project, remote, grace=seconds)
     if yes:

@@ -32,12 +32,15 @@ def push(
     every: _ALL = False,
 ) -> None:
     """Copy cached rows to a remote: only what it lacks, commits last. Run again to resume."""
+    from rapidin_cli import console
     from rapidin_cli.project import Project
 
     project = Project.open(context.obj.directory)
     with _Watch("pushing") as watch:
-        moved = project.push(remote, checkpoint or (), every=every, progress=watch)
-    _report(moved, watch, "rin.lock names a snapshot that is not in this store: rin cache")
+        options = {"every": every, "progress": watch, "tell": console.warn}
+        moved = project.push(remote, checkpoint or (), **options)
+    _report(moved, watch)
+    _check_lock(moved, "and the remote has not got it, nor has this store", "rin cache")
 
 
 def pull(
@@ -55,12 +58,28 @@ def pull(
 
     project = Project.open(context.obj.directory)
     with _Watch("pulling") as watch:
-        moved = project.pull(remote, checkpoint or (), every=every, progress=watch)
-    _report(moved, watch, "the remote has not the snapshot that rin.lock names: push it there")
+        options = {"every": every, "progress": watch, "tell": console.warn}
+        moved = project.pull(remote, checkpoint or (), **options)
+    _report(moved, watch)
+    _check_lock(
+        moved,
+        "and the remote has not got it; what it has is here now",
+        "rin push, where that was cached; or rin cache here",
+    )
     console.say("next: rin status")
 
 
-def _report(moved: list[Moved], watch: _Watch, unlocked: str) -> None:
+def _check_lock(moved: list[Moved], what: str, hint: str) -> None:
+    """Fail if rin.lock promises what was not delivered."""
+    from rapidin_cli.errors import MissingError
+
+    if names := [one.names for one in moved if one.locked is False]:
+        raise MissingError(
+            f"rin.lock names another snapshot of {', '.join(names)}, {what}", hint=hint
+        )
+
+
+def _report(moved: list[Moved], watch: _Watch) -> None:
     from rapidin_cli import console
 
     for one in moved:
@@ -71,8 +90,6 @@ def _report(moved: list[Moved], watch: _Watch, unlocked: str) -> None:
         if snapshot is not None:
             parts.append(f"{snapshot.commit.rows:,} rows in snapshot {snapshot.commit.number}")
         console.say(f"{one.names}: {', '.join(parts)}")
-        if one.locked is False:
-            console.warn(f"{one.names}: {unlocked}")
     console.say(watch.summary())
 
 

@@ -15,6 +15,7 @@ from rapidin_storage.errors import (
     ConflictError,
     CorruptError,
     FormatError,
+    NoBucketError,
     NotFoundError,
     StorageError,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "CorruptError",
     "FormatError",
     "FsspecRoot",
+    "NoBucketError",
     "NotFoundError",
     "ObjectRef",
     "ObjectStore",

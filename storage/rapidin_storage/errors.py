@@ -15,6 +15,12 @@ class AccessError(StorageError):
     code = "access"
 
 
+class NoBucketError(AccessError):
+    """There is no such bucket."""
+
+    code = "no-bucket"
+
+
 class NotFoundError(StorageError):
     """Something that a commit names, or that the caller asked for, is not in the store."""
 

@@ -69,7 +69,7 @@ class FsspecRoot(Root):
             raise
         except Exception as error:  # libraries of stores raise what they like
             if self._is_s3 and (refused := s3.refusal(error, str(self), self._options)):
-                raise AccessError(refused) from error
+                raise refused from error
             if self._is_s3 and (silent := s3.unreachable(error, str(self), self._options)):
                 raise StorageError(silent) from error
             if isinstance(error, FileNotFoundError):
@@ -94,10 +94,9 @@ class FsspecRoot(Root):
                 except Exception as error:
                     if s3.code(error) == "InvalidRange":  # no byte to be had: an empty object
                         return b""
-                    # A body that was cut short is asked for again. Who has not answered at
-                    # all for so long was asked several times already.
+                    # Who has not answered at all for so long was asked several times already.
                     silent = time.monotonic() - start > self._patience
-                    if silent or not left or not isinstance(error, s3.transport_errors()):
+                    if silent or not left or not s3.cut_short(error):
                         raise
                 time.sleep(random.uniform(0, 0.2))
         raise AssertionError("unreachable")

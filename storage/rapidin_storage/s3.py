@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from rapidin_storage.errors import AccessError, NoBucketError
+
 _ATTEMPTS = 4
 
 _REFUSED = {
@@ -17,6 +19,7 @@ _REFUSED = {
     "SignatureDoesNotMatch",
     "TokenRefreshRequired",
 }
+_NO_CONNECTION = {"EndpointConnectionError", "ConnectTimeoutError", "ConnectionClosedError"}
 _SOURCES = {
     "env": "the environment (AWS_ACCESS_KEY_ID)",
     "shared-credentials-file": "the credentials file",
@@ -65,17 +68,28 @@ def transport_errors() -> tuple[type[Exception], ...]:
     return (BotoCoreError, ClientError, TimeoutError)
 
 
+def cut_short(error: BaseException) -> bool:
+    """Say whether a reply may have ended within its body: that botocore does not try again."""
+    return isinstance(error, transport_errors()) and type(error).__name__ not in _NO_CONNECTION
+
+
 def code(error: BaseException) -> str:
     """Return the S3 error code behind an exception of s3fs, or ''."""
     response = getattr(error.__cause__ or error, "response", None)
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
-def refusal(error: BaseException, place: str, options: dict[str, Any]) -> str:
-    """Return the sentence for a refusal that trying again will not mend, or ''."""
-    name = type(error).__name__
+def refusal(error: BaseException, place: str, options: dict[str, Any]) -> AccessError | None:
+    """Return what a refusal that trying again will not mend should be, or None."""
     if code(error) in ("NoSuchBucket", "InvalidBucketName"):
-        return f"there is no bucket of {place} at {options.get('endpoint_url') or 'AWS'}"
+        where = options.get("endpoint_url") or "AWS"
+        return NoBucketError(f"there is no bucket of {place} at {where}")
+    sentence = _refusal(error, place, options)
+    return AccessError(sentence) if sentence else None
+
+
+def _refusal(error: BaseException, place: str, options: dict[str, Any]) -> str:
+    name = type(error).__name__
     if name == "ProfileNotFound":
         return f"no credentials for {place}: {error}"
     if "Credential" in name or name in ("TokenRetrievalError", "UnauthorizedSSOTokenError"):
@@ -88,7 +102,7 @@ def refusal(error: BaseException, place: str, options: dict[str, Any]) -> str:
 
 def unreachable(error: BaseException, place: str, options: dict[str, Any]) -> str:
     """Return the sentence for a service that cannot be connected to, or ''."""
-    if type(error).__name__ in ("EndpointConnectionError", "ConnectTimeoutError"):
+    if type(error).__name__ in _NO_CONNECTION:
         return f"cannot reach {place}: no connection to {options.get('endpoint_url') or 'AWS'}"
     return ""
 

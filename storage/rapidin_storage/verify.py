@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from rapidin_storage.arrays import check_group, decode_content, encode_chunk
-from rapidin_storage.cache import Cache, Snapshot
+from rapidin_storage.arrays import DIGEST, check_group, decode_content, encode_chunk
+from rapidin_storage.cache import Cache, Snapshot, index_digests
 from rapidin_storage.contents import GROUP, PAGE, Part, all_parts
 from rapidin_storage.errors import ConflictError, CorruptError, NotFoundError, StorageError
 from rapidin_storage.manifest import ChunkRefs, Manifest
@@ -177,11 +177,13 @@ class Repaired:
         fetched: objects and commits that came from a remote.
         rows: rows that are gone from the newest snapshot, for `rin cache` to compute again.
         given_up: objects and commits of the log that nobody has any more.
+        digests: of those rows, as far as their digests could still be read.
     """
 
     fetched: int
     rows: int
     given_up: int
+    digests: frozenset[bytes] = frozenset()
 
 
 def repair(cache: Cache, problems: Sequence[Problem], upstreams: Sequence[Root]) -> Repaired:
@@ -209,8 +211,8 @@ def repair(cache: Cache, problems: Sequence[Problem], upstreams: Sequence[Root])
         cache.root.remove(object_path(digest))
     for problem in commits:
         digests |= _set_aside(cache.log, problem.commit)
-    rows = _give_up(cache, digests) if digests else 0
-    return Repaired(fetched, rows, len(digests | {str(p.commit) for p in commits}))
+    rows, known = _give_up(cache, digests) if digests else (0, frozenset[bytes]())
+    return Repaired(fetched, rows, len(digests | {str(p.commit) for p in commits}), known)
 
 
 def _is_mended(cache: Cache, problem: Problem) -> bool:
@@ -279,11 +281,15 @@ def _set_aside(log: CommitLog, number: int) -> set[str]:
     return {parent} if parent else set()
 
 
-def _give_up(cache: Cache, digests: set[str]) -> int:
-    """Commit a snapshot without the chunks that need lost objects; return the rows lost."""
+def _give_up(cache: Cache, digests: set[str]) -> tuple[int, frozenset[bytes]]:
+    """Commit a snapshot without the chunks that need lost objects.
+
+    Returns:
+        How many rows are lost, and the digests of those of which they can be read.
+    """
     base = cache.log.latest()
     if base is None:
-        return 0
+        return 0, frozenset()
     objects = ObjectStore(cache.root)
     gone = _lost_chunks(objects, base, digests)
     hole = _hole(objects, base)
@@ -311,7 +317,16 @@ def _give_up(cache: Cache, digests: set[str]) -> int:
     held = Snapshot(objects, draft).digests.any(axis=1)
     if not cache.log.append(replace(draft, rows=int(np.count_nonzero(held)))):
         raise ConflictError(f"cache {base.cache[:12]} was written to during its repair")
-    return base.rows - int(np.count_nonzero(held))
+    return base.rows - int(np.count_nonzero(held)), _digests_of(Snapshot(objects, base), gone)
+
+
+def _digests_of(snapshot: Snapshot, chunks: set[int]) -> frozenset[bytes]:
+    found: set[bytes] = set()
+    for number, (start, stop) in enumerate(snapshot.chunk_ranges()):
+        if number in chunks:
+            with contextlib.suppress(NotFoundError, CorruptError):
+                found.update(index_digests(snapshot.read(start, stop, [DIGEST])[DIGEST]))
+    return frozenset(found)
 
 
 def _lost_chunks(objects: ObjectStore, base: Commit, digests: set[str]) -> set[int]:

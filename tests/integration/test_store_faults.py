@@ -31,6 +31,7 @@ from rapidin_storage import (
     ArraySpec,
     Cache,
     CorruptError,
+    NoBucketError,
     NotFoundError,
     ObjectStore,
     Root,
@@ -447,7 +448,7 @@ DOORS = [
     Door("a wrong secret", AccessError, "refused the credentials of the environment"),
     Door("no credentials", AccessError, "no credentials for .*origin", credentials=()),
     Door("an unknown profile", AccessError, "nobody", profile="nobody"),
-    Door("no such bucket", AccessError, "there is no bucket", url=NO_BUCKET),
+    Door("no such bucket", NoBucketError, "there is no bucket", url=NO_BUCKET),
     Door("nobody listens", StorageError, "(?i)connect", listens=False),
 ]
 
@@ -589,7 +590,7 @@ class Damaged:
 
 
 COMMANDS = [
-    *(AtTheDoor(door, 4 if door.error is AccessError else 1) for door in DOORS),
+    *(AtTheDoor(door, 4 if issubclass(door.error, AccessError) else 1) for door in DOORS),
     OnTheWire(Fault.SLOW_DOWN, "any", 3),
     OnTheWire(Fault.RESET, "any", 2),
     OnTheWire(Fault.LOST_REPLY, "PUT commit", 1),

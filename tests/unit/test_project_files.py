@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -68,13 +69,24 @@ def entry(letter, rows=5):
 
 def test_the_lock_has_one_line_a_checkpoint(tmp_path):
     write_lock(tmp_path, {"b": entry("b"), "a": entry("a")})
-    lines = (tmp_path / "rin.lock").read_text().splitlines()
+    lines = (tmp_path / "rin.lock").read_text().split("\n\n")[:-1]
     assert [json.loads(line).get("checkpoint") for line in lines] == [None, "a", "b"]
     assert read_lock(tmp_path) == {"a": entry("a"), "b": entry("b")}
 
 
-def test_git_merges_locks_of_different_checkpoints(tmp_path):
-    """One cached `a` again while the other added `c`."""
+NEW = entry("d", 6)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({"a": NEW}, {"c": entry("c")}),
+        ({"a": NEW}, {"b": NEW}),
+        ({"b": NEW}, {"c": entry("c")}),
+    ],
+)
+def test_git_merges_locks_of_different_checkpoints(tmp_path, ours, theirs):
+    """One cached a checkpoint again while the other did or added another, be it the next."""
 
     def git(*arguments):
         identity = ("-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false")
@@ -84,8 +96,8 @@ def test_git_merges_locks_of_different_checkpoints(tmp_path):
     before = {"a": entry("a"), "b": entry("b")}
     for branch, entries in (
         ("main", before),
-        ("ours", {**before, "a": entry("d", 6)}),
-        ("theirs", {**before, "c": entry("c")}),
+        ("ours", {**before, **ours}),
+        ("theirs", {**before, **theirs}),
     ):
         if branch != "main":
             git("checkout", "--quiet", "-b", branch, "main")
@@ -93,14 +105,23 @@ def test_git_merges_locks_of_different_checkpoints(tmp_path):
         git("add", "rin.lock")
         git("commit", "--quiet", "-m", branch)
     git("merge", "--quiet", "ours")
-    assert read_lock(tmp_path) == {"a": entry("d", 6), "b": entry("b"), "c": entry("c")}
+    assert read_lock(tmp_path) == {**before, **ours, **theirs}
+
+
+def test_many_may_write_the_lock_at_once(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            wanted = [{"a": entry("a", n)} for n in range(8)]
+            list(pool.map(lambda entries: write_lock(tmp_path, entries), wanted))
+            assert read_lock(tmp_path) in wanted
+    assert [path.name for path in tmp_path.iterdir()] == ["rin.lock"]
 
 
 @pytest.mark.parametrize(
     ("mangle", "message"),
     [
         (lambda text: f"<<<<<<< HEAD\n{text}", "has a merge conflict"),
-        (lambda text: text + text.splitlines()[1], "names checkpoint 'a' twice"),
+        (lambda text: text + text.splitlines()[2], "names checkpoint 'a' twice"),
         (lambda text: text.replace("2}", "3}"), "newer rin"),
         (lambda text: text.replace("aaaa", "aa-a"), "not what this version"),
         (lambda text: text.replace('"rows": 5', '"rows": "many"'), "not what this version"),
