@@ -217,7 +217,7 @@ class Project:
             if not plan.batches and snapshot is None:
                 tell(f"{settings.name}: there is no row to compute")
                 continue
-            if plan.batches or snapshot is None:
+            if plan.batches or snapshot is None or not snapshot.has_group:
                 watch = progress(settings.name)
                 snapshot = self._compute(opened, plan, opened.jobs(devices, workers), watch)
             self._lock(settings.name, opened, snapshot)

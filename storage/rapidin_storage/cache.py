@@ -12,7 +12,7 @@ import zarr
 
 from rapidin_storage.arrays import DIGEST, ArraySpec
 from rapidin_storage.errors import CorruptError, NotFoundError
-from rapidin_storage.objects import ObjectStore, canonical_json, is_digest
+from rapidin_storage.objects import ObjectStore, canonical_json, is_digest, object_path
 from rapidin_storage.refs import Commit, CommitLog
 from rapidin_storage.roots import FORMAT_VERSION, Root
 from rapidin_storage.zarr_store import CacheStore
@@ -111,20 +111,26 @@ class Snapshot:
         return f"cache {self.commit.cache[:12]} snapshot {self.commit.number}"
 
     @property
+    def has_group(self) -> bool:
+        """Whether this root has the group's metadata; if not, the next writer stores it again."""
+        return self.objects.root.size(object_path(self.commit.group.digest)) is not None
+
+    @property
     def attributes(self) -> dict[str, Any]:
         """The JSON that the cache was made with."""
         return dict(self.group.attrs)
 
     def array(self, name: str) -> zarr.Array[Any]:
-        """Return one array; `CorruptError` if the cache has none of that name."""
+        """Return one array; `CorruptError` if the cache has none of that name.
+
+        Not by way of the group: rows can be read where its metadata was lost.
+        """
         if name not in self.commit.arrays:
             raise CorruptError(f"{self} has no array {name!r}")
         try:
-            array = self.group[name]
+            return zarr.open_array(CacheStore.at(self), path=name, mode="r", zarr_format=3)
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptError(f"array {name} of {self} cannot be read: {error}") from error
-        assert isinstance(array, zarr.Array)
-        return array
 
     @cached_property
     def digests(self) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from rapidin_storage.arrays import DIGEST, array_documents, encode_chunk
 from rapidin_storage.cache import Cache, Snapshot
-from rapidin_storage.errors import ConflictError
+from rapidin_storage.errors import ConflictError, CorruptError
 from rapidin_storage.manifest import ChunkRefs, Manifest
 from rapidin_storage.writer import identify, now
 
@@ -47,11 +47,13 @@ def _try_compact(cache: Cache, base: Snapshot) -> bool:
     commit, specs, size = base.commit, base.commit.specs, base.commit.chunk_rows
     cache.root.prepare()
     chunks: list[ChunkRefs] = []
+    held = 0
     loose: list[dict[str, np.ndarray[Any, Any]]] = []
     for number, (start, stop) in enumerate(base.chunk_ranges()):
         filled = np.flatnonzero(base.read(start, stop, [DIGEST])[DIGEST].any(axis=1))
         if len(filled) == size:
             chunks.append(base.manifest.chunk(number))
+            held += size
         elif len(filled):
             rows = base.read(start, stop, sorted(specs))
             loose.append({name: values[filled] for name, values in rows.items()})
@@ -59,8 +61,11 @@ def _try_compact(cache: Cache, base: Snapshot) -> bool:
         joined = {name: np.concatenate([rows[name] for rows in loose]) for name in specs}
         for start in range(0, len(joined[DIGEST]), size):
             part = {name: values[start : start + size] for name, values in joined.items()}
+            held += len(part[DIGEST])
             encoded = encode_chunk(part, specs, size)
             chunks.append({name: cache.objects.put(data) for name, data in encoded.items()})
+    if held != commit.rows:
+        raise CorruptError(f"{base} has {held} rows and not {commit.rows}, as its commit says")
     manifest = Manifest(cache.objects, [], 0, set(specs)).with_chunks(dict(enumerate(chunks)))
     return cache.log.append(
         replace(

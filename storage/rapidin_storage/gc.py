@@ -10,7 +10,7 @@ from rapidin_storage.cache import Cache, list_caches
 from rapidin_storage.contents import GROUP, PAGE, all_parts
 from rapidin_storage.errors import StorageError
 from rapidin_storage.local import TEMPORARY
-from rapidin_storage.objects import OBJECTS, ObjectStore, object_path
+from rapidin_storage.objects import OBJECTS, ObjectStore, is_digest, object_path
 from rapidin_storage.refs import CommitLog
 from rapidin_storage.roots import GRACE, PROBES, Entry, Root, probe_path
 from rapidin_storage.transfer import each
@@ -102,7 +102,8 @@ class _Named:
         if name.startswith(TEMPORARY) or folder == PROBES:
             return False
         # Anything that is not an object of ours is not ours to remove.
-        return not folder.startswith(OBJECTS) or name in self._digests
+        ours = is_digest(name) and entry.path == object_path(name)
+        return not ours or name in self._digests
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ object: `{"first": 1024, "chunks": [{"sketch": [digest, size], ...}, ...]}`.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping, Set
 
 from numcodecs import Zstd
@@ -40,7 +41,8 @@ def decode_page(data: bytes, first: int, where: str) -> list[ChunkRefs]:
     """
     corrupt = CorruptError(f"{where} is not a manifest page")
     try:
-        if (zstd_content_size(data) or 0) > _MAX_PAGE_BYTES:
+        size = zstd_content_size(data)
+        if size is None or size > _MAX_PAGE_BYTES:
             raise corrupt
         body = json.loads(bytes(Zstd().decode(data)))
     except (RuntimeError, ValueError, RecursionError):
@@ -73,6 +75,7 @@ class Manifest:
         self.chunk_count = chunk_count
         self.names = names
         self._loaded: dict[int, list[ChunkRefs]] = {}
+        self._lock = threading.Lock()
 
     def load(self, number: int) -> list[ChunkRefs]:
         """Return the chunks of a page, read once.
@@ -80,22 +83,30 @@ class Manifest:
         Raises:
             NotFoundError, CorruptError: it cannot be had, or is not what the commit says.
         """
-        if number not in self._loaded:
-            ref = self.pages[number]
-            where = f"manifest page {number} ({ref.digest})"
-            chunks = decode_page(self._objects.get(ref, where), number * PAGE_CHUNKS, where)
-            if len(chunks) != min(PAGE_CHUNKS, self.chunk_count - number * PAGE_CHUNKS):
-                raise CorruptError(f"{where} has {len(chunks)} chunks, not what its commit says")
-            if any(chunk.keys() != self.names for chunk in chunks):
-                raise CorruptError(f"{where} lacks arrays that its commit has, or has others")
-            self._loaded[number] = chunks
-        return self._loaded[number]
+        with self._lock:  # many chunks at once want the same page
+            if number not in self._loaded:
+                self._loaded[number] = self._read(number)
+            return self._loaded[number]
+
+    def _read(self, number: int) -> list[ChunkRefs]:
+        ref = self.pages[number]
+        where = f"manifest page {number} ({ref.digest})"
+        chunks = decode_page(self._objects.get(ref, where), number * PAGE_CHUNKS, where)
+        if len(chunks) != min(PAGE_CHUNKS, self.chunk_count - number * PAGE_CHUNKS):
+            raise CorruptError(f"{where} has {len(chunks)} chunks, not what its commit says")
+        if any(chunk.keys() != self.names for chunk in chunks):
+            raise CorruptError(f"{where} lacks arrays that its commit has, or has others")
+        return chunks
 
     def chunk(self, index: int) -> ChunkRefs:
         """Return the objects of chunk `index`; `IndexError` beyond the last."""
         if not 0 <= index < self.chunk_count:
             raise IndexError(index)
         return self.load(index // PAGE_CHUNKS)[index % PAGE_CHUNKS]
+
+    def page_of(self, index: int) -> ObjectRef:
+        """Return the page that lists chunk `index`."""
+        return self.pages[index // PAGE_CHUNKS]
 
     def chunks_of_page(self, number: int) -> range:
         """Chunk numbers that a page lists."""

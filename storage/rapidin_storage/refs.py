@@ -121,7 +121,7 @@ class Commit:
             slots, chunk_rows = _count(body["slots"]), _count(body["chunk_rows"])
             commit = cls(
                 cache=body["cache"],
-                number=body["number"],
+                number=_count(body["number"]),
                 parent=None if body["parent"] is None else _digest(body["parent"]),
                 slots=slots,
                 rows=_count(body["rows"]),

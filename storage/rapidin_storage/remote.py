@@ -76,9 +76,9 @@ class FsspecRoot(Root):
                 raise NotFoundError(f"{where} does not exist") from None
             if isinstance(error, PermissionError):
                 raise AccessError(f"{self} refused to {verb} {path}: {error}") from error
-            if not isinstance(error, (OSError, *s3.transport_errors())):
-                raise
             reason = " ".join(str(error).split()) or type(error).__name__
+            if not isinstance(error, (OSError, *s3.transport_errors())):
+                reason = f"{type(error).__name__}: {reason}"
             raise StorageError(f"cannot {verb} {where}: {reason}") from error
 
     def read(self, path: str, at_most: int | None = None) -> bytes:
@@ -113,7 +113,8 @@ class FsspecRoot(Root):
                 if self._is_s3:  # `info` would also list, to see whether it is a folder
                     bucket, key, _ = self._fs.split_path(self._path(path))
                     head = self._fs.call_s3("head_object", Bucket=bucket, Key=key)
-                    return Entry(path, head["ContentLength"], head["LastModified"].timestamp())
+                    head = {"name": self._path(path), "size": head["ContentLength"], **head}
+                    return self._entry(head)
                 return self._entry(self._fs.info(self._path(path)))
         except NotFoundError:
             return None
@@ -167,9 +168,20 @@ class FsspecRoot(Root):
             self._fs.rm_file(self._path(path))
 
     def refresh(self, path: str, size: int) -> bool:
-        """See `Root.refresh`. Nothing can be touched on S3: what is old is written again."""
+        """See `Root.refresh`. On S3, what is old is copied onto itself, which sets its time."""
         entry = self.entry(path)
-        return entry is not None and entry.size == size and entry.modified > time.time() - FRESH
+        if entry is None or entry.size != size:
+            return False
+        if entry.modified > time.time() - FRESH:
+            return True
+        if not self._is_s3:
+            return False
+        try:
+            with self._explained("refresh", path):
+                self._fs.cp_file(self._path(path), self._path(path), MetadataDirective="REPLACE")
+        except StorageError:  # it is gone by now, or the service cannot do that: write it again
+            return False
+        return True
 
     def list(self, folder: str) -> list[str]:
         """See `Root.list`."""

@@ -19,7 +19,7 @@ from rapidin_storage.arrays import DIGEST, Rows
 from rapidin_storage.cache import Cache, Snapshot
 from rapidin_storage.contents import Part, all_parts, parts
 from rapidin_storage.errors import ConflictError, NotFoundError
-from rapidin_storage.objects import object_path
+from rapidin_storage.objects import ObjectStore, object_path
 from rapidin_storage.refs import Commit
 from rapidin_storage.roots import FRESH
 from rapidin_storage.transfer import each
@@ -94,30 +94,32 @@ def compare(source: Cache, target: Cache) -> Comparison:
     if newest.tree == theirs.tree:
         return Comparison()
     for known, unknown, forward in ((source, theirs, True), (target, newest, False)):
-        position = _position(known, unknown)
-        if position is not None:
-            since = known.log.read_all(n for n in known.log.numbers() if n >= position)
-            if any(commit.lost for commit in since):
-                break  # what one place has given up, the other may have: as if they had parted
+        since = _since(known, unknown)
+        if since is not None:
             return Comparison(ahead=since) if forward else Comparison(behind=True)
     return Comparison(ahead=[newest], behind=True, diverged=True)
 
 
-def _position(cache: Cache, commit: Commit) -> int | None:
-    """Number of the first commit of a log that has more than a commit's tree; else None.
+def _since(cache: Cache, commit: Commit) -> list[Commit] | None:
+    """Return the commits of a log that have more than a commit's tree; None if it has not that.
 
-    A commit that merged the tree has more already; one that equals it is the last to skip.
+    What one place has given up since then, the other may have: then they have parted, until
+    one merges the other.
     """
-    try:
-        if cache.log.read(commit.number).tree == commit.tree:
-            return commit.number + 1
-    except NotFoundError:
-        pass
-    for ours in reversed(cache.log.read_all()):
+    numbers = cache.log.numbers()
+    if commit.number in numbers and cache.log.read(commit.number).tree == commit.tree:
+        since = cache.log.read_all(n for n in numbers if n > commit.number)
+        if not any(later.lost for later in since):
+            return since
+    since = []
+    for ours in reversed(cache.log.read_all(numbers)):
         if commit.tree == ours.tree:
-            return ours.number + 1
+            return since[::-1]
+        since.append(ours)
+        if ours.lost:
+            return None
         if commit.tree in ours.merged:
-            return ours.number
+            return since[::-1]
     return None
 
 
@@ -151,8 +153,8 @@ def synchronise(
         base = target.log.latest()
         start = time.time()
         _copy(source, target, state.ahead, base, progress)
-        if time.time() - start > FRESH:
-            # The first objects are so old by now that gc may take them: look again.
+        if time.time() - start > FRESH / 2:
+            # The first objects were relied on so long ago that gc may take them: look again.
             continue
         if state.diverged:
             return Synced(_merge(source, target, state.ahead[-1]), added + 1, merged=True)
@@ -185,30 +187,37 @@ def _copy(
         shared = {page for commit in commits for page in commit.pages}
         seen = {page.digest for page in base.pages if page in shared}
         seen.update(part.ref.digest for part in parts(target.objects, base, set(seen)))
-    wanted = [part for _, part in all_parts(source.objects, commits, seen)]
-    progress.start(len(wanted), sum(part.ref.size for part in wanted))
+    wanted = list(all_parts(source.objects, commits, seen))
+    progress.start(len(wanted), sum(part.ref.size for _, part in wanted))
 
-    def copy(part: Part) -> None:
-        path = object_path(part.ref.digest)
+    def copy(item: tuple[Commit, Part]) -> None:
+        commit, part = item
+        path, size = object_path(part.ref.digest), part.ref.size
         # Asking over a network whether a small object is there costs as much as sending it.
-        ask = part.ref.size > _SMALL or not target.root.shared
-        present = ask and target.root.refresh(path, part.ref.size)
+        ask = size > _SMALL or not target.root.shared
+        present = ask and target.root.refresh(path, size)
         if not present:
-            what = part.describe(commits[-1])
-            target.root.write(path, source.objects.get(part.ref, what))
-        progress.advance(part.ref.size, copied=not present)
+            try:
+                target.root.write(path, source.objects.get(part.ref, part.describe(commit)))
+            except NotFoundError:  # the source was relieved of it (`rin gc --local`)
+                present = not ask and target.root.refresh(path, size)
+                if not present:
+                    raise
+        progress.advance(size, copied=not present)
 
     each(
         copy,
         wanted,
-        size=lambda part: part.ref.size,
+        size=lambda item: item[1].ref.size,
         shared=source.root.shared or target.root.shared,
     )
 
 
 def _merge(source: Cache, target: Cache, commit: Commit) -> Snapshot | None:
     """Add the rows of a commit of the source, whose objects the target has, to its newest."""
-    theirs = Snapshot(source.objects, commit)
+    # By now both have every object: the nearer one is read, what it was relieved of from the other.
+    near, far = (source, target) if target.root.shared else (target, source)
+    theirs = Snapshot(ObjectStore(near.root, [far.root], keep=False), commit)
     specs = {name: spec for name, spec in commit.specs.items() if name != DIGEST}
     writer = target.writer(specs, theirs.attributes, commit.chunk_rows, {"merge": commit.tree})
     names = sorted(commit.arrays)

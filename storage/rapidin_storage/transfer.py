@@ -38,7 +38,7 @@ def each(
     budget = _Budget(BYTES_IN_FLIGHT)
     failed = threading.Event()
     futures: list[Future[Result]] = []
-    pool, interrupted = ThreadPoolExecutor(THREADS), True
+    pool, interrupted = ThreadPoolExecutor(THREADS), False
     try:
         for item in items:
             weight = size(item)
@@ -49,7 +49,9 @@ def each(
             future.add_done_callback(partial(_ended, budget, weight, failed))
             futures.append(future)
         wait(futures, return_when=FIRST_EXCEPTION)
-        interrupted = False
+    except BaseException as error:
+        interrupted = not isinstance(error, Exception)
+        raise
     finally:
         pool.shutdown(wait=not interrupted, cancel_futures=True)
     done = [future for future in futures if not future.cancelled()]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numcodecs import Zstd
 
 from rapidin_storage.arrays import DIGEST, check_group, decode_content, encode_chunk
 from rapidin_storage.cache import Cache, Snapshot, index_digests
@@ -101,6 +102,10 @@ def verify(
                     reasons.append(str(silent))
             return Problem("; ".join(reasons), cache.id, commit.number, part, current)
         except CorruptError as error:
+            return Problem(str(error), cache.id, commit.number, part, current)
+        except StorageError as error:
+            if cache.root.shared:  # the service is to blame, not the object
+                raise
             return Problem(str(error), cache.id, commit.number, part, current)
         finally:
             advance(part.ref.size)
@@ -204,6 +209,8 @@ def repair(cache: Cache, problems: Sequence[Problem], upstreams: Sequence[Root])
             fetched += 1
         else:
             left.append(problem)
+    # Fetching may have taken long: another repair, or writer, may have mended the rest.
+    left = [problem for problem in left if not _is_mended(cache, problem)]
     commits = [problem for problem in left if problem.part is None]
     digests = {problem.part.ref.digest for problem in left if problem.part is not None}
     for digest in digests:
@@ -226,7 +233,7 @@ def _is_mended(cache: Cache, problem: Problem) -> bool:
             return True
         later = problem.commit + 1
         return later not in cache.log.numbers() or cache.log.read(later).parent == commit.digest
-    except (NotFoundError, CorruptError):
+    except StorageError:
         return False
 
 
@@ -290,34 +297,31 @@ def _give_up(cache: Cache, digests: set[str]) -> tuple[int, frozenset[bytes]]:
     base = cache.log.latest()
     if base is None:
         return 0, frozenset()
-    objects = ObjectStore(cache.root)
-    gone = _lost_chunks(objects, base, digests)
-    hole = _hole(objects, base)
-    manifest = base.manifest(objects)
-    chunks: dict[int, ChunkRefs] = {
-        index: hole if index in gone else manifest.chunk(index) for index in range(base.chunk_count)
-    }
     if base.group.digest in digests:
         raise StorageError(
-            f"the group metadata of cache {base.cache[:12]} is lost: move caches/{base.cache} "
-            f"out of {cache.root.url} and run rin cache"
+            f"the group metadata of cache {cache.id[:12]} in {cache.root.url} is lost: rin cache "
+            "writes it again; then repair the rest"
         )
+    cache.root.prepare()
+    objects = ObjectStore(cache.root)
+    kept = _kept_chunks(cache, base, digests)
+    gone = set(range(base.chunk_count)) - set(kept)
+    hole = _hole(objects, base)
+    chunks = {index: kept.get(index, hole) for index in range(base.chunk_count)}
     draft = replace(
         base,
         number=base.number + 1,
         parent=base.digest,
-        pages=Manifest(objects, [], 0, set(base.arrays)).with_chunks(chunks).pages
-        if gone
-        else base.pages,
+        pages=Manifest(objects, [], 0, set(base.arrays)).with_chunks(chunks).pages,
         time=now(),
         merged=[],
         lost=sorted(digests),
         writer=identify({"repair": True}),
     )
-    held = Snapshot(objects, draft).digests.any(axis=1)
-    if not cache.log.append(replace(draft, rows=int(np.count_nonzero(held)))):
+    held = Snapshot(objects, draft).index
+    if not cache.log.append(replace(draft, rows=len(held))):
         raise ConflictError(f"cache {base.cache[:12]} was written to during its repair")
-    return base.rows - int(np.count_nonzero(held)), _digests_of(Snapshot(objects, base), gone)
+    return base.rows - len(held), _digests_of(Snapshot(objects, base), gone) - held.keys()
 
 
 def _digests_of(snapshot: Snapshot, chunks: set[int]) -> frozenset[bytes]:
@@ -329,18 +333,63 @@ def _digests_of(snapshot: Snapshot, chunks: set[int]) -> frozenset[bytes]:
     return frozenset(found)
 
 
-def _lost_chunks(objects: ObjectStore, base: Commit, digests: set[str]) -> set[int]:
+def _kept_chunks(cache: Cache, base: Commit, digests: set[str]) -> dict[int, ChunkRefs]:
+    """Return the chunks of a snapshot that need none of the lost objects.
+
+    A lost page is a list only: earlier snapshots list most of the same chunks.
+    """
+    objects = ObjectStore(cache.root)
     manifest = base.manifest(objects)
-    gone: set[int] = set()
+    kept: dict[int, ChunkRefs] = {}
+    unlisted: list[int] = []
     for number, page in enumerate(base.pages):
-        chunks = manifest.chunks_of_page(number)
         if page.digest in digests:
-            gone.update(chunks)
+            unlisted.append(number)
             continue
-        for index in chunks:
-            if any(ref.digest in digests for ref in manifest.chunk(index).values()):
-                gone.add(index)
-    return gone
+        kept |= {index: manifest.chunk(index) for index in manifest.chunks_of_page(number)}
+    kept = {index: refs for index, refs in kept.items() if _is_whole(refs, digests)}
+    held: set[bytes] = set()
+    for refs in kept.values() if unlisted else ():
+        held |= _row_digests(objects, refs)
+    for number in unlisted:
+        for index, refs in _listed_before(cache, base, number).items():
+            if not _is_whole(refs, digests):
+                continue
+            with contextlib.suppress(StorageError):
+                rows = _row_digests(objects, refs)
+                # A hole of a repair since then: its rows may have been computed anew.
+                if not rows & held:
+                    kept[index] = refs
+                    held |= rows
+    return kept
+
+
+def _is_whole(refs: ChunkRefs, digests: set[str]) -> bool:
+    return not any(ref.digest in digests for ref in refs.values())
+
+
+def _row_digests(objects: ObjectStore, refs: ChunkRefs) -> set[bytes]:
+    """Digests of the rows of one chunk."""
+    data = bytes(Zstd().decode(objects.get(refs[DIGEST], "digests of a chunk")))
+    return set(index_digests(np.frombuffer(data, np.uint8).reshape(-1, 32)))
+
+
+def _listed_before(cache: Cache, base: Commit, page: int) -> dict[int, ChunkRefs]:
+    """Return the chunks of a page as the newest earlier snapshot with such a page lists them."""
+    slots = base.slots
+    for number in reversed([n for n in cache.log.numbers() if n < base.number]):
+        try:
+            commit = cache.log.read(number)
+            same = commit.specs == base.specs and commit.chunk_rows == base.chunk_rows
+            if commit.slots > slots or not same:
+                break  # the holes were closed since: chunks had other numbers
+            slots = commit.slots
+            if page < len(commit.pages):
+                manifest = commit.manifest(ObjectStore(cache.root))
+                return {i: manifest.chunk(i) for i in manifest.chunks_of_page(page)}
+        except (NotFoundError, CorruptError):
+            continue
+    return {}
 
 
 def _hole(objects: ObjectStore, base: Commit) -> dict[str, ObjectRef]:

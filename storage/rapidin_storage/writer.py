@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import os
 import random
 import socket
@@ -58,6 +59,12 @@ class _Chunk:
     def __len__(self) -> int:
         return len(self.digests)
 
+    def grown(self, rows: Rows) -> _Chunk:
+        """Return it with rows at its end."""
+        held = self.load()
+        whole = {name: np.concatenate([held[name], values]) for name, values in rows.items()}
+        return _Chunk.of(whole, inherited=self.inherited, replaces=self.replaces)
+
     def only(self, keep: Any, **settings: Any) -> _Chunk:
         return _Chunk.of({name: values[keep] for name, values in self.load().items()}, **settings)
 
@@ -94,6 +101,8 @@ class CacheWriter:
         self._digests: set[bytes] = set()
         if self.base is not None:
             self._check_base(self.base)
+            if hashlib.sha256(self._group).hexdigest() == self.base.commit.group.digest:
+                self._objects.put(self._group)  # should it have been lost, here it is again
             self._digests = set(self.base.index)
             self._take_tail(self.base)
 
@@ -128,22 +137,15 @@ class CacheWriter:
         taken = {name: np.asarray(values)[fresh] for name, values in rows.items()}
         start = 0
         while start < len(fresh):
-            if not self._pending or len(self._pending[-1]) == self.chunk_rows:
-                self._pending.append(_Chunk.of({name: v[:0] for name, v in taken.items()}))
-            tail = self._pending[-1]
-            stop = start + self.chunk_rows - len(tail)
-            held = tail.load()
-            grown = _Chunk.of(
-                {
-                    name: np.concatenate([held[name], values[start:stop]])
-                    for name, values in taken.items()
-                },
-                inherited=tail.inherited,
-                replaces=tail.replaces,
-            )
-            # In one step: a signal in between must not leave rows of unequal length.
-            self._pending[-1] = grown
-            start = stop
+            last = len(self._pending) - 1
+            open_end = last >= 0 and len(self._pending[last]) < self.chunk_rows
+            held = len(self._pending[last]) if open_end else 0
+            part = {n: v[start : start + self.chunk_rows - held] for n, v in taken.items()}
+            grown = self._pending[last].grown(part) if open_end else _Chunk.of(part)
+            # In one step, and marked as held afterwards: a signal may come at any instant.
+            self._pending[last if open_end else last + 1 :] = [grown]
+            self._digests.update(map(bytes, part[DIGEST]))
+            start += len(part[DIGEST])
             if len(grown) == self.chunk_rows:
                 self._store(grown)
         return len(fresh)
@@ -160,20 +162,17 @@ class CacheWriter:
             chunk = _Chunk(digests, load, refs=refs)
             # A tail that is still open stays last, for the rows to come.
             self._pending.insert(max(0, len(self._pending) - 1), chunk)
+            self._digests.update(map(bytes, digests))
         elif len(fresh):
-            rows = {name: values[fresh] for name, values in load().items()}
-            self._digests -= set(map(bytes, rows[DIGEST]))
-            self.add(rows)
+            self.add({name: values[fresh] for name, values in load().items()})
         return len(fresh)
 
     def _fresh(self, digests: Digests) -> list[int]:
-        """Positions of the digests that are not here yet, which from now on they are."""
-        fresh = []
+        """Positions of the digests that are not here yet, the first of each."""
+        first: dict[bytes, int] = {}
         for position, digest in enumerate(map(bytes, digests)):
-            if digest not in self._digests:
-                self._digests.add(digest)
-                fresh.append(position)
-        return fresh
+            first.setdefault(digest, position)
+        return [position for digest, position in first.items() if digest not in self._digests]
 
     def _check(self, rows: Rows) -> None:
         if set(rows) != set(self.arrays):
@@ -248,25 +247,24 @@ class CacheWriter:
             merged=merged,
             writer=self._about,
         )
+        if commit.chunk_count != manifest.chunk_count:
+            raise StorageError(f"{commit.chunk_count} chunks would be {manifest.chunk_count}")
         if not self._cache.log.append(commit):
             return None
-        self.base = Snapshot(self._objects, commit)
-        self._pending = []
+        rest: list[_Chunk] = []
         if placed and len(placed[-1][1]) < self.chunk_rows:
             number, tail = placed[-1]
-            self._pending = [
-                _Chunk(
-                    tail.digests,
-                    tail.load,
-                    inherited=len(tail),
-                    replaces=(number, changed[number]),
-                    refs=tail.refs,
-                )
+            place = (number, changed[number])
+            rest = [
+                _Chunk(tail.digests, tail.load, inherited=len(tail), replaces=place, refs=tail.refs)
             ]
-        return self.base
+        snapshot = Snapshot(self._objects, commit)
+        self._pending, self.base = rest, snapshot
+        return snapshot
 
     def _rebase(self, latest: Snapshot) -> None:
         """Put the new rows on top of another writer's commit: rows commute, slots do not."""
+        self._check_base(latest)
         if latest.commit.chunk_rows != self.chunk_rows:
             raise StorageError(f"{latest} was begun with another chunk size; run again to continue")
         theirs = self._digests_since_base(latest)
@@ -293,7 +291,10 @@ class CacheWriter:
         """Digests of the rows that other writers committed; only changed chunks are read."""
         base, size = self.base, self.chunk_rows
         theirs: set[bytes] = set()
+        same = set(base.commit.pages) if base else set()
         for number, (start, stop) in enumerate(latest.chunk_ranges()):
+            if latest.manifest.page_of(number) in same:
+                continue
             known = base is not None and number < base.commit.chunk_count
             refs = latest.manifest.chunk(number)
             if known and base is not None and base.manifest.chunk(number)[DIGEST] == refs[DIGEST]:

@@ -1,5 +1,6 @@
 """Roots over a network: what they ask for, and what they refuse."""
 
+import time
 import uuid
 from dataclasses import replace
 
@@ -71,6 +72,23 @@ def test_what_was_written_long_ago_counts_as_absent(monkeypatch):
     entry = root.entry("a")
     monkeypatch.setattr("rapidin_storage.remote.time.time", lambda: entry.modified + FRESH + 1)
     assert not root.refresh("a", 5)
+
+
+def test_what_is_old_on_s3_is_made_fresh_without_being_sent_again(s3_server, monkeypatch):
+    place = f"s3://caches/{uuid.uuid4().hex}"
+    with FaultProxy(s3_server.endpoint) as proxy:
+        root = open_root(place, endpoint_url=proxy.endpoint)
+        root.write("a", b"12345")
+        before = root.entry("a")
+        time.sleep(1.1)  # S3 tells times in seconds
+        monkeypatch.setattr("rapidin_storage.remote.FRESH", -3600.0)  # all is old
+        sent = len(proxy.requests)
+        assert root.refresh("a", 5)
+        assert root.entry("a").modified > before.modified
+        assert root.read("a") == b"12345"
+        assert len(proxy.requests) - sent <= 6
+        root.remove("a")
+        assert not root.refresh("a", 5)
 
 
 def many_chunks(root, count):

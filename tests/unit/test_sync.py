@@ -14,6 +14,7 @@ import zarr
 
 from rapidin_storage import (
     Cache,
+    ConflictError,
     CorruptError,
     NotFoundError,
     ObjectRef,
@@ -22,6 +23,7 @@ from rapidin_storage import (
     cache_name,
     open_root,
 )
+from rapidin_storage.compact import compact
 from rapidin_storage.contents import GROUP, PAGE, parts
 from rapidin_storage.export import export_zarr
 from rapidin_storage.gc import drop_local, find_garbage, parse_grace, remove_garbage
@@ -454,6 +456,52 @@ class SyncContract:
         assert held(here) == expected(range(24))
         assert is_whole(here)
 
+    def test_after_a_repair_places_come_to_rest(self, here, there):
+        """Not one more merge with every pull and push."""
+        put(here, 0, 8)
+        put(here, 8, 20)
+        bring(here, there)
+        give_up(here, 1)
+        for _ in range(3):
+            bring(there, here)
+            bring(here, there)
+        assert newest(here).commit.tree == newest(there).commit.tree
+        assert newest(here).commit.number <= 4
+        assert held(here) == held(there) == expected(range(20))
+
+    def test_a_push_may_take_longer_than_gc_lets_objects_be(self, here, there, monkeypatch):
+        """What was copied first is looked at again, before a commit relies on it."""
+        put(here, 0, 40)
+        real, asked = there.refresh, []
+        monkeypatch.setattr("rapidin_storage.sync._SMALL", 0)
+        monkeypatch.setattr("rapidin_storage.sync.FRESH", 0.0)
+        monkeypatch.setattr(
+            type(there), "refresh", lambda _, *details: asked.append(details) or real(*details)
+        )
+        monkeypatch.setattr("rapidin_storage.sync._ATTEMPTS", 2)
+        with pytest.raises(ConflictError):
+            bring(here, there)  # here every copy takes too long
+        assert len(asked) == 2 * len(set(asked))
+        monkeypatch.setattr("rapidin_storage.sync.FRESH", FRESH)
+        bring(here, there)
+        assert held(there) == expected(range(40))
+
+    def test_what_only_the_target_has_need_not_be_copied(self, here, there, third):
+        """The bulk was dropped here, and there the holes were closed."""
+        put(third, 0, 3)
+        put(here, 10, 13)
+        bring(third, there)
+        bring(here, there)
+        bring(there, here)
+        drop_local(here, there, [ID], remove=True)
+        compact(Cache(there, ID))
+        more = Cache(here, ID, [there]).writer(ARRAYS, {"made": "for a test"}, 8)
+        more.add(rows(20, 30))
+        more.commit()
+        bring(here, there)
+        assert held(there) == expected([*range(3), *range(10, 13), *range(20, 30)])
+        assert is_whole(there)
+
     def test_a_chunk_of_holes_merges_into_nothing(self, here, there):
         put(here, 0, 8)
         put(here, 8, 16)
@@ -678,6 +726,13 @@ class SyncContract:
         with pytest.raises(error):
             remove_garbage(there, found)
         assert objects(there) == before
+
+    def test_files_of_others_and_probes(self, there):
+        put(there, 0, 8)
+        for path in ("objects/sha256/README", "objects/sha256.bak/ab/notes", "notes"):
+            there.write(path, b"mine")
+        there.write("probes/left", b"by one that died")
+        assert [entry.path for entry in find_garbage(there, EVERYTHING).entries] == ["probes/left"]
 
     def test_where_there_is_no_store_there_is_no_garbage(self, there):
         with pytest.raises(NotFoundError, match="no store"):
