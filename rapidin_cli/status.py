@@ -89,6 +89,8 @@ class CheckpointStatus:
             return f"{self.missing:,} rows missing"
         if self.promised:
             return "rin.lock names a snapshot that is not here"
+        if self.place != "here":
+            return "not here yet"
         if not self.locked:
             return "rin.lock is behind"
         return "not known everywhere" if self.reasons else "not the same everywhere"
