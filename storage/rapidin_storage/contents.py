@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from rapidin_storage.errors import CorruptError, NotFoundError, StorageError
+from rapidin_storage.manifest import Manifest
 from rapidin_storage.objects import ObjectRef, ObjectStore
 from rapidin_storage.refs import Commit
+from rapidin_storage.transfer import THREADS, each
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ def parts(
     seen: set[str] | None = None,
     lost: Set[str] = frozenset(),
     broken: Callable[[Part, StorageError], None] | None = None,
+    manifest: Manifest | None = None,
 ) -> Iterator[Part]:
     """Yield what a commit names and `seen` does not; pages before what they list.
 
@@ -60,12 +64,13 @@ def parts(
             that are yielded are added.
         lost: digests that were given up; left out in the same way.
         broken: is told of a page that cannot be read, instead of an error.
+        manifest: the commit's, should pages of it be loaded already.
 
     Raises:
         NotFoundError, CorruptError: a page cannot be had.
     """
     seen = set() if seen is None else seen
-    manifest = commit.manifest(objects)
+    manifest = manifest or commit.manifest(objects)
 
     def new(ref: ObjectRef) -> bool:
         if ref.digest in seen or ref.digest in lost:
@@ -105,7 +110,28 @@ def all_parts(
     rows computed again make the same objects. The arguments are those of `parts`.
     """
     seen, lost = set() if seen is None else seen, set[str]()
-    for commit in reversed(commits):
-        for part in parts(objects, commit, seen, lost, broken):
-            yield commit, part
-        lost.update(commit.lost)
+    newest_first = commits[::-1]
+    for start in range(0, len(newest_first), THREADS):
+        batch = newest_first[start : start + THREADS]
+        manifests = [commit.manifest(objects) for commit in batch]
+        _load_new_pages(manifests, seen, shared=objects.root.shared)
+        for commit, manifest in zip(batch, manifests, strict=True):
+            for part in parts(objects, commit, seen, lost, broken, manifest):
+                yield commit, part
+            lost.update(commit.lost)
+
+
+def _load_new_pages(manifests: Sequence[Manifest], seen: Set[str], *, shared: bool) -> None:
+    """Load over a network at once what would be loaded one after the other."""
+    wanted: dict[str, tuple[Manifest, int]] = {}
+    for manifest in manifests:
+        for number, page in enumerate(manifest.pages):
+            if page.digest not in seen:
+                wanted.setdefault(page.digest, (manifest, number))
+
+    def load(item: tuple[Manifest, int]) -> None:
+        with contextlib.suppress(NotFoundError, CorruptError):  # met again, and told, in its turn
+            item[0].load(item[1])
+
+    if shared:
+        each(load, wanted.values())
