@@ -11,7 +11,6 @@ The Python API beside the command line; the commands use only this::
 from __future__ import annotations
 
 import contextlib
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -275,7 +274,7 @@ class Project:
             MissingError: nothing is cached here for a checkpoint.
             StorageError: something could not be copied; what was, stays.
         """
-        return sharing.push(self, remote, names, **options)
+        return sharing.move(self, remote, names, pushing=True, **options)
 
     def pull(
         self, remote: str = "", names: Sequence[str] = (), **options: Any
@@ -284,7 +283,7 @@ class Project:
 
         Needs neither models nor data: rin.lock says which caches.
         """
-        return sharing.pull(self, remote, names, **options)
+        return sharing.move(self, remote, names, pushing=False, **options)
 
     def remote(self, name: str) -> Root:
         """Return a remote's root.
@@ -383,82 +382,15 @@ class Project:
         """Answer questions and save the result; return the report (`rin.report/1`)."""
         from rapidin_cli.influence.retrieve import Options, answer_all
         from rapidin_cli.influence.score import choose_score
+        from rapidin_cli.report.compose import compose
 
         options = options or Options(batch_tokens=self.config.cache.batch_tokens)
         retriever, opened = self.retriever(checkpoint, device=device)
         choose_score(options.score, retriever.layout)
         answers = answer_all(retriever, questions, options, progress)
-        report = self._report(answers, options.score, retriever, opened, command)
+        report = compose(self.config, answers, options.score, retriever, opened, command)
         self.results.save(report)
         return report
-
-    def _report(
-        self,
-        answers: Sequence[dict[str, Any]],
-        score: str,
-        retriever: Retriever,
-        opened: Opened,
-        command: str,
-    ) -> dict[str, Any]:
-        from rapidin_cli.influence.score import SCORES, SIGN
-        from rapidin_cli.report.view import make_report
-
-        spec, dataset = self.config.gradient, opened.dataset
-        snapshot = retriever.snapshot
-        row = f"{spec.sketch}, {retriever.layout.dimensions:,} dimensions, {spec.precision}"
-        return make_report(
-            provenance=provenance(command),
-            checkpoint={
-                "name": opened.checkpoint.name,
-                "fingerprint": opened.fingerprint,
-                "cache": opened.cache.id,
-                "snapshot": snapshot.commit.number,
-                "tree": snapshot.commit.tree,
-            },
-            data={
-                "files": list(self.config.data.files),
-                "digest": dataset.digest,
-                "rows": len(dataset.examples),
-                "examples": len(dataset.by_digest),
-            },
-            score={
-                "name": score,
-                "unit": SCORES[score].unit,
-                "sign": SIGN,
-                "description": SCORES[score].description,
-                "row": row,
-            },
-            warnings=_warnings(retriever.missing, dataset, opened.checkpoint.name),
-            queries=answers,
-        )
-
-
-def _warnings(missing: int, dataset: Dataset, name: str) -> list[str]:
-    warnings = []
-    if missing:
-        warnings.append(
-            f"{missing:,} of {len(dataset.by_digest):,} examples are not cached and were not "
-            f"scored: rin cache {name}"
-        )
-    if dataset.bad:
-        warnings.append(f"{len(dataset.bad):,} unusable rows were left out; first {dataset.bad[0]}")
-    return warnings
-
-
-def provenance(command: str) -> dict[str, str]:
-    """Return versions, command and time, for reports."""
-    import datetime
-
-    import torch
-    import transformers
-
-    return {
-        "rin": __version__,
-        "torch": f"{torch.__version__} (Python {platform.python_version()})",
-        "transformers": str(transformers.__version__),
-        "command": command,
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
 
 
 def prepare_rin_folder(root: Path) -> None:

@@ -13,9 +13,10 @@ from rapidin_storage import Cache, Commit, CorruptError, NotFoundError, Root, li
 from rapidin_storage.compact import Compacted, compact
 from rapidin_storage.gc import Dropped, Garbage, drop_local, find_garbage
 from rapidin_storage.local import LocalRoot
+from rapidin_storage.repair import Repaired, repair
 from rapidin_storage.roots import FORMAT_FILE, FORMAT_MARK, GRACE
 from rapidin_storage.sync import Progress, Silent, Synced, compare, synchronise
-from rapidin_storage.verify import Repaired, Verdict, repair, verify
+from rapidin_storage.verify import Verdict, verify
 
 if TYPE_CHECKING:
     from rapidin_cli.project import Project
@@ -38,50 +39,26 @@ class Moved:
     locked: bool | None
 
 
-def push(
+def move(
     project: Project,
     remote: str = "",
     names: Sequence[str] = (),
     *,
+    pushing: bool,
     every: bool = False,
     progress: Callable[[str], Progress] = lambda _: Silent(),
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[Moved]:
-    """Copy caches to a remote; see `Project.push`."""
-    name = choose(project.config, remote)
-    return _move(project, project.store, project.remote(name), names, every, progress, tell, name)
-
-
-def pull(
-    project: Project,
-    remote: str = "",
-    names: Sequence[str] = (),
-    *,
-    every: bool = False,
-    progress: Callable[[str], Progress] = lambda _: Silent(),
-    tell: Callable[[str], None] = lambda _: None,
-) -> list[Moved]:
-    """Copy caches from a remote; see `Project.pull`."""
-    name = choose(project.config, remote)
-    return _move(project, project.remote(name), project.store, names, every, progress, tell, name)
-
-
-def _move(
-    project: Project,
-    source: Root,
-    target: Root,
-    names: Sequence[str],
-    every: bool,
-    progress: Callable[[str], Progress],
-    tell: Callable[[str], None],
-    remote: str,
-) -> list[Moved]:
+    """Copy caches to a remote, or from it; see `Project.push`."""
+    remote = choose(project.config, remote)
+    source, target = project.store, project.remote(remote)
+    if not pushing:
+        source, target = target, source
     if source.url == target.url:
         raise UsageError(
             f"the store of this project is {remote} itself: nothing has to be copied",
             hint="rin cache and rin retrieve work on it directly",
         )
-    pushing = target is not project.store
     if pushing:
         _need_store(source, "rin cache")
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -103,6 +104,7 @@ class _Watch:
     def __init__(self, verb: str) -> None:
         self._verb = verb
         self.copied = self.present = self.size = 0
+        self._lock = threading.Lock()
 
     def __enter__(self) -> _Watch:
         from rich.progress import (
@@ -135,15 +137,19 @@ class _Watch:
 
     def start(self, objects: int, size: int) -> None:
         del objects
-        self._bar.update(self._task, total=size)
+        self._left = size
+        self._bar.reset(self._task, total=size)
 
     def advance(self, size: int, *, copied: bool) -> None:
-        self._bar.advance(self._task, size)
-        if copied:
-            self.copied += 1
-            self.size += size
-        else:
-            self.present += 1
+        with self._lock:  # many threads tell
+            if copied:
+                self.copied += 1
+                self.size += size
+                self._bar.advance(self._task, size)
+            else:  # leaves the sum, so that the rate is that of the network
+                self.present += 1
+                self._left -= size
+                self._bar.update(self._task, total=self._left)
 
     def summary(self) -> str:
         from rapidin_cli.console import size

@@ -53,11 +53,6 @@ class LocalRoot(Root):
             size = os.fstat(file.fileno()).st_size
             return file.read(size if at_most is None else min(size, at_most))
 
-    def size(self, path: str) -> int | None:
-        """See `Root.size`."""
-        entry = self.entry(path)
-        return entry.size if entry else None
-
     def entry(self, path: str) -> Entry | None:
         """See `Root.entry`."""
         try:

@@ -101,11 +101,6 @@ class FsspecRoot(Root):
                 time.sleep(random.uniform(0, 0.2))
         raise AssertionError("unreachable")
 
-    def size(self, path: str) -> int | None:
-        """See `Root.size`."""
-        entry = self.entry(path)
-        return entry.size if entry else None
-
     def entry(self, path: str) -> Entry | None:
         """See `Root.entry`."""
         try:

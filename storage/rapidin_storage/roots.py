@@ -67,9 +67,10 @@ class Root(ABC):
     def read(self, path: str, at_most: int | None = None) -> bytes:
         """Return the file, or its first `at_most` bytes; `NotFoundError` if there is none."""
 
-    @abstractmethod
     def size(self, path: str) -> int | None:
         """Return the file's size in bytes, or None if there is none."""
+        entry = self.entry(path)
+        return entry.size if entry else None
 
     @abstractmethod
     def write(self, path: str, data: bytes) -> None:

@@ -33,8 +33,9 @@ from rapidin_storage import (
 from rapidin_storage.gc import find_garbage, remove_garbage
 from rapidin_storage.manifest import encode_page
 from rapidin_storage.objects import object_path
+from rapidin_storage.repair import repair
 from rapidin_storage.sync import synchronise
-from rapidin_storage.verify import repair, verify
+from rapidin_storage.verify import verify
 from tests.forked import rin
 from tests.unit.test_storage import ARRAYS, ID, rows, writer
 

@@ -40,8 +40,9 @@ from rapidin_storage import (
     open_root,
 )
 from rapidin_storage.objects import OBJECTS, object_path
+from rapidin_storage.repair import repair
 from rapidin_storage.sync import synchronise
-from rapidin_storage.verify import repair, verify
+from rapidin_storage.verify import verify
 from tests import forked, s3
 from tests.faults import Fault, FaultProxy, always, first
 from tests.unit.test_storage import ID, contents, expected, rows, writer

@@ -22,9 +22,10 @@ from rapidin_storage.compact import compact
 from rapidin_storage.contents import GROUP, PAGE, parts
 from rapidin_storage.gc import find_garbage, remove_garbage
 from rapidin_storage.objects import OBJECTS, object_path
+from rapidin_storage.repair import Repaired, repair
 from rapidin_storage.roots import GRACE
 from rapidin_storage.sync import compare, synchronise
-from rapidin_storage.verify import Repaired, repair, verify
+from rapidin_storage.verify import verify
 from tests.unit.test_storage import ARRAYS, ID, contents, digest, rows
 
 PLACES = ("a", "b", "remote")

@@ -28,9 +28,10 @@ from rapidin_storage.contents import GROUP, PAGE, parts
 from rapidin_storage.export import export_zarr
 from rapidin_storage.gc import drop_local, find_garbage, parse_grace, remove_garbage
 from rapidin_storage.objects import OBJECTS, object_path
+from rapidin_storage.repair import repair
 from rapidin_storage.roots import FRESH
 from rapidin_storage.sync import Synced, compare, synchronise
-from rapidin_storage.verify import repair, verify
+from rapidin_storage.verify import verify
 from tests.unit.test_storage import ARRAYS, ID, contents, digest, expected, rows, writer
 
 EVERYTHING = -3600.0
