@@ -32,7 +32,8 @@ from rapidin_storage.refs import Commit
 from rapidin_storage.roots import FRESH
 from rapidin_storage.transfer import each
 
-_ATTEMPTS = 64
+# Eight writers that did nothing but commit needed up to 37.
+_ATTEMPTS = 256
 
 Digests = np.ndarray[Any, np.dtype[np.uint8]]
 

