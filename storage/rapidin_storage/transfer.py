@@ -9,10 +9,11 @@ from functools import partial
 from typing import TypeVar
 
 # Small objects wait for the network, large ones for its width: on SeaweedFS here 32 threads
-# move 4 KB objects about as fast as more do. 256 MB in flight were slower than 128 (memory is
-# then touched for the first time again and again), and one object of 64 MB slower than two.
+# move 4 KB objects about as fast as more do. More than 64 MB in flight are slower (memory is
+# then touched for the first time again and again), and so is a single object at a time.
 THREADS = 32
-BYTES_IN_FLIGHT = 128 * 2**20
+BYTES_IN_FLIGHT = 64 * 2**20
+_AT_LEAST = 2
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -66,19 +67,24 @@ def _ended(budget: _Budget, weight: int, failed: threading.Event, done: Future[R
 
 
 class _Budget:
-    """Bytes in flight; a single item may exceed it, alone."""
+    """Bytes in flight; two items may exceed it."""
 
     def __init__(self, total: int) -> None:
         self._total = total
-        self._held = 0
+        self._held = self._items = 0
         self._changed = threading.Condition()
 
     def take(self, weight: int) -> None:
+        def fits() -> bool:
+            return self._items < _AT_LEAST or self._held + weight <= self._total
+
         with self._changed:
-            self._changed.wait_for(lambda: not self._held or self._held + weight <= self._total)
+            self._changed.wait_for(fits)
             self._held += weight
+            self._items += 1
 
     def give(self, weight: int) -> None:
         with self._changed:
             self._held -= weight
+            self._items -= 1
             self._changed.notify_all()
