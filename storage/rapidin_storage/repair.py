@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -80,17 +81,28 @@ def _is_mended(cache: Cache, problem: Problem) -> bool:
             return True
         later = problem.commit + 1
         return later not in cache.log.numbers() or cache.log.read(later).parent == commit.digest
-    except StorageError:
-        return False
+    except StorageError as error:
+        if _is_damage(error):
+            return False
+        raise
+
+
+def _is_damage(error: StorageError) -> bool:
+    """Tell damage from what cannot be read just now, or not by us: that condemns no object."""
+    unreadable = getattr(error.__cause__, "errno", None) == errno.EIO
+    return unreadable or isinstance(error, (NotFoundError, CorruptError))
 
 
 def _fetch(cache: Cache, problem: Problem, upstream: Root) -> bool:
     if problem.part is None:
         return _fetch_commit(cache.log, CommitLog(upstream, cache.id), problem.commit)
     ref = problem.part.ref
-    with contextlib.suppress(NotFoundError, CorruptError):
+    try:
         ObjectStore(cache.root).get(ref)
         return False  # it was written wrong, so every copy is
+    except StorageError as error:
+        if not _is_damage(error):
+            raise
     try:
         cache.root.write(object_path(ref.digest), ObjectStore(upstream).get(ref))
     except (NotFoundError, CorruptError):

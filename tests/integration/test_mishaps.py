@@ -227,6 +227,22 @@ def test_a_repair_names_the_rows_to_compute(project):
     assert "40 rows computed" in ok(project, "cache").stderr
 
 
+def test_what_cannot_be_read_is_not_given_up(project):
+    """Not readable is not damaged."""
+    ok(project, "remote", "remove", "origin")
+    path = open_root(project / ".rin").folder / object_path(newest_commit(project).pages[0].digest)
+    good = path.read_bytes()
+    path.unlink()
+    path.mkdir()  # tests may run as root, who may read any file
+    done = rin(project, "verify", "--repair")
+    assert done.returncode == 1
+    assert "Is a directory" in done.stderr
+    assert path.is_dir()
+    path.rmdir()
+    path.write_bytes(good)
+    ok(project, "verify")
+
+
 def test_a_lost_group_is_written_again_by_the_next_cache(project):
     before = stored_rows(project)
     ok(project, "remote", "remove", "origin")

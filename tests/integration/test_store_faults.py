@@ -344,6 +344,22 @@ def test_what_flips_on_the_wire_is_not_lost_on_the_remote(bench, count):
     assert Cache(place, ID).log.numbers() == [1, 2]
 
 
+def test_a_service_that_fails_during_a_repair_costs_nothing(bench):
+    place = bench.place()
+    upload(bench.full, place)
+    before = {entry.path for entry in place.entries("objects")}
+    match = REQUESTS["GET object"]
+    with FaultProxy(bench.server.endpoint, always(Fault.FLIP, match)) as proxy:
+        cache = Cache(open_root(place.url, endpoint_url=proxy.endpoint), ID)
+        found = verify(cache).problems
+        assert found
+        proxy.fault = always(Fault.ERROR_500, match)
+        with pytest.raises(StorageError, match="InternalError"):
+            repair(cache, found, [])
+    assert {entry.path for entry in place.entries("objects")} == before
+    assert whole(place) == expected(range(AFTER))
+
+
 # --- At the door -------------------------------------------------------------------------
 
 AWS = {
