@@ -118,51 +118,10 @@ def main() -> None:
     except RinError as error:
         _fail(error, error.exit_code)
     except Exception as error:  # whatever it is, the user gets a sentence
-        problem, code = _translated(error)
+        from rapidin_cli.translate import translated
+
+        problem, code = translated(error)
         _fail(problem, code)
-
-
-def _translated(error: Exception) -> tuple[RinError, ExitCode]:
-    from rapidin_storage import (
-        AccessError,
-        ConflictError,
-        CorruptError,
-        FormatError,
-        NoBucketError,
-        NotFoundError,
-        StorageError,
-    )
-
-    match error:
-        case ConflictError():
-            return RinError(str(error), hint="run the same command again"), ExitCode.CONFLICT
-        case FormatError():
-            hint = "upgrade rin, or name another place in rin.toml"
-            return RinError(str(error), hint=hint), ExitCode.STORE
-        case NoBucketError():
-            hint = "make the bucket, or correct the url in rin.toml"
-            return RinError(str(error), hint=hint), ExitCode.BAD_INPUT
-        case AccessError():
-            hint = (
-                "set AWS_PROFILE, or [remote.NAME] profile in rin.toml; `aws sts "
-                "get-caller-identity` and rin doctor show who you are"
-            )
-            return RinError(str(error), hint=hint), ExitCode.BAD_INPUT
-        case CorruptError() | NotFoundError():
-            hint = "rin verify --repair; if it is a remote's, with --remote NAME"
-            return RinError(str(error), hint=hint), ExitCode.STORE
-        case StorageError():
-            return RinError(str(error), hint="rin doctor"), ExitCode.FAILURE
-        case OSError(strerror=str(reason), filename=filename):
-            where = f"{filename}: " if filename else ""
-            return RinError(f"{where}{reason}", hint="rin doctor"), ExitCode.FAILURE
-    return (
-        RinError(
-            f"unexpected {type(error).__name__}: {error}",
-            hint="run it again as `rin --debug ...` and report what it prints",
-        ),
-        ExitCode.FAILURE,
-    )
 
 
 def _fail(problem: RinError, code: ExitCode) -> None:

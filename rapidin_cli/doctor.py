@@ -15,8 +15,9 @@ from typing import Any
 from rapidin_cli import __version__
 from rapidin_cli.errors import NoProjectError, RinError
 from rapidin_cli.project import Project
+from rapidin_cli.translate import translated
 from rapidin_cli.workers import compute_dtype, cores
-from rapidin_storage import FsspecRoot, NotFoundError, Root, StorageError
+from rapidin_storage import AccessError, FsspecRoot, NotFoundError, Root, StorageError
 from rapidin_storage.roots import probe_path
 
 _ROUND_TRIPS = 5
@@ -101,6 +102,8 @@ def _try(name: str, check: Callable[[], str], mend: str = "rin --debug doctor") 
         return Check(name, True, check())
     except RinError as error:
         return Check(name, False, error.message, error.hint)
+    except AccessError as error:
+        return Check(name, False, str(error), translated(error)[0].hint)
     except (StorageError, OSError) as error:
         return Check(name, False, str(error), mend)
     except Exception as error:  # whatever libraries say of this place, the others are checked

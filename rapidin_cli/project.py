@@ -30,6 +30,7 @@ from rapidin_cli.results import Results
 from rapidin_storage import (
     AccessError,
     Cache,
+    CorruptError,
     NotFoundError,
     ObjectStore,
     Root,
@@ -248,10 +249,12 @@ class Project:
                 done = synchronise(Cache(root, opened.cache.id), opened.cache)
             except StorageError as error:
                 # Computing what it has would cost far more than the user's next command.
+                damaged = isinstance(error, (CorruptError, NotFoundError))
                 kind = InputError if isinstance(error, AccessError) else RinError
-                raise kind(
+                mend = f"rin verify --repair --remote {name}" if damaged else "rin doctor"
+                raise (MissingError if damaged else kind)(
                     f"remote {name} cannot give the rows that it may have: {error}",
-                    hint="rin doctor; or rin cache --no-pull, to compute them here",
+                    hint=f"{mend}; or rin cache --no-pull, to compute them here",
                 ) from error
             if done.commits and done.snapshot is not None:
                 fetched = True

@@ -60,12 +60,13 @@ def move(
             hint="rin cache and rin retrieve work on it directly",
         )
     if pushing:
-        _need_store(source, "rin cache")
+        _need_store(source, _fill(project))
     else:
         _need_store(source, "rin push, where it was cached; or rin cache here")
     wanted, unknown = _cache_ids(project, names)
-    if unknown and (names or not wanted):
-        raise next(iter(unknown.values()))
+    if unknown and (names or not (wanted or every)):
+        error = next(iter(unknown.values()))
+        raise InputError(f"rin.lock names no cache of it, and {error.message}", hint=error.hint)
     if every:
         wanted |= {c: c[:12] for c in list_caches(source) if c not in wanted}
     pinned = {entry.cache: entry.snapshot for entry in read_lock(project.root).values()}
@@ -90,6 +91,11 @@ def move(
     for name, error in unknown.items():
         tell(f"checkpoint {name} was left out: it is not in rin.lock, and {error.message}")
     return done
+
+
+def _fill(project: Project) -> str:
+    """Say how the project's own store comes to hold something."""
+    return "rin pull; or rin cache" if project.upstreams else "rin cache"
 
 
 def _need_store(root: Root, hint: str, *, mend: bool = False) -> None:
@@ -171,7 +177,7 @@ def check(
         NotFoundError, FormatError, StorageError: there is no store, or it cannot be read.
     """
     root, others = _place(project, remote)
-    _need_store(root, "rin push" if remote else "rin cache", mend=mend)
+    _need_store(root, "rin push" if remote else _fill(project), mend=mend)
     excuses = [] if remote else others
     found, verdicts, repaired = [], [], []
     for cache_id in list_caches(root):
@@ -215,14 +221,14 @@ def _place(project: Project, remote: str) -> tuple[Root, list[Root]]:
 def garbage(project: Project, remote: str = "", *, grace: float = GRACE) -> tuple[Root, Garbage]:
     """Find what no commit of the store, or of a remote, names."""
     root, _ = _place(project, remote)
-    _need_store(root, "rin push" if remote else "rin cache")
+    _need_store(root, "rin push" if remote else _fill(project))
     return root, find_garbage(root, grace)
 
 
 def close_holes(project: Project, remote: str = "", *, write: bool) -> dict[str, Compacted]:
     """Compact every cache that has holes; return cache-id -> slots before and after."""
     root, upstreams = _place(project, remote)
-    _need_store(root, "rin push" if remote else "rin cache")
+    _need_store(root, "rin push" if remote else _fill(project))
     found = {c: compact(Cache(root, c, upstreams), write=write) for c in list_caches(root)}
     return {cache: done for cache, done in found.items() if done}
 
@@ -240,7 +246,7 @@ def drop(project: Project, remote: str = "", *, remove: bool) -> Dropped:
         )
     name = choose(project.config, remote)
     there = project.remote(name)
-    _need_store(project.store, "rin cache")
+    _need_store(project.store, _fill(project))
     _need_store(there, f"rin push {name}")
     caches = list_caches(project.store)
     for cache_id in caches:
@@ -265,6 +271,7 @@ def history(project: Project, name: str, remote: str = "") -> list[Commit]:
     for cache_id in caches:
         if commits := Cache(root, cache_id).log.read_all():
             return commits
-    raise MissingError(
-        f"nothing is cached for checkpoint {name!r} in {root.url}", hint=f"rin cache {name}"
+    hint = (
+        f"rin cache {name}" if remote or not project.upstreams else f"rin pull; or rin cache {name}"
     )
+    raise MissingError(f"nothing is cached for checkpoint {name!r} in {root.url}", hint=hint)

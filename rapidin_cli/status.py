@@ -151,7 +151,9 @@ def _from_lock(
 ) -> CheckpointStatus:
     """What can be said where the model or the data is not here: rin.lock says which cache."""
     snapshot, place = None, "here"
+    stands: dict[str, tuple[str, str]] = {}
     if entry is not None:
+        stands = {} if offline else _stands(project, Cache(project.store, entry.cache))
         with contextlib.suppress(StorageError):
             snapshot, place = _newest(project, entry.cache, offline=offline)
     return CheckpointStatus(
@@ -159,6 +161,11 @@ def _from_lock(
         cached=snapshot.commit.rows if snapshot else 0,
         snapshot=snapshot.commit.number if snapshot else None,
         place=place,
+        remotes={other: state for other, (state, _) in stands.items()},
+        reasons={other: reason for other, (_, reason) in stands.items() if reason},
+        locked=snapshot is not None
+        and entry is not None
+        and entry.snapshot == snapshot.commit.tree,
         next=error.hint,
         problem=error.message,
     )
@@ -179,8 +186,14 @@ def _newest(project: Project, cache_id: str, *, offline: bool) -> tuple[Snapshot
     return snapshot, "here"
 
 
+def _stands(project: Project, cache: Cache) -> dict[str, tuple[str, str]]:
+    """How each remote stands to the store, and why it cannot be asked."""
+    others = {n: r for n, r in project.remotes.items() if r.url != project.store.url}
+    stands = {other: _stand(cache, Cache(root, cache.id)) for other, root in others.items()}
+    return stands | {n: ("unreachable", why.message) for n, why in project.unusable.items()}
+
+
 def _stand(here: Cache, there: Cache) -> tuple[str, str]:
-    """How a remote stands to the store, and why it cannot be asked."""
     try:
         state = compare(here, there)
         if state.diverged:
@@ -199,11 +212,7 @@ def _checkpoint_status(
 ) -> CheckpointStatus:
     name, cache = opened.checkpoint.name, opened.cache
     snapshot, place = _newest(project, cache.id, offline=offline)
-    stands: dict[str, tuple[str, str]] = {}
-    if not offline:
-        others = {n: r for n, r in project.remotes.items() if r.url != project.store.url}
-        stands = {other: _stand(cache, Cache(root, cache.id)) for other, root in others.items()}
-        stands |= {other: ("unreachable", why.message) for other, why in project.unusable.items()}
+    stands = {} if offline else _stands(project, cache)
     remotes = {other: state for other, (state, _) in stands.items()}
     present = set(snapshot.index) if snapshot else set()
     wanted = set(opened.dataset.by_digest)

@@ -86,6 +86,9 @@ def cache(
         console.say(_summary(result))
     for bad in done[-1].dataset.bad if done else ():
         console.warn(f"left out {bad}")
+    if share != WHOLE:
+        console.say("next: rin cache, once all parts have ended: it brings rin.lock up to date")
+        return
     console.say("next: rin retrieve --prompt TEXT --response TEXT")
 
 

@@ -59,7 +59,7 @@ def verify(
         console.as_json(_verify_json(checked, lost))
     else:
         for verdict in checked.found:
-            console.raw(visible(_verdict_line(verdict)))
+            console.raw(visible(_verdict_line(verdict, quick)))
             for problem in verdict.problems:
                 console.raw(visible(f"  {problem.message}"))
         if not checked.found:
@@ -100,10 +100,11 @@ def _say_repaired(checked: Checked, lost: list[str]) -> None:
         console.say("next: rin cache computes what is missing")
 
 
-def _verdict_line(verdict: Verdict) -> str:
+def _verdict_line(verdict: Verdict, quick: bool) -> str:
     from rapidin_cli.console import size
 
-    state = f"{len(verdict.problems):,} problems" if verdict.problems else "whole"
+    whole = "all there, in full size" if quick else "whole"
+    state = f"{len(verdict.problems):,} problems" if verdict.problems else whole
     there = f", {verdict.elsewhere:,} of them on a remote only" if verdict.elsewhere else ""
     return (
         f"cache {verdict.cache[:12]}: {state}; {verdict.commits:,} snapshots, "

@@ -162,6 +162,29 @@ def test_a_single_writer_s_place_is_no_failure_of_doctor(project):
     assert "remote nas: concurrent writers: one only, as" in done.stdout
 
 
+def test_a_remote_s_damage_leads_to_the_remote_s_repair(project):
+    ok(project, "push")
+    for place in (project / ".rin", project.parent / "shared"):
+        path = place / object_path(
+            newest_commit(project).manifest(store(place)).chunk(0)["loss"].digest
+        )
+        path.write_bytes(b"x")
+    ok(project, "verify", "--repair")
+    done = refused(5, "remote origin cannot give", project, "cache")
+    assert "rin verify --repair --remote origin" in done.stderr
+    ok(project, "verify", "--repair", "--remote", "origin")
+    ok(project, "cache")
+    ok(project, "push")
+    ok(project, "verify", "--remote", "origin")
+    assert status(project)[0] == 0
+
+
+def store(place):
+    from rapidin_storage import ObjectStore
+
+    return ObjectStore(open_root(place))
+
+
 # --- rin.lock ------------------------------------------------------------------------------
 
 
@@ -201,6 +224,9 @@ def test_a_checkpoint_without_a_line_in_the_lock_does_not_stop_the_others(projec
     assert "checkpoint new was left out: it is not in rin.lock" in done.stderr
     assert "tuned: 1 commit, 40 rows" in done.stderr
     refused(4, "adapter-2", two, "pull", "--checkpoint", "new")
+    three = clone(two, "rin.lock")
+    refused(4, "rin.lock names no cache of it, and", three, "pull")
+    assert "40 rows" in ok(three, "pull", "--all").stderr
     shown = ok(two, "status").stdout
     assert "40 rows cached" in next(line for line in shown.splitlines() if "tuned" in line)
     ok(two, "export", "tuned", "--zarr", "rows.zarr")
