@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numcodecs import Zstd
 
+from rapidin_storage.objects import canonical_json
+
 DIGEST = "digest"
 """The array that every cache has: SHA-256 of the example, (N, 32) uint8; zero in a hole."""
 
@@ -89,11 +91,6 @@ def group_document(attributes: Mapping[str, Any]) -> Document:
     return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
 
 
-def same_json(one: Any, other: Any) -> bool:
-    """Compare by spelling: to Python 1, 1.0 and true are equal."""
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
-
-
 def check_group(data: bytes) -> None:
     """Refuse a group's zarr.json that no writer makes.
 
@@ -102,7 +99,9 @@ def check_group(data: bytes) -> None:
     """
     try:
         document = json.loads(data)
-        if same_json(document, group_document(dict(document["attributes"]))):
+        # By spelling: to Python 1, 1.0 and true are equal.
+        wanted = group_document(dict(document["attributes"]))
+        if canonical_json(document) == canonical_json(wanted):
             return
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
@@ -118,15 +117,14 @@ def check_documents(documents: Any, slots: int, chunk_rows: int) -> dict[str, Do
     """
     for name, document in documents.items():
         dtype, row_shape = document["data_type"], document["shape"][1:]
+        spec = ArraySpec(dtype, tuple(row_shape))
         good = (
             _NAME.match(name)
             and dtype in _DTYPES
             and len(row_shape) <= 4
             and all(type(size) is int and 0 < size < 2**31 for size in row_shape)
-            and same_json(
-                document, array_document(ArraySpec(dtype, tuple(row_shape)), slots, chunk_rows)
-            )
-            and chunk_rows * ArraySpec(dtype, tuple(row_shape)).row_bytes <= _MAX_CHUNK_BYTES
+            and canonical_json(document) == canonical_json(array_document(spec, slots, chunk_rows))
+            and chunk_rows * spec.row_bytes <= _MAX_CHUNK_BYTES
         )
         if not good:
             raise ValueError(f"array {name} is not described as arrays of a cache are")

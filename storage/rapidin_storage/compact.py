@@ -51,9 +51,9 @@ def _try_compact(cache: Cache, base: Snapshot) -> bool:
     loose: list[dict[str, np.ndarray[Any, Any]]] = []
     for number, (start, stop) in enumerate(base.chunk_ranges()):
         filled = np.flatnonzero(base.read(start, stop, [DIGEST])[DIGEST].any(axis=1))
+        held += len(filled)
         if len(filled) == size:
             chunks.append(base.manifest.chunk(number))
-            held += size
         elif len(filled):
             rows = base.read(start, stop, sorted(specs))
             loose.append({name: values[filled] for name, values in rows.items()})
@@ -61,7 +61,6 @@ def _try_compact(cache: Cache, base: Snapshot) -> bool:
         joined = {name: np.concatenate([rows[name] for rows in loose]) for name in specs}
         for start in range(0, len(joined[DIGEST]), size):
             part = {name: values[start : start + size] for name, values in joined.items()}
-            held += len(part[DIGEST])
             encoded = encode_chunk(part, specs, size)
             chunks.append({name: cache.objects.put(data) for name, data in encoded.items()})
     if held != commit.rows:

@@ -165,13 +165,17 @@ def _give_up(cache: Cache, digests: set[str]) -> tuple[int, frozenset[bytes]]:
     objects = ObjectStore(cache.root)
     kept = _kept_chunks(cache, base, digests)
     gone = set(range(base.chunk_count)) - set(kept)
-    hole = _hole(objects, base)
-    chunks = {index: kept.get(index, hole) for index in range(base.chunk_count)}
+    pages = base.pages
+    if gone or any(page.digest in digests for page in pages):
+        # A hole is stored only where one is needed: its objects may be what was just given up.
+        hole = _hole(objects, base) if gone else {}
+        chunks = {index: kept.get(index, hole) for index in range(base.chunk_count)}
+        pages = Manifest(objects, [], 0, set(base.arrays)).with_chunks(chunks).pages
     draft = replace(
         base,
         number=base.number + 1,
         parent=base.digest,
-        pages=Manifest(objects, [], 0, set(base.arrays)).with_chunks(chunks).pages,
+        pages=pages,
         time=now(),
         merged=[],
         lost=sorted(digests),

@@ -328,6 +328,22 @@ def repaired_and_filled_up(root, how="deleted"):
     return ref
 
 
+def test_a_hole_that_only_the_past_needs_is_not_made_again(root):
+    repaired_and_filled_up(root)
+    before = newest(root).commit
+    cache = Cache(root, ID)
+    hole = cache.snapshot(4).manifest.chunk(1)["loss"]
+    assert hole not in [
+        cache.snapshot().manifest.chunk(n)["loss"] for n in range(before.chunk_count)
+    ]
+    damage(root, hole, "first bit")
+    (done,) = mend(root)
+    assert (done.fetched, done.rows, done.given_up) == (0, 0, 1)
+    assert (newest(root).commit.tree, newest(root).commit.lost) == (before.tree, [hole.digest])
+    assert not (root.folder / object_path(hole.digest)).exists()
+    assert everything(root) == only(EVERY)
+
+
 def test_after_a_repair_a_push_copies_all_that_the_newest_snapshot_needs(root, tmp_path):
     repaired_and_filled_up(root)
     there = open_root(tmp_path / "there")

@@ -249,12 +249,15 @@ class Store(RuleBasedStateMachine):
         commits += [c for c in [cache.log.latest()] if c and c.tree in self.lost]
         seen = set()
         found = [part for commit in commits for part in parts(cache.objects, commit, seen)]
-        for commit in cache.log.read_all():
+        given_up = set()
+        for commit in reversed(cache.log.read_all()):
+            # What a later repair gave up is garbage should a writer that died have stored it again.
             found += [
                 part
-                for part in parts(cache.objects, commit, seen, broken=lambda *_: None)
+                for part in parts(cache.objects, commit, seen, given_up, lambda *_: None)
                 if self.roots[place].size(object_path(part.ref.digest)) is not None
             ]
+            given_up.update(commit.lost)
         return sorted(found, key=lambda part: part.ref.digest)
 
     def others(self, place, ref: ObjectRef):
