@@ -1,6 +1,7 @@
 """Settings that every test shares."""
 
 import os
+import time
 
 # Two spinning OpenMP pools on two cores slow one another tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,6 +17,21 @@ import torch
 from tests import s3, tiny
 
 torch.set_num_threads(1)
+
+START = time.monotonic()
+SLOW_UNTIL = 45  # minutes after which no slow test begins: CI ends a run after 90
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests last: what a slow machine leaves out is named, and all the rest was run."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    minutes = (time.monotonic() - START) / 60
+    if item.get_closest_marker("slow") is not None and minutes > SLOW_UNTIL:
+        pytest.skip(f"a slow test, and this run is {minutes:.0f} minutes old")
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ def run(folder, *command):
     # Two threads, as many as the smallest machine has; the other tests keep to one.
     done = subprocess.run(
         [sys.executable, *map(str, command)],
-        cwd=folder, capture_output=True, text=True, check=False,
+        cwd=folder, capture_output=True, text=True, check=False, timeout=900,
         env={**os.environ, "OMP_NUM_THREADS": "2"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -32,15 +32,15 @@ def run(folder, *command):
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("smollm2")
-    run(folder, Path(__file__).parents[1] / "smollm2.py", folder, DATA)
+    run(folder, Path(__file__).parents[1] / "smollm2.py", folder, DATA, 64, 5)
     run(folder, "-m", "rapidin_cli", "init", "--yes")
     text = (folder / "rin.toml").read_text()
     assert 'files = ["alpaca.json"]' in text
-    assert 'path = "out/checkpoint-30"' in text
+    assert 'path = "out/checkpoint-5"' in text
     assert 'template = "chat"' in text
     talk = run(folder, "-m", "rapidin_cli", "cache").stderr
     assert "gradients of 420 layers, 2,442,240 parameters" in talk
-    assert "200 rows computed, 200 cached" in talk
+    assert "64 rows computed, 64 cached" in talk
     return folder
 
 
@@ -71,7 +71,7 @@ def test_a_generation_gets_a_report(project):
     query = json.loads(done.stdout)["queries"][0]
     assert query["source"] == "generated"
     assert sum(token["explained"] for token in query["tokens"]) == 20
-    assert query["scored"] == 200
+    assert query["scored"] == 64
     largest = max(abs(example["score"]) for example in query["examples"])
     assert query["residual"] < 0.02 * largest  # bfloat16: tokens are run one by one
     run(project, "-m", "rapidin_cli", "report", "--html", "report.html")
