@@ -238,8 +238,11 @@ def _row_digests(objects: ObjectStore, refs: ChunkRefs) -> set[bytes]:
 
 
 def _listed_before(cache: Cache, base: Commit, page: int) -> dict[int, ChunkRefs]:
-    """Return the chunks of a page as the newest earlier snapshot with such a page lists them."""
-    slots = base.slots
+    """Return the chunks of a page as the newest earlier snapshot with such a page lists them.
+
+    Left out are those that need what was given up since then and nobody stored again.
+    """
+    slots, given_up = base.slots, set(base.lost)
     for number in reversed([n for n in cache.log.numbers() if n < base.number]):
         try:
             commit = cache.log.read(number)
@@ -247,9 +250,12 @@ def _listed_before(cache: Cache, base: Commit, page: int) -> dict[int, ChunkRefs
             if commit.slots > slots or not same:
                 break  # the holes were closed since: chunks had other numbers
             slots = commit.slots
+            given_up.update(commit.lost)
             if page < len(commit.pages):
                 manifest = commit.manifest(ObjectStore(cache.root))
-                return {i: manifest.chunk(i) for i in manifest.chunks_of_page(page)}
+                chunks = {i: manifest.chunk(i) for i in manifest.chunks_of_page(page)}
+                gone = {d for d in given_up if cache.root.size(object_path(d)) is None}
+                return {i: refs for i, refs in chunks.items() if _is_whole(refs, gone)}
         except (NotFoundError, CorruptError):
             continue
     return {}

@@ -381,6 +381,19 @@ def test_a_store_that_gave_rows_up_merges_with_a_remote_that_has_them(root, remo
     assert problems(root) == []
 
 
+def test_a_page_that_is_listed_anew_leaves_out_what_was_given_up(root, remote):
+    """Though a remote has it: else the newest snapshot would name what is not here."""
+    damage(root, OBJECTS["loss"](root), "deleted")
+    mend(root)
+    left = everything(root)
+    page = newest(root).commit.pages[0]
+    damage(root, page, "first bit")
+    (done,) = mend(root, remote)
+    assert (done.fetched, done.rows, done.given_up) == (0, 0, 1)
+    assert everything(root) == left
+    assert verify(Cache(root, ID), [remote]).elsewhere == 0
+
+
 def test_group_metadata_that_nobody_has_is_an_error_with_a_way_out(root):
     damage(root, OBJECTS["group"](root), "last bit")
     with pytest.raises(StorageError, match=rf"{ID[:12]}.*rin cache"):
