@@ -93,6 +93,9 @@ def compare(source: Cache, target: Cache) -> Comparison:
         return Comparison(ahead=source.log.read_all())
     if newest.tree == theirs.tree:
         return Comparison()
+    if newest.tree in theirs.merged and theirs.tree not in newest.merged:
+        # Asked first: a merge may come out as a tree that the source had once and rearranged.
+        return Comparison(behind=True)
     for known, unknown, forward in ((source, theirs, True), (target, newest, False)):
         since = _since(known, unknown)
         if since is not None:

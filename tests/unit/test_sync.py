@@ -470,6 +470,22 @@ class SyncContract:
         assert newest(here).commit.number <= 4
         assert held(here) == held(there) == expected(range(20))
 
+    def test_a_merge_may_come_out_as_what_the_source_had_before(self, here, there):
+        """The remote lost its merge; the source closed the holes that the merge had brought."""
+        put(here, 0, 6, 4)
+        put(there, 4, 5, 4)
+        bring(here, there)
+        bring(there, here)
+        merged = tree(here)
+        there.remove(Cache(there, ID).log.path(2))
+        compact(Cache(here, ID))
+        bring(here, there)
+        assert tree(there) == merged
+        assert not stand(here, there).ahead
+        bring(there, here)
+        assert stand(here, there).equal
+        assert held(here) == held(there) == expected(range(6))
+
     def test_a_push_may_take_longer_than_gc_lets_objects_be(self, here, there, monkeypatch):
         """What was copied first is looked at again, before a commit relies on it."""
         put(here, 0, 40)
