@@ -83,6 +83,11 @@ def error(problem: RinError) -> None:
         console.print(f"next:  {visible(problem.hint)}", soft_wrap=True)
 
 
+def count(number: int, noun: str) -> str:
+    """Return `1 row` or `2 rows`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def size(count: float) -> str:
     """Return bytes as people read them: `12 kB`."""
     for unit in ("B", "kB", "MB", "GB"):

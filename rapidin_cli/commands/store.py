@@ -101,14 +101,14 @@ def _say_repaired(checked: Checked, lost: list[str]) -> None:
 
 
 def _verdict_line(verdict: Verdict, quick: bool) -> str:
-    from rapidin_cli.console import size
+    from rapidin_cli.console import count, size
 
     whole = "all there, in full size" if quick else "whole"
-    state = f"{len(verdict.problems):,} problems" if verdict.problems else whole
+    state = count(len(verdict.problems), "problem") if verdict.problems else whole
     there = f", {verdict.elsewhere:,} of them on a remote only" if verdict.elsewhere else ""
     return (
-        f"cache {verdict.cache[:12]}: {state}; {verdict.commits:,} snapshots, "
-        f"{verdict.objects:,} objects, {size(verdict.size)}{there}"
+        f"cache {verdict.cache[:12]}: {state}; {count(verdict.commits, 'snapshot')}, "
+        f"{count(verdict.objects, 'object')}, {size(verdict.size)}{there}"
     )
 
 

@@ -85,17 +85,15 @@ def _report(moved: list[Moved], watch: _Watch) -> None:
 
     for one in moved:
         snapshot = one.synced.snapshot
-        parts = [_count(one.synced.commits, "commit") if one.synced.commits else "up to date"]
+        parts = [
+            console.count(one.synced.commits, "commit") if one.synced.commits else "up to date"
+        ]
         if one.synced.merged:
             parts.append("merged with what others had added")
         if snapshot is not None:
             parts.append(f"{snapshot.commit.rows:,} rows in snapshot {snapshot.commit.number}")
         console.say(f"{one.names}: {', '.join(parts)}")
     console.say(watch.summary())
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 class _Watch:
@@ -152,13 +150,13 @@ class _Watch:
                 self._bar.update(self._task, total=self._left)
 
     def summary(self) -> str:
-        from rapidin_cli.console import size
+        from rapidin_cli.console import count, size
 
         seconds = max(time.monotonic() - self._start, 1e-3)
         there = f"; {self.present:,} were there already" if self.present else ""
         if not self.copied:
             return f"no object had to be copied{there}"
         return (
-            f"{_count(self.copied, 'object')} copied, {size(self.size)} at "
+            f"{count(self.copied, 'object')} copied, {size(self.size)} at "
             f"{size(self.size / seconds)}/s{there}"
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+ROWS, STEPS = 64, 5
 DATA = Path(__file__).parents[3] / "shared/data/alpaca_en_demo.json"
 
 pytestmark = [
@@ -22,7 +23,7 @@ def run(folder, *command):
     # Two threads, as many as the smallest machine has; the other tests keep to one.
     done = subprocess.run(
         [sys.executable, *map(str, command)],
-        cwd=folder, capture_output=True, text=True, check=False, timeout=900,
+        cwd=folder, capture_output=True, text=True, check=False, timeout=540,
         env={**os.environ, "OMP_NUM_THREADS": "2"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -32,15 +33,15 @@ def run(folder, *command):
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("smollm2")
-    run(folder, Path(__file__).parents[1] / "smollm2.py", folder, DATA, 64, 5)
+    run(folder, Path(__file__).parents[1] / "smollm2.py", folder, DATA, ROWS, STEPS)
     run(folder, "-m", "rapidin_cli", "init", "--yes")
     text = (folder / "rin.toml").read_text()
     assert 'files = ["alpaca.json"]' in text
-    assert 'path = "out/checkpoint-5"' in text
+    assert f'path = "out/checkpoint-{STEPS}"' in text
     assert 'template = "chat"' in text
     talk = run(folder, "-m", "rapidin_cli", "cache").stderr
     assert "gradients of 420 layers, 2,442,240 parameters" in talk
-    assert "64 rows computed, 64 cached" in talk
+    assert f"{ROWS} rows computed, {ROWS} cached" in talk
     return folder
 
 
@@ -71,7 +72,7 @@ def test_a_generation_gets_a_report(project):
     query = json.loads(done.stdout)["queries"][0]
     assert query["source"] == "generated"
     assert sum(token["explained"] for token in query["tokens"]) == 20
-    assert query["scored"] == 64
+    assert query["scored"] == ROWS
     largest = max(abs(example["score"]) for example in query["examples"])
     assert query["residual"] < 0.02 * largest  # bfloat16: tokens are run one by one
     run(project, "-m", "rapidin_cli", "report", "--html", "report.html")

@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -482,6 +483,20 @@ class SyncContract:
         bring(here, there)
         assert tree(there) == merged
         assert not stand(here, there).ahead
+        bring(there, here)
+        assert stand(here, there).equal
+        assert held(here) == held(there) == expected(range(6))
+
+    def test_places_that_name_one_another_as_merged_come_to_rest(self, here, there):
+        put(here, 0, 6, 4)
+        put(there, 3, 6, 4)
+        put(there, 0, 3, 4)
+        trees = {here: tree(here), there: tree(there)}
+        for one, other in ((here, there), (there, here)):
+            last = newest(one).commit
+            follows = {"number": last.number + 1, "parent": last.digest}
+            assert Cache(one, ID).log.append(replace(last, **follows, merged=[trees[other]]))
+        bring(here, there)
         bring(there, here)
         assert stand(here, there).equal
         assert held(here) == held(there) == expected(range(6))
