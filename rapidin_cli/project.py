@@ -380,7 +380,7 @@ class Project:
         checkpoint: str = "",
         device: str = "auto",
         command: str = "",
-        progress: Callable[[int, int], None] = lambda *_: None,
+        progress: Callable[[str, int, int], None] = lambda *_: None,
     ) -> dict[str, Any]:
         """Answer questions and save the result; return the report (`rin.report/1`)."""
         from rapidin_cli.influence.retrieve import Options, answer_all

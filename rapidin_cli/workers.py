@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
     from rapidin_cli.gradients.capture import Skipped
-    from rapidin_cli.gradients.engine import Batch, GradientEngine
+    from rapidin_cli.gradients.engine import GradientEngine
+    from rapidin_cli.gradients.passes import Batch
     from rapidin_cli.gradients.rows import RowLayout
 
 _MAX_DEATHS = 3
@@ -130,7 +131,7 @@ class Worker:
         """Return the store arrays of a batch; halves it for as long as memory runs out."""
         import torch
 
-        from rapidin_cli.gradients.engine import Batch
+        from rapidin_cli.gradients.passes import Batch
 
         try:
             batch: Batch = Batch(torch.from_numpy(tokens[0]), torch.from_numpy(tokens[1]))

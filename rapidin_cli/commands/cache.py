@@ -104,9 +104,10 @@ def _forecast(project: Project, name: str, skip_bad: bool, part: Part) -> str:
     opened = project.opened(name, skip_bad=skip_bad)
     plan = opened.plan(opened.cache.snapshot(), part)
     row_bytes = project.config.gradient.row_bytes()
+    space = "" if row_bytes is None else f", at most {size(plan.rows * row_bytes)}"
     return (
         f"{name}: {plan.rows:,} rows to compute ({plan.present:,} cached), {plan.tokens:,} tokens "
-        f"in {len(plan.batches):,} batches, at most {size(plan.rows * row_bytes)}"
+        f"in {len(plan.batches):,} batches{space}"
     )
 
 

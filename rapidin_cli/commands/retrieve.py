@@ -38,7 +38,13 @@ def retrieve(
     checkpoint: Annotated[
         str, typer.Option(help="Name from rin.toml; the last one by default.")
     ] = "",
-    score: Annotated[str, typer.Option(help="rapidin, dot or cosine.")] = "rapidin",
+    score: Annotated[str, typer.Option(help="rapidin, dot, cosine, gram or ekfac.")] = "rapidin",
+    exact: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Score so many times --top (and --token-top) exactly; 0: sketches decide."
+        ),
+    ] = 4,
     top: Annotated[int, typer.Option(min=1, help="Examples to keep of each sign.")] = 10,
     token_top: Annotated[
         int, typer.Option(min=0, help="... and for each explained token, of each sign.")
@@ -66,13 +72,14 @@ def retrieve(
     with console.progress() as bar:
         task = bar.add_task("loading model and cache", total=None)
 
-        def advance(done: int, total: int) -> None:
-            bar.update(task, description="queries", completed=done, total=total)
+        def advance(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
 
         report = project.retrieve(
             questions,
             Options(
                 score=score,
+                exact=exact,
                 top=top,
                 token_top=token_top,
                 tokens=tokens,

@@ -47,9 +47,16 @@ class Example:
         ).digest()
 
     @property
+    def learnt_mask(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """Which tokens have a loss, (T,); the first of a sequence never has."""
+        mask: np.ndarray[tuple[int], np.dtype[np.bool_]] = self.labels != IGNORED
+        mask[0] = False
+        return mask
+
+    @property
     def learnt(self) -> int:
-        """Tokens that have a loss; the first of a sequence never has."""
-        return int((self.labels[1:] != IGNORED).sum())
+        """Number of tokens that have a loss."""
+        return int(self.learnt_mask.sum())
 
 
 @dataclass
@@ -136,7 +143,7 @@ def one_token_queries(query: Example) -> list[Example]:
     Their gradients add up to the query's, and causal attention makes the cut free.
     """
     parts = []
-    for position in np.flatnonzero(query.labels[1:] != IGNORED) + 1:
+    for position in np.flatnonzero(query.learnt_mask):
         labels = np.full(position + 1, IGNORED, dtype=np.int32)
         labels[position] = query.labels[position]
         parts.append(replace(query, input_ids=query.input_ids[: position + 1], labels=labels))

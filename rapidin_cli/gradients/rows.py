@@ -2,8 +2,7 @@
 
 A row kind owns three things: the arrays of the store, the encoding of freshly computed
 gradients into them, and the inner products of stored rows with query directions. The
-store and the scorer only see this interface, so that a second kind can stand beside
-`SketchRows`.
+store and the scorer only see this interface.
 """
 
 from __future__ import annotations
@@ -38,7 +37,8 @@ class Layer:
 class RowLayout:
     """Which layers a row covers and how its K numbers are divided among them.
 
-    `blocks` has one size per layer, or a single one for `oporp`, which mixes all layers.
+    `blocks` has one size per layer, or a single one for `oporp`, which mixes all layers. A
+    layer's block is its sketch, or its `rank` factors u and then v, each of `sides` numbers.
     """
 
     spec: GradientSpec
@@ -49,6 +49,25 @@ class RowLayout:
     def dimensions(self) -> int:
         """K as it is."""
         return sum(self.blocks)
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether each layer has a block of its own."""
+        return len(self.blocks) == len(self.layers)
+
+    @property
+    def sides(self) -> list[tuple[int, int]]:
+        """For each layer, the numbers of a factor's output and input side."""
+        most = self.spec.projection or max(max(n.out_features, n.in_features) for n in self.layers)
+        return [(min(n.out_features, most), min(n.in_features, most)) for n in self.layers]
+
+    def describe(self) -> str:
+        """Say in a few words what a row holds."""
+        spec = self.spec
+        if spec.row == "factors":
+            cut = f", sides of {spec.projection:,}" if spec.projection else ""
+            return f"factors, rank {spec.rank}{cut}, {self.dimensions:,} numbers, {spec.precision}"
+        return f"{spec.sketch}, {self.dimensions:,} dimensions, {spec.precision}"
 
     @property
     def parameters(self) -> int:
@@ -70,7 +89,7 @@ class GradientRows:
     """Gradients of a batch, compressed but not yet quantised.
 
     Attributes:
-        blocks: (B, K) float32; each layer's block sketches the layer's *normalised* gradient.
+        blocks: (B, K) float32; each layer's block stands for its *normalised* gradient.
         norm: (B, L) float32, the true Frobenius norm of each layer's gradient.
         loss: (B,) float32, summed over the labelled tokens, nats.
         tokens: (B,) int32, number of labelled tokens.
@@ -102,7 +121,7 @@ class RowKind(Protocol):
 
         Args:
             stored: arrays of n rows.
-            directions: (Q, K) float32.
+            directions: (Q, W) float32, what `GradientEngine.directions` returned.
             weights: (n, L) float32, or None for all ones.
         """
 
@@ -130,9 +149,7 @@ class SketchRows:
         return {
             "sketch": sketch,
             "scale": ArraySpec("float32"),
-            "norm": ArraySpec("float32", (len(self.layout.layers),)),
-            "loss": ArraySpec("float32"),
-            "tokens": ArraySpec("int32"),
+            **_common_arrays(self.layout),
         }
 
     def encode(self, rows: GradientRows) -> dict[str, Array]:
@@ -150,20 +167,21 @@ class SketchRows:
                 # The scalar that brings +-1 nearest to the values in the least-squares sense.
                 scale = values.abs().mean(1)
                 sketch = np.packbits((values > 0).numpy(), axis=1)
-        return {
-            "sketch": sketch,
-            "scale": scale.numpy(),
-            "norm": rows.norm.float().numpy(),
-            "loss": rows.loss.float().numpy(),
-            "tokens": rows.tokens.to(torch.int32).numpy(),
-        }
+            case other:
+                raise ValueError(f"sketch rows have no precision {other}")
+        return {"sketch": sketch, "scale": scale.numpy(), **_common_values(rows)}
+
+    def values(self, stored: dict[str, Array]) -> torch.Tensor:
+        """Return the blocks of stored rows, (n, K) float32, as they were before encoding."""
+        scale = torch.from_numpy(stored["scale"])[:, None]
+        return self._values(stored).mul_(scale).div_(self._root)
 
     def _values(self, stored: dict[str, Array]) -> torch.Tensor:
         sketch = stored["sketch"]
         if self.layout.spec.precision == "sign":
             bits = np.unpackbits(sketch, axis=1, count=self.layout.dimensions)
             values = torch.from_numpy(bits).float().mul_(2).sub_(1)
-            if len(self.layout.blocks) == len(self.layout.layers):
+            if self.layout.per_layer:
                 # A zero gradient has no signs: what was packed for it must not count.
                 present = torch.from_numpy(stored["norm"] > 0).float()
                 values *= torch.repeat_interleave(present, self._sizes, dim=1)
@@ -181,6 +199,115 @@ class SketchRows:
         return products * torch.from_numpy(stored["scale"])[:, None]
 
 
+class FactorRows:
+    """Rows of `rank` factor pairs a layer, in 4 or 8 bits or float16.
+
+    Each u and each v is quantised by its own largest number; `scale`, one for each pair,
+    turns the product of both back.
+    """
+
+    def __init__(self, layout: RowLayout) -> None:
+        self.layout = layout
+        self._rank = rank = layout.spec.rank
+        lengths = [
+            length for out, inner in layout.sides for length in [out] * rank + [inner] * rank
+        ]
+        self._lengths = np.array(lengths)
+        self._starts = np.concatenate([[0], np.cumsum(self._lengths)[:-1]])
+        # Which of the lengths are u, (L * c,), and which v.
+        both = np.arange(len(lengths)).reshape(len(layout.layers), 2, rank)
+        self._left, self._right = both[:, 0].ravel(), both[:, 1].ravel()
+
+    def arrays(self) -> dict[str, ArraySpec]:
+        """See `RowKind.arrays`."""
+        width = self.layout.dimensions
+        factors = {
+            "int8": ArraySpec("int8", (width,)),
+            "float16": ArraySpec("float16", (width,)),
+            "int4": ArraySpec("uint8", (-(-width // 2),)),
+        }[self.layout.spec.precision]
+        return {
+            "factors": factors,
+            "scale": ArraySpec("float32", (len(self._left),)),
+            **_common_arrays(self.layout),
+        }
+
+    def encode(self, rows: GradientRows) -> dict[str, Array]:
+        """See `RowKind.encode`."""
+        values = rows.blocks.float().numpy()
+        largest = np.maximum.reduceat(np.abs(values), self._starts, axis=1)
+        top = {"int8": 127.0, "int4": 7.0, "float16": 1.0}[self.layout.spec.precision]
+        step = np.where(largest > 0, largest, 1) / np.float32(top)
+        values = values / np.repeat(step, self._lengths, axis=1)
+        match self.layout.spec.precision:
+            case "int8":
+                factors = np.rint(values).astype(np.int8)
+            case "float16":
+                factors = values.astype(np.float16)
+            case _:
+                factors = _pack_nibbles(np.rint(values).astype(np.int8))
+        scale = (step[:, self._left] * step[:, self._right]).astype(np.float32)
+        return {"factors": factors, "scale": scale, **_common_values(rows)}
+
+    def products(
+        self, stored: dict[str, Array], directions: torch.Tensor, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        """See `RowKind.products`."""
+        packed = stored["factors"]
+        if self.layout.spec.precision == "int4":
+            packed = _unpack_nibbles(packed, self.layout.dimensions)
+        values = torch.from_numpy(packed)
+        count, queries, layers = len(values), len(directions), len(self.layout.layers)
+        scale = torch.from_numpy(stored["scale"]).view(count, layers, self._rank)
+        if weights is not None:
+            scale = scale * weights[:, :, None]
+        total = torch.zeros(count, queries)
+        rank = directions.shape[1] // sum(map(sum, self.layout.sides))
+        at, place = 0, 0  # in rows and in directions
+        for number, (out, inner) in enumerate(self.layout.sides):
+            u = values[:, at : at + self._rank * out].float().view(-1, out)
+            at += self._rank * out
+            v = values[:, at : at + self._rank * inner].float().view(-1, inner)
+            at += self._rank * inner
+            left = directions[:, place : place + rank * out].reshape(-1, out)
+            place += rank * out
+            right = directions[:, place : place + rank * inner].reshape(-1, inner)
+            place += rank * inner
+            products = ((u @ left.T) * (v @ right.T)).view(count, self._rank, queries, rank).sum(3)
+            total += (products * scale[:, number, :, None]).sum(1)
+        return total
+
+
+def _pack_nibbles(values: Array) -> Array:
+    """Two numbers from -8 to 7 a byte, the first in the low half: (n, W) -> (n, ceil(W / 2))."""
+    even = values if values.shape[1] % 2 == 0 else np.pad(values, ((0, 0), (0, 1)))
+    bits = (even & 15).astype(np.uint8)
+    packed: Array = bits[:, ::2] | (bits[:, 1::2] << 4)
+    return packed
+
+
+def _unpack_nibbles(packed: Array, width: int) -> Array:
+    bits = np.stack([packed & 15, packed >> 4], axis=2).reshape(len(packed), -1)[:, :width]
+    values: Array = (bits.astype(np.int8) ^ 8) - 8
+    return values
+
+
+def _common_arrays(layout: RowLayout) -> dict[str, ArraySpec]:
+    return {
+        "norm": ArraySpec("float32", (len(layout.layers),)),
+        "loss": ArraySpec("float32"),
+        "tokens": ArraySpec("int32"),
+    }
+
+
+def _common_values(rows: GradientRows) -> dict[str, Array]:
+    return {
+        "norm": rows.norm.float().numpy(),
+        "loss": rows.loss.float().numpy(),
+        "tokens": rows.tokens.to(torch.int32).numpy(),
+    }
+
+
 def row_kind(layout: RowLayout) -> RowKind:
     """Return the row kind of a layout."""
-    return {"sketch": SketchRows}[layout.spec.row](layout)
+    return FactorRows(layout) if layout.spec.row == "factors" else SketchRows(layout)

@@ -7,9 +7,9 @@ from typing import Any, Literal, get_args
 
 from rapidin_cli.errors import InputError
 
-RowKind = Literal["sketch"]
+RowKind = Literal["sketch", "factors"]
 SketchKind = Literal["tensorsketch", "oporp"]
-Precision = Literal["int8", "float16", "sign"]
+Precision = Literal["int8", "float16", "sign", "int4"]
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,14 @@ class GradientSpec:
     """Settings of the `[gradient]` table; part of a cache's identity.
 
     Attributes:
-        row: kind of row. `sketch` is the only one so far.
+        row: kind of row: `sketch`, K numbers, or `factors`, a low-rank approximation of each
+            layer's gradient.
         sketch: `tensorsketch` (a block per layer) or `oporp` (the paper's procedure over
             the whole gradient).
-        dimensions: K, numbers in a row; an upper bound that is met up to rounding.
-        precision: how those numbers are stored.
+        dimensions: K, numbers in a sketch row; an upper bound that is met up to rounding.
+        rank: components of each layer in a factor row.
+        projection: sides of factors longer than this are count-sketched to it; 0: none is.
+        precision: how the numbers are stored: `sign` is for sketches, `int4` for factors.
         seed: of all hashes, signs and permutations.
         layers: regular expression on module names (`re.search`); empty for all.
         rounds: lambda, the rounds of row and column shuffling in `oporp`.
@@ -30,6 +33,8 @@ class GradientSpec:
     row: RowKind = "sketch"
     sketch: SketchKind = "tensorsketch"
     dimensions: int = 65_536
+    rank: int = 4
+    projection: int = 0
     precision: Precision = "int8"
     seed: int = 0
     layers: str = ""
@@ -51,14 +56,34 @@ class GradientSpec:
                 hint="correct rin.toml",
             )
 
-    def row_bytes(self) -> int:
-        """Bytes of a row's numbers before compression, norms left out."""
+        if self.precision == ("int4" if self.row == "sketch" else "sign"):
+            raise InputError(
+                f"[gradient] precision = {self.precision!r} does not go with row = {self.row!r}",
+                hint="correct rin.toml: sign is for sketch rows, int4 for factors",
+            )
+        if not 1 <= self.rank <= 64 or self.projection < 0:
+            raise InputError(
+                f"[gradient] rank = {self.rank}, projection = {self.projection}: rank is 1 to 64, "
+                "projection 0 or more",
+                hint="correct rin.toml",
+            )
+
+    def row_bytes(self) -> int | None:
+        """Bytes of a row's numbers before compression, norms left out.
+
+        None for factor rows: the layers' shapes decide.
+        """
+        if self.row == "factors":
+            return None
         bits = {"int8": 8, "float16": 16, "sign": 1}[self.precision]
         return self.dimensions * bits // 8
 
     def identity(self) -> dict[str, Any]:
         """The fields that change a row, as JSON: hashed into the cache-id."""
         fields = asdict(self)
-        if self.sketch != "oporp":
+        unused = {"sketch": ("rank", "projection"), "factors": ("sketch", "dimensions", "rounds")}
+        for name in unused[self.row]:
+            del fields[name]
+        if self.row == "sketch" and self.sketch != "oporp":
             del fields["rounds"]
         return {**fields, "loss": "sum of shifted next-token cross-entropy"}

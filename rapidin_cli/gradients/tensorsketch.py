@@ -128,9 +128,7 @@ class BlockSketch:
         x, d = x.to(self._dtype), d.to(self._dtype)
         way = way or self.choose(x.shape[1])
         if way == "gradient":
-            gradient = torch.bmm(d.transpose(1, 2), x)
-            norm = torch.linalg.vector_norm(gradient, dim=(1, 2), dtype=torch.float32)
-            return self._of_gradient(gradient), norm
+            return self.of_gradient(torch.bmm(d.transpose(1, 2), x))
         batch, length = x.shape[:2]
         sx = self._in_bags(x.reshape(-1, self.in_features).t())
         sd = self._out_bags(d.reshape(-1, self.out_features).t())
@@ -150,8 +148,20 @@ class BlockSketch:
         """Way (b): one k x k matrix per example, its wrapped anti-diagonals summed."""
         return fold(torch.bmm(sd, sx.transpose(1, 2)))
 
+    def of_gradient(self, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Way (c): from the gradients themselves, (B, O, I); returns what a call returns."""
+        norm = torch.linalg.vector_norm(gradient, dim=(1, 2), dtype=torch.float32)
+        return self._of_gradient(gradient.to(self._dtype)), norm
+
+    def transposed(self, sketches: torch.Tensor) -> torch.Tensor:
+        """Return S^T v, (B, k) -> (B, O, I), for the linear map S that sketches gradients."""
+        shape = (len(sketches), self.out_features, self.in_features)
+        if self.exact:
+            return sketches[:, : self.out_features * self.in_features].reshape(shape)
+        where, sign = self.bins()
+        return sketches[:, where.to(sketches.device)] * sign.to(sketches.device)
+
     def _of_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
-        """Way (c): from the gradient itself, (B, O, I) -> (B, k)."""
         if self.exact:
             flat = gradient.flatten(1).float()
             return torch.nn.functional.pad(flat, (0, self.size - flat.shape[1]))

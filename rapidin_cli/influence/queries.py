@@ -21,7 +21,9 @@ from rapidin_cli.data.reading import (
     read_values,
 )
 from rapidin_cli.errors import InputError
-from rapidin_cli.gradients.engine import Batch, GradientEngine
+from rapidin_cli.gradients.directions import LayerGradient
+from rapidin_cli.gradients.engine import Change, GradientEngine
+from rapidin_cli.gradients.passes import Batch, Passes
 
 Source = Literal["given", "generated", "row"]
 
@@ -43,31 +45,48 @@ class Question:
 
 @dataclass(frozen=True)
 class Query:
-    """A question as tokens."""
+    """A question as tokens.
+
+    Attributes:
+        example: the tokens that the model read and said; the labelled ones are explained.
+        contrast: what it should have said, if the difference of both is asked about.
+    """
 
     id: str
     source: Source
     example: Example
+    contrast: Example | None = None
+
+    @property
+    def parts(self) -> list[tuple[Example, float]]:
+        """The sequences whose losses are explained, with their signs."""
+        against = [] if self.contrast is None else [(self.contrast, -1.0)]
+        return [(self.example, 1.0), *against]
+
+    @property
+    def explained(self) -> int:
+        """Number of explained tokens, those of the contrast included."""
+        return sum(part.learnt for part, _ in self.parts)
 
 
 @dataclass(frozen=True)
 class QueryGradient:
-    """The gradient of a query, ready for the scan.
+    """The gradient of a query.
 
     Attributes:
-        row: (K,) sketch of the layer-normalised gradient.
-        tokens: (T, K): the same for each explained token, divided by the *query's* layer
-            norms, so that they add up to `row`; (0, K) if not wanted.
-        norm: (L,) the query's layer norms.
-        loss: summed over the explained tokens, nats.
-        logprobs: (T,) of the explained tokens.
+        layers: one gradient for each layer; with a contrast, that of the difference.
+        norm: (L,) their norms.
+        losses: of each part, the loss of each explained token, nats.
     """
 
-    row: torch.Tensor
-    tokens: torch.Tensor
+    layers: list[LayerGradient]
     norm: torch.Tensor
-    loss: float
-    logprobs: list[float]
+    losses: list[list[float]]
+
+    @property
+    def loss(self) -> float:
+        """Summed over the explained tokens of the response, nats."""
+        return sum(self.losses[0])
 
 
 def generate(
@@ -77,10 +96,10 @@ def generate(
     ids = encoder.prompt_ids(prompt)
     if not ids:
         raise InputError("the prompt is empty", hint="give --prompt some text")
-    device = next(engine.model.parameters()).device
+    device = next(engine.passes.model.parameters()).device
     inputs = torch.tensor([ids], device=device)
     with torch.no_grad():
-        output = engine.model.generate(  # type: ignore[operator]
+        output = engine.passes.model.generate(  # type: ignore[operator]
             input_ids=inputs,
             attention_mask=torch.ones_like(inputs),
             max_new_tokens=max_new_tokens,
@@ -104,36 +123,56 @@ def generate(
 
 def _stop_tokens(engine: GradientEngine, tokenizer: Any) -> list[int] | None:
     """The tokenizer's EOS and those that the model's own generation settings name."""
-    named = getattr(engine.model.generation_config, "eos_token_id", None)
+    named = getattr(engine.passes.model.generation_config, "eos_token_id", None)
     stops = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
     return sorted(stops) or None
 
 
-def query_gradient(
-    engine: GradientEngine, example: Example, *, tokens: bool, batch_tokens: int
-) -> QueryGradient:
-    """Compute the gradient of a query and of each of its explained tokens."""
-    whole = engine(_batch([example]))
-    norm = whole.norm[0]
-    parts = [torch.zeros(0, engine.layout.dimensions)]
-    pending = one_token_queries(example) if tokens else []
-    while pending:
-        # Longest last, so the first of a batch is never longer than its last.
-        size = max(1, batch_tokens // len(pending[0].input_ids))
-        while size > 1 and size * len(pending[:size][-1].input_ids) > batch_tokens:
-            size -= 1
-        parts.append(engine(_batch(pending[:size]), norm).blocks)
-        pending = pending[size:]
+def query_gradient(passes: Passes, query: Query) -> QueryGradient:
+    """Compute the gradient of a query's loss, or of the difference of two."""
+    examples, signs = zip(*query.parts, strict=True)
+    layers: dict[int, LayerGradient] = {}
+
+    def consume(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
+        # Both responses as one sequence: the gradient sums over its tokens.
+        layers[number] = LayerGradient.of(x.flatten(0, 1)[None], d.flatten(0, 1)[None])
+
+    losses = passes.backward(as_batch(examples), consume, torch.tensor(signs))
+    ordered = [layers[number] for number in sorted(layers)]
     return QueryGradient(
-        whole.blocks[0],
-        torch.cat(parts),
-        norm,
-        float(whole.loss[0]),
-        [float(value) for value in whole.logprobs[0]],
+        ordered,
+        torch.cat([layer.norm() for layer in ordered]).cpu(),
+        [[float(value) for value in part] for part in losses],
     )
 
 
-def _batch(examples: Sequence[Example]) -> Batch:
+def token_directions(
+    engine: GradientEngine,
+    query: Query,
+    divisors: torch.Tensor,
+    change: Change | None,
+    batch_tokens: int,
+) -> torch.Tensor:
+    """Return the direction of each explained token, (T, W).
+
+    All are divided by the same `divisors` (L,), so that they add up to the query's.
+    """
+    found = []
+    for example, sign in query.parts:
+        pending = one_token_queries(example)
+        while pending:
+            # Longest last, so the first of a batch is never longer than its last.
+            size = max(1, batch_tokens // len(pending[0].input_ids))
+            while size > 1 and size * len(pending[:size][-1].input_ids) > batch_tokens:
+                size -= 1
+            batch, signs = as_batch(pending[:size]), torch.full((len(pending[:size]),), sign)
+            found.append(engine.directions(batch, divisors, change, signs))
+            pending = pending[size:]
+    return torch.cat(found)
+
+
+def as_batch(examples: Sequence[Example]) -> Batch:
+    """Pad examples into a batch."""
     ids, labels = padded(examples)
     return Batch(torch.from_numpy(ids), torch.from_numpy(labels))
 

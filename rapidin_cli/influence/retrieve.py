@@ -13,19 +13,27 @@ from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import Dataset, Example
 from rapidin_cli.data.reading import RowError
 from rapidin_cli.errors import InputError, MissingError
+from rapidin_cli.gradients.directions import Direction
 from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.rows import RowLayout, row_kind
+from rapidin_cli.influence.exact import ExactScorer
+from rapidin_cli.influence.preconditioners import Preconditioner
 from rapidin_cli.influence.queries import (
     Query,
     QueryGradient,
     Question,
     generate,
     query_gradient,
+    token_directions,
 )
+from rapidin_cli.influence.refine import Refined, refine
 from rapidin_cli.influence.score import Score, choose_score, scan
 from rapidin_cli.influence.tokens import token_texts
 from rapidin_cli.report import view
 from rapidin_storage import Snapshot
+
+Progress = Callable[[str, int, int], None]
+"""Is told what is being done, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,7 @@ class Options:
 
     Attributes:
         score: a key of `SCORES`.
+        exact: how many times as many as are kept are scored exactly; 0: sketches decide.
         top: kept overall, of each sign.
         token_top: kept for each explained token, of each sign.
         tokens: whether to score each explained token.
@@ -42,6 +51,7 @@ class Options:
     """
 
     score: str = "rapidin"
+    exact: int = 4
     top: int = 10
     token_top: int = 5
     tokens: bool = True
@@ -123,55 +133,106 @@ class Retriever:
         )
         return Query(question.id, "generated", made)
 
-    def answer(self, query: Query, options: Options) -> dict[str, Any]:
-        """Score every cached example of the data against one query: a query of the report."""
-        score = choose_score(options.score, self._engine.layout)
-        gradient = query_gradient(
-            self._engine, query.example, tokens=options.tokens, batch_tokens=options.batch_tokens
-        )
+    def answer(
+        self, query: Query, options: Options, progress: Callable[[int, int], None] = lambda *_: None
+    ) -> dict[str, Any]:
+        """Score every cached example of the data against one query: a query of the report.
+
+        Args:
+            progress: is told (done, all) of the examples that are scored exactly.
+        """
+        score = choose_score(options.score, self.layout)
+        preconditioner = self._preconditioner(score)
+        passes = self._engine.passes.exactly() if options.exact else self._engine.passes
+        gradient = query_gradient(passes, query)
         wanted = np.zeros(self.snapshot.commit.slots, dtype=bool)
         wanted[list(self._slots.values())] = True
+        more = max(1, options.exact)
         found = scan(
             self.snapshot,
             self._kind,
-            self._directions(gradient, score),
+            self._directions(query, gradient, score, preconditioner, options),
             score,
             wanted,
-            options.top,
-            options.token_top,
+            options.top * more,
+            options.token_top * more,
         )
-        examples = [self._dataset.by_digest[self._digest_at[int(s)]] for s in found.slots]
-        texts = token_texts(self._tokenizer, query.example.input_ids.tolist())
-        return view.query_view(query, texts, gradient, found, examples, token_scores=options.tokens)
+        refined = Refined(found)
+        if options.exact:
+            scorer = ExactScorer(
+                passes, score, preconditioner, query, gradient, options.batch_tokens
+            )
+            refined = refine(scorer, found, self._examples(found.slots), options, progress)
+        texts = [token_texts(self._tokenizer, part.input_ids.tolist()) for part, _ in query.parts]
+        shown = self._examples(refined.found.slots)
+        learnt = [self._learnt_texts(rows[0]) for rows in shown]
+        return view.query_view(
+            query, texts, gradient, refined, shown, learnt, token_scores=options.tokens
+        )
+
+    def _examples(self, slots: Any) -> list[list[Example]]:
+        return [self._dataset.by_digest[self._digest_at[int(slot)]] for slot in slots]
+
+    def _learnt_texts(self, example: Example) -> list[str]:
+        texts = token_texts(self._tokenizer, example.input_ids.tolist())
+        return [text for text, known in zip(texts, example.learnt_mask, strict=True) if known]
 
     def totals(self, example: Example, score_name: str) -> dict[bytes, float]:
-        """Return the score of every cached row for one query, by the row's digest."""
-        score = choose_score(score_name, self._engine.layout)
-        gradient = query_gradient(self._engine, example, tokens=False, batch_tokens=1)
+        """Return the sketched score of every cached row for one query, by the row's digest."""
+        score = choose_score(score_name, self.layout)
+        query = Query("", "given", example)
+        gradient = query_gradient(self._engine.passes, query)
         wanted = np.asarray(self.snapshot.digests.any(axis=1))
-        directions = self._directions(gradient, score)
+        options = Options(score_name, tokens=False)
+        directions = self._directions(query, gradient, score, self._preconditioner(score), options)
         found = scan(self.snapshot, self._kind, directions, score, wanted, 1, 0)
         return {digest: float(found.totals[s]) for digest, s in self.snapshot.index.items()}
 
-    def _directions(self, gradient: QueryGradient, score: Score) -> torch.Tensor:
-        rows = torch.cat([gradient.row[None], gradient.tokens])
-        layout = self._engine.layout
-        if len(layout.blocks) != len(layout.layers):
-            return rows
-        weights = score.query_weights(gradient.norm)
-        return rows * torch.repeat_interleave(weights, torch.tensor(layout.blocks))
+    def _preconditioner(self, score: Score) -> Preconditioner | None:
+        if score.curvature == "":
+            return None
+        raise NotImplementedError
+
+    def _directions(
+        self,
+        query: Query,
+        gradient: QueryGradient,
+        score: Score,
+        preconditioner: Preconditioner | None,
+        options: Options,
+    ) -> torch.Tensor:
+        """Return what rows are multiplied by: (1 + T, W), or (1, W) without tokens."""
+        divisors = score.divisors(gradient.norm)
+        in_weights = preconditioner if preconditioner and not preconditioner.on_rows else None
+        layers: Sequence[Direction] = gradient.layers
+        if in_weights:
+            layers = [in_weights.direction(n, layer) for n, layer in enumerate(gradient.layers)]
+        rows = self._engine.probe(layers, divisors)[None]
+        if options.tokens:
+            change = in_weights.change if in_weights else None
+            tokens = token_directions(self._engine, query, divisors, change, options.batch_tokens)
+            rows = torch.cat([rows, tokens])
+        if preconditioner and preconditioner.on_rows:
+            rows = preconditioner.apply_to_rows(rows)
+        return rows
 
 
 def answer_all(
     retriever: Retriever,
     questions: Sequence[Question],
     options: Options,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> list[dict[str, Any]]:
-    """Answer questions in order, telling `progress` (done, all)."""
+    """Answer questions in order."""
     answers = []
     for number, question in enumerate(questions):
-        progress(number, len(questions))
-        answers.append(retriever.answer(retriever.query(question, options), options))
-    progress(len(questions), len(questions))
+        progress("queries", number, len(questions))
+        answers.append(
+            retriever.answer(
+                retriever.query(question, options),
+                options,
+                lambda done, total: progress("exact scores", done, total),
+            )
+        )
+    progress("queries", len(questions), len(questions))
     return answers

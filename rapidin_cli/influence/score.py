@@ -2,50 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from rapidin_cli.errors import UsageError
 from rapidin_cli.gradients.rows import RowKind, RowLayout
+from rapidin_cli.gradients.scaling import reciprocal
 from rapidin_storage import Snapshot
 
 Array = np.ndarray[Any, Any]
+
+
+Normalisation = Literal["layer", "whole", "none"]
+Curvature = Literal["", "gram", "ekfac"]
 
 
 @dataclass(frozen=True)
 class Score:
     """One way to compare a query's gradient q with an example's gradient g.
 
-    All are sums over layers l of weighted inner products of the layers' directions, so a
-    score is two sets of weights: a(q, l) on the query's side and b(g, l) on the row's.
+    All are sums over layers l of a(q, l) b(g, l) <P_l q_l, g_l>: a and b divide by norms, and
+    P_l is the unit matrix or an inverse curvature.
+
+    Attributes:
+        normalise: `layer` divides by the norm of each layer's gradient, `whole` by that of the
+            whole gradient.
+        curvature: what P_l inverts: `gram`, the second moments of the cached sketches, or
+            `ekfac`, the Kronecker-factored ones that `rin curvature` has collected.
     """
 
     name: str
+    normalise: Normalisation
+    curvature: Curvature
     unit: str
     description: str
 
-    def query_weights(self, norm: torch.Tensor) -> torch.Tensor:
-        """Return a(q, l) from the query's layer norms (L,)."""
-        match self.name:
-            case "dot":
+    def divisors(self, norm: torch.Tensor) -> torch.Tensor:
+        """Return what layers are divided by, 1 / a or 1 / b, from their norms (..., L)."""
+        match self.normalise:
+            case "layer":
                 return norm
-            case "cosine":
-                return norm.div(torch.linalg.vector_norm(norm).clamp_min(1e-30))
+            case "whole":
+                whole: torch.Tensor = torch.linalg.vector_norm(norm, dim=-1, keepdim=True)
+                return whole.expand_as(norm)
         return torch.ones_like(norm)
 
     def row_weights(self, norm: torch.Tensor) -> torch.Tensor | None:
-        """Return b(g, l) from the rows' layer norms (n, L); None for all ones."""
-        match self.name:
-            case "dot":
-                return norm
-            case "cosine":
-                return norm.div(
-                    torch.linalg.vector_norm(norm, dim=1, keepdim=True).clamp_min(1e-30)
-                )
-        return None
+        """Return the weights of stored rows, whose layers have norm 1; None for all ones."""
+        if self.normalise == "layer":
+            return None
+        return norm * reciprocal(self.divisors(norm))
 
 
 SIGN = "positive: training on the example made the generation more likely; negative: less likely"
@@ -54,19 +64,41 @@ SCORES = {
     for score in (
         Score(
             "rapidin",
+            "layer",
+            "",
             "sum over layers of the cosine of both gradients in that layer",
             "Every layer counts alike, whatever the size of its gradient (RapidIn, ACL 2024).",
         ),
         Score(
             "dot",
+            "none",
+            "",
             "inner product of both gradients (nats per unit learning rate)",
             "The first-order change of the generation's log-probability by one SGD step on the "
             "example (TracIn); long and surprising examples score high.",
         ),
         Score(
             "cosine",
+            "whole",
+            "",
             "cosine of both whole gradients, between -1 and 1",
             "Direction only, dominated by the layers with the largest gradients.",
+        ),
+        Score(
+            "gram",
+            "none",
+            "gram",
+            "inner product through the inverse second moments of the cached gradients",
+            "Directions that many examples share count less (TRAK, TrackStar); the second "
+            "moments are those of the cached sketches, layer by layer.",
+        ),
+        Score(
+            "ekfac",
+            "none",
+            "ekfac",
+            "inner product through the inverse EK-FAC curvature (influence function)",
+            "What up-weighting the example would do to the generation's log-probability near the "
+            "optimum (Grosse et al. 2023, arXiv 2308.03296).",
         ),
     )
 }
@@ -76,22 +108,27 @@ def choose_score(name: str, layout: RowLayout) -> Score:
     """Return a score that the cached rows can answer.
 
     Raises:
-        UsageError: an unknown name, or one that needs blocks per layer.
+        UsageError: an unknown name, or one that these rows cannot answer.
     """
     if name not in SCORES:
         raise UsageError(f"there is no score {name!r}", hint=f"choose one of {', '.join(SCORES)}")
-    if name != "rapidin" and len(layout.blocks) != len(layout.layers):
+    if name != "rapidin" and not layout.per_layer:
         raise UsageError(
             f"rows of sketch = {layout.spec.sketch!r} mix all layers and answer only the score "
             f"rapidin, not {name}",
             hint="rin retrieve --score rapidin",
+        )
+    if SCORES[name].curvature == "gram" and layout.spec.row != "sketch":
+        raise UsageError(
+            "the score gram takes second moments of sketch rows, and these are factor rows",
+            hint="rin retrieve --score ekfac",
         )
     return SCORES[name]
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a scan keeps.
+    """What is kept of the scores of all rows.
 
     Attributes:
         totals: (N,) float32 by slot; NaN where nothing was scored.
@@ -102,6 +139,11 @@ class Found:
     totals: Array
     slots: Array
     scores: Array
+
+    def best(self, top: int, token_top: int) -> Found:
+        """Keep only the union of the overall best and of each token's."""
+        chosen = extremes(self.scores, top, token_top)
+        return Found(self.totals, self.slots[chosen], self.scores[chosen])
 
 
 def scan(
@@ -119,29 +161,35 @@ def scan(
     of each sign: re-ranking inside the overall best would miss a token's true best.
 
     Args:
-        directions: (1 + T, K): the query's weighted row, then one for each explained token.
+        directions: (1 + T, W): the query's direction, then one for each explained token.
         wanted: (N,) bool, the slots to score.
     """
-    names = sorted(kind.arrays())
     totals = np.full(snapshot.commit.slots, np.nan, dtype=np.float32)
-    kept_slots = np.empty(0, dtype=np.int64)
-    kept_scores = np.empty((0, len(directions)), dtype=np.float32)
+    width = len(directions)
+    kept = Found(totals, np.empty(0, np.int64), np.empty((0, width), np.float32))
+    for slots, scores in chunk_scores(snapshot, kind, directions, score, wanted):
+        totals[slots] = scores[:, 0]
+        kept = Found(
+            totals, np.concatenate([kept.slots, slots]), np.concatenate([kept.scores, scores])
+        ).best(top, token_top)
+    return kept
+
+
+def chunk_scores(
+    snapshot: Snapshot, kind: RowKind, directions: torch.Tensor, score: Score, wanted: Array
+) -> Iterator[tuple[Array, Array]]:
+    """Yield (slots (n,), scores (n, 1 + T) float32) of the wanted rows of each chunk."""
+    names = sorted(kind.arrays())
     for start, stop in snapshot.chunk_ranges():
         chosen = np.flatnonzero(wanted[start:stop])
         if not len(chosen):
             continue
         stored = {n: v[chosen] for n, v in snapshot.read(start, stop, names).items()}
         weights = score.row_weights(torch.from_numpy(stored["norm"]))
-        scores = kind.products(stored, directions, weights).numpy()
-        totals[start + chosen] = scores[:, 0]
-        kept_slots = np.concatenate([kept_slots, start + chosen])
-        kept_scores = np.concatenate([kept_scores, scores])
-        best = _extremes(kept_scores, top, token_top)
-        kept_slots, kept_scores = kept_slots[best], kept_scores[best]
-    return Found(totals, kept_slots, kept_scores)
+        yield start + chosen, kind.products(stored, directions, weights).numpy()
 
 
-def _extremes(scores: Array, top: int, token_top: int) -> Array:
+def extremes(scores: Array, top: int, token_top: int) -> Array:
     """Return the rows that are among the highest or lowest of some column, ascending."""
     keep: set[int] = set()
     for column in range(scores.shape[1]):

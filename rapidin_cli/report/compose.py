@@ -30,9 +30,7 @@ def compose(
     command: str,
 ) -> dict[str, Any]:
     """Return the report (`rin.report/1`) of the answers to some queries."""
-    spec, dataset = config.gradient, opened.dataset
-    snapshot = retriever.snapshot
-    row = f"{spec.sketch}, {retriever.layout.dimensions:,} dimensions, {spec.precision}"
+    dataset, snapshot = opened.dataset, retriever.snapshot
     return make_report(
         provenance=_provenance(command),
         checkpoint={
@@ -53,7 +51,7 @@ def compose(
             "unit": SCORES[score].unit,
             "sign": SIGN,
             "description": SCORES[score].description,
-            "row": row,
+            "row": retriever.layout.describe(),
         },
         warnings=_warnings(retriever.missing, dataset, opened.checkpoint.name),
         queries=answers,

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rapidin_cli.data.examples import IGNORED, Example
+from rapidin_cli.data.examples import Example
 from rapidin_cli.errors import InputError
 from rapidin_storage import canonical_json
 
 if TYPE_CHECKING:
     from rapidin_cli.influence.queries import Query, QueryGradient
-    from rapidin_cli.influence.score import Found
+    from rapidin_cli.influence.refine import Refined
 
 SCHEMA = "rin.report/1"
 _HISTOGRAM_BINS = 48
@@ -25,22 +25,25 @@ View = dict[str, Any]
 
 def query_view(
     query: Query,
-    texts: Sequence[str],
+    texts: Sequence[Sequence[str]],
     gradient: QueryGradient,
-    found: Found,
+    refined: Refined,
     examples: Sequence[Sequence[Example]],
+    learnt: Sequence[Sequence[str]],
     *,
     token_scores: bool,
 ) -> View:
     """Return one query of the report.
 
     Args:
-        texts: the text of each token of the query.
+        texts: of each part of the query, the text of each token.
         examples: for each kept slot, the rows of the data that it stands for.
+        learnt: for each kept slot, the text of each learnt token.
 
     Raises:
         InputError: a score is NaN or infinite.
     """
+    found = refined.found
     scored = found.totals[~np.isnan(found.totals)]
     if not np.isfinite(found.scores).all() or not np.isfinite(gradient.loss):
         raise InputError(
@@ -49,28 +52,59 @@ def query_view(
         )
     ranked = np.sort(scored)
     kept = [
-        _example_view(rows, scores, ranked, token_scores=token_scores)
-        for rows, scores in zip(examples, found.scores, strict=True)
+        _example_view(number, rows, learnt[number], refined, ranked, token_scores=token_scores)
+        for number, rows in enumerate(examples)
     ]
     kept.sort(key=lambda item: (-item["score"], item["digest"]))
     residual = found.scores[:, 0] - found.scores[:, 1:].sum(1)
+    contrast = None if query.contrast is None else query.contrast.row.response
     return {
         "id": query.id,
         "prompt": query.example.row.prompt,
         "response": query.example.row.response,
+        "contrast": contrast,
         "source": query.source,
-        "tokens": _tokens(query.example, texts, gradient.logprobs),
+        "tokens": _tokens(query, texts, gradient),
         "loss": short(gradient.loss),
         "scored": len(scored),
+        "exact": _exact_view(refined),
         "residual": short(np.abs(residual).max(initial=0)) if token_scores else None,
         "distribution": _distribution(scored),
         "examples": kept,
     }
 
 
-def _example_view(rows: Sequence[Example], scores: Any, ranked: Any, *, token_scores: bool) -> View:
-    first = rows[0]
+def _exact_view(refined: Refined) -> View | None:
+    if refined.training is None:
+        return None
+    totals = refined.found.scores[:, 0]
+    apart = [
+        abs(float(total) - float(part.sum(dtype=np.float64)))
+        for total, part in zip(totals, refined.training, strict=True)
+    ]
+    return {
+        "shortlist": refined.shortlist,
+        "sketch_error": short(refined.sketch_error),
+        "residual": short(max(apart, default=0)),
+        "forward_mode": refined.forward_mode,
+    }
+
+
+def _example_view(
+    number: int,
+    rows: Sequence[Example],
+    learnt: Sequence[str],
+    refined: Refined,
+    ranked: Any,
+    *,
+    token_scores: bool,
+) -> View:
+    first, scores = rows[0], refined.found.scores[number]
     not_above = np.searchsorted(ranked, scores[0], side="right")
+    training = None
+    if refined.training is not None:
+        parts = zip(learnt, refined.training[number], strict=True)
+        training = [[text, short(value)] for text, value in parts]
     return {
         "digest": first.digest.hex(),
         "id": first.row.id,
@@ -78,24 +112,32 @@ def _example_view(rows: Sequence[Example], scores: Any, ranked: Any, *, token_sc
         "prompt": first.row.prompt,
         "response": first.row.response,
         "score": short(scores[0]),
+        "sketched": None if refined.sketched is None else short(refined.sketched[number, 0]),
         "percentile": short(100 * not_above / len(ranked)),
         "tokens": [short(value) for value in scores[1:]] if token_scores else None,
+        "training": training,
     }
 
 
-def _tokens(example: Example, texts: Sequence[str], logprobs: Sequence[float]) -> list[View]:
-    explained = example.labels != IGNORED
-    explained[0] = False  # nothing comes before the first token, so it has no loss
-    remaining = iter(logprobs)
-    return [
-        {
-            "id": int(token),
-            "text": text,
-            "explained": bool(known),
-            "logprob": short(next(remaining)) if known else None,
-        }
-        for token, text, known in zip(example.input_ids, texts, explained, strict=True)
-    ]
+def _tokens(query: Query, texts: Sequence[Sequence[str]], gradient: QueryGradient) -> list[View]:
+    """The tokens of the response with its prompt, and then those that a contrast explains."""
+    shown = []
+    for number, (example, _) in enumerate(query.parts):
+        remaining = iter(gradient.losses[number])
+        for token, text, known in zip(
+            example.input_ids, texts[number], example.learnt_mask, strict=True
+        ):
+            if number and not known:
+                continue
+            item = {
+                "id": int(token),
+                "text": text,
+                "explained": bool(known),
+                "contrast": number > 0,
+                "logprob": short(-next(remaining)) if known else None,
+            }
+            shown.append(item)
+    return shown
 
 
 def _distribution(scores: Any) -> View:

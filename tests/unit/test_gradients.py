@@ -7,7 +7,8 @@ from torch import nn
 from rapidin_cli.data.examples import IGNORED
 from rapidin_cli.errors import InputError
 from rapidin_cli.gradients.capture import find_targets
-from rapidin_cli.gradients.engine import Batch, GradientEngine
+from rapidin_cli.gradients.engine import GradientEngine
+from rapidin_cli.gradients.passes import Batch
 from rapidin_cli.gradients.spec import GradientSpec
 from tests import tiny
 
@@ -124,7 +125,7 @@ def test_the_oporp_row_is_that_of_the_plain_gradient():
         tiny.llama(), GradientSpec(dimensions=1024, sketch="oporp"), CPU, "float32"
     )
     rows = engine(batch())
-    expected = engine._sketcher._oporp(exact.blocks)
+    expected = engine._maker._oporp(exact.blocks)
     torch.testing.assert_close(rows.blocks, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -161,11 +162,10 @@ def test_given_divisors_make_token_rows_add_up():
     engine = GradientEngine(tiny.llama(), EXACT, CPU, "float32")
     example = one(batch(), 0)
     whole = engine(example)
-    parts = torch.zeros_like(whole.blocks)
+    together = torch.cat([example.input_ids] * 9), torch.full((9, 12), IGNORED)
     for position in range(3, 12):
-        labels = torch.full_like(example.labels, IGNORED)
-        labels[0, position] = example.labels[0, position]
-        parts += engine(Batch(example.input_ids, labels), whole.norm[0]).blocks
+        together[1][position - 3, position] = example.labels[0, position]
+    parts = engine.directions(Batch(*together), whole.norm[0]).sum(0, keepdim=True)
     torch.testing.assert_close(parts, whole.blocks, rtol=1e-3, atol=1e-5)
 
 

@@ -1,0 +1,92 @@
+"""Gradients of single layers as directions in weight space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from rapidin_cli.gradients.tensorsketch import ghost_norm
+
+
+class Direction(Protocol):
+    """B directions in the space of one (O, I) weight."""
+
+    def along(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return inputs @ V^T, the change of the layer's outputs: (B, T, I) -> (B, T, O).
+
+        A single direction (B = 1) serves any number of sequences.
+        """
+
+    def dense(self) -> torch.Tensor:
+        """Return the directions as matrices, (B, O, I)."""
+
+    def scaled(self, factors: torch.Tensor) -> Direction:
+        """Return the directions times `factors` (B,)."""
+
+    def pick(self, rows: slice) -> Direction:
+        """Return some of the B directions; a single one stays."""
+
+
+@dataclass(frozen=True)
+class LayerGradient:
+    """The gradients G = sum_t d_t x_t^T of one layer for B sequences, in the smaller form.
+
+    Either `matrix` (B, O, I), or the inputs `x` (B, T, I) and output gradients `d` (B, T, O)
+    that it is made of.
+    """
+
+    x: torch.Tensor
+    d: torch.Tensor
+    matrix: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, x: torch.Tensor, d: torch.Tensor) -> LayerGradient:
+        """Keep the gradient of a backward pass, float32."""
+        x, d = x.float(), d.float()
+        length, out, inner = x.shape[1], d.shape[2], x.shape[2]
+        if out * inner > length * (out + inner):
+            return cls(x, d)
+        return cls(x[:, :0], d[:, :0], d.transpose(1, 2) @ x)
+
+    @classmethod
+    def of_matrix(cls, matrix: torch.Tensor) -> LayerGradient:
+        """Take a dense direction, (B, O, I)."""
+        batch, out, inner = matrix.shape
+        return cls(matrix.new_zeros(batch, 0, inner), matrix.new_zeros(batch, 0, out), matrix)
+
+    def along(self, inputs: torch.Tensor) -> torch.Tensor:
+        """See `Direction.along`."""
+        if self.matrix is not None:
+            return inputs @ _shared(self.matrix).mT
+        return inputs @ _shared(self.x).mT @ _shared(self.d)
+
+    def dense(self) -> torch.Tensor:
+        """See `Direction.dense`."""
+        return self.d.transpose(1, 2) @ self.x if self.matrix is None else self.matrix
+
+    def scaled(self, factors: torch.Tensor) -> LayerGradient:
+        """See `Direction.scaled`."""
+        factors = factors.to(self.x.device)[:, None, None]
+        matrix = None if self.matrix is None else self.matrix * factors
+        return LayerGradient(self.x, self.d * factors, matrix)
+
+    def norm(self) -> torch.Tensor:
+        """Frobenius norms, (B,)."""
+        if self.matrix is None:
+            return ghost_norm(self.x, self.d)
+        norm: torch.Tensor = torch.linalg.vector_norm(self.matrix, dim=(1, 2))
+        return norm
+
+    def pick(self, rows: slice) -> LayerGradient:
+        """See `Direction.pick`."""
+        if len(self.x) == 1:
+            return self
+        matrix = None if self.matrix is None else self.matrix[rows]
+        return LayerGradient(self.x[rows], self.d[rows], matrix)
+
+
+def _shared(matrices: torch.Tensor) -> torch.Tensor:
+    """A batch of one as a plain matrix: one product instead of B."""
+    return matrices[0] if len(matrices) == 1 else matrices

@@ -1,0 +1,220 @@
+"""Forward and backward passes of a model whose target layers are watched."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from rapidin_cli.data.examples import IGNORED
+from rapidin_cli.errors import InputError
+from rapidin_cli.gradients.capture import Consumer, captured, find_targets
+
+Compute = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded sequences.
+
+    Attributes:
+        input_ids: (B, T) int64.
+        labels: (B, T) int64, not shifted: labels[b, t] is the token at t if it is learnt
+            from and IGNORED otherwise.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+
+
+Perturbation = Callable[[int, torch.Tensor], torch.Tensor]
+"""Called with a target's number and its inputs (B, T, I): the change of its outputs (B, T, O)."""
+
+
+class NoForwardModeError(Exception):
+    """An operator of the model has no forward-mode derivative."""
+
+
+class Passes:
+    """Runs one model on one device; it is put into eval mode and all its weights are frozen.
+
+    Args:
+        model: a causal LM whose trainable parameters `require_grad`.
+        pattern: regular expression on the names of the layers to watch.
+        device: where the model is.
+        compute: `bfloat16` runs the model under autocast.
+
+    Attributes:
+        targets: the watched layers. skipped: trainable parameters that are not, and why.
+    """
+
+    def __init__(
+        self, model: nn.Module, pattern: str, device: torch.device, compute: Compute
+    ) -> None:
+        model.eval()
+        self.model = model
+        self.device = device
+        self.compute = compute
+        self._vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+        self._positions = _absolute_positions(_inner(model))
+        self.targets, self.skipped = find_targets(model, pattern)
+        model.requires_grad_(False)
+        self._keeps_logits = "logits_to_keep" in inspect.signature(_inner(model).forward).parameters
+
+    def backward(
+        self,
+        batch: Batch,
+        consume: Consumer,
+        weights: torch.Tensor | None = None,
+        sampler: torch.Generator | None = None,
+    ) -> list[torch.Tensor]:
+        """Hand each target's inputs and output gradients to `consume`.
+
+        The loss is next-token cross-entropy, labels shifted by one, summed over the
+        labelled tokens (DESIGN 4.1).
+
+        Args:
+            batch: the sequences.
+            consume: gets (number, x (B, T, I), d (B, T, O)), layer by layer.
+            weights: (B,) factors of the sequences' losses; ones when None.
+            sampler: draws other labels, from the model's predictions, in place of the data's.
+
+        Returns:
+            For each sequence, the loss of each labelled token in order, nats, not weighted.
+        """
+        ids, labels = self._moved(batch)
+        with captured(self.model, self.targets, consume):
+            row, losses = self._token_losses(ids, labels, sampler)
+            scaled = losses if weights is None else losses * weights.to(self.device)[row]
+            scaled.sum().backward()
+        return _by_row(row, losses.detach(), len(ids))
+
+    def tangents(self, batch: Batch, perturb: Perturbation) -> list[torch.Tensor]:
+        """Differentiate each token's loss along a change of the target layers' weights.
+
+        One forward-mode pass for all tokens (DESIGN 4.4): the layers' outputs are
+        y + eps * perturb(x), and the derivative is taken by eps at 0. Attention runs on
+        its plain kernel: the fused ones have no forward-mode derivative.
+
+        Returns:
+            For each sequence, the derivative of each labelled token's loss, in order.
+
+        Raises:
+            NoForwardModeError: some operator has none.
+        """
+        ids, labels = self._moved(batch)
+        with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+            eps = forward_ad.make_dual(
+                torch.zeros((), device=self.device), torch.ones((), device=self.device)
+            )
+
+            def watch(number: int) -> Any:
+                def hook(module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> Any:
+                    del module
+                    change = perturb(number, inputs[0])
+                    return output + (eps * change).to(output.dtype)
+
+                return hook
+
+            handles = [t.module.register_forward_hook(watch(n)) for n, t in enumerate(self.targets)]
+            try:
+                row, losses = self._token_losses(ids, labels)
+            except NotImplementedError as error:
+                raise NoForwardModeError(str(error).split("\n")[0]) from error
+            finally:
+                for handle in handles:
+                    handle.remove()
+            tangent = forward_ad.unpack_dual(losses).tangent
+        if tangent is None:  # nothing labelled depends on any target
+            tangent = torch.zeros_like(losses)
+        return _by_row(row, tangent, len(ids))
+
+    def exactly(self) -> Passes:
+        """Return the same passes in float32, where the weights are: without autocast."""
+        weights = {parameter.dtype for parameter in self.model.parameters()}
+        exact = copy.copy(self)
+        if weights == {torch.float32}:
+            exact.compute = "float32"
+        return exact
+
+    def _moved(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        self._check(batch.input_ids)
+        return batch.input_ids.to(self.device), batch.labels.to(self.device)
+
+    def _check(self, ids: torch.Tensor) -> None:
+        """Refuse what the embeddings cannot look up, before a device fails over it.
+
+        Raises:
+            InputError: a token or a length that the model does not know.
+        """
+        if int(ids.max()) >= self._vocabulary:
+            raise InputError(
+                f"token {int(ids.max())} is beyond the model's {self._vocabulary:,}: tokenizer "
+                "and model do not belong together",
+                hint="correct [model] base or the checkpoint's path in rin.toml",
+            )
+        if self._positions is not None and ids.shape[1] > self._positions:
+            raise InputError(
+                f"a text of {ids.shape[1]:,} tokens is longer than the model's "
+                f"{self._positions:,} positions",
+                hint=f"set [data] max_tokens = {self._positions} in rin.toml",
+            )
+
+    def _token_losses(
+        self, ids: torch.Tensor, labels: torch.Tensor, sampler: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the example number and the loss of each labelled token, in reading order.
+
+        Logits are asked for only where some example has a label. There is no attention
+        mask: padding is on the right and attention is causal, so nothing reads it.
+        """
+        wanted = labels[:, 1:] != IGNORED
+        positions = wanted.any(0).nonzero().squeeze(1)
+        keep = {"logits_to_keep": positions} if self._keeps_logits else {}
+        with self._autocast():
+            logits = self.model(input_ids=ids, use_cache=False, **keep).logits
+        if not keep:
+            logits = logits[:, positions]
+        mask = wanted[:, positions]
+        targets = labels[:, 1:][:, positions][mask]
+        logits = logits[mask].float()
+        if sampler is not None:
+            targets = torch.multinomial(logits.detach().softmax(1), 1, generator=sampler)[:, 0]
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        return mask.nonzero()[:, 0], losses
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.compute == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def _absolute_positions(model: nn.Module) -> int | None:
+    """How many positions a model with learnt position embeddings has, else None."""
+    known = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if not isinstance(known, int):
+        return None
+    # OPT keeps two more than it says.
+    sizes = (m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding))
+    return known if any(known <= size <= known + 2 for size in sizes) else None
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    get = getattr(model, "get_base_model", None)
+    inner = get() if get else model
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
+def _by_row(row: torch.Tensor, values: torch.Tensor, rows: int) -> list[torch.Tensor]:
+    counts = torch.bincount(row, minlength=rows)
+    return list(values.split(counts.tolist()))

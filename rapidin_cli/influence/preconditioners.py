@@ -1,0 +1,211 @@
+"""Inverse curvature: what turns a query's gradient into an influence function's direction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from rapidin_cli.gradients.curvature import LayerCurvature, rotated
+from rapidin_cli.gradients.directions import Direction, LayerGradient
+from rapidin_cli.gradients.rows import RowLayout, SketchRows
+from rapidin_cli.gradients.tensorsketch import BlockSketch
+from rapidin_storage import Snapshot
+
+
+class Preconditioner(Protocol):
+    """A symmetric positive matrix P_l for each layer l."""
+
+    on_rows: bool
+    """Whether P acts on sketched rows; else on gradients, before they are sketched."""
+
+    def direction(self, number: int, gradient: LayerGradient) -> Direction:
+        """Return P_l g for B gradients of layer `number`."""
+
+    def change(self, number: int, gradients: torch.Tensor) -> torch.Tensor:
+        """Do the same with dense gradients, (B, O, I)."""
+
+    def apply_to_rows(self, directions: torch.Tensor) -> torch.Tensor:
+        """Return P applied to sketched directions, (Q, K)."""
+
+
+@dataclass(frozen=True)
+class _Rotated:
+    """A direction Q_S (weights * M) Q_A^T, where M is a gradient in the basis Q."""
+
+    gradient: LayerGradient
+    weights: torch.Tensor  # (O, I)
+    inputs: torch.Tensor  # Q_A
+    outputs: torch.Tensor  # Q_S
+
+    def along(self, inputs: torch.Tensor) -> torch.Tensor:
+        """See `Direction.along`."""
+        matrix = self.gradient.dense() * self.weights
+        changed = LayerGradient.of_matrix(matrix).along(rotated(inputs, self.inputs))
+        return rotated(changed, self.outputs.mT)
+
+    def dense(self) -> torch.Tensor:
+        """See `Direction.dense`."""
+        matrix = rotated(self.gradient.dense() * self.weights, self.inputs.mT)
+        return rotated(matrix.mT, self.outputs.mT).mT
+
+    def scaled(self, factors: torch.Tensor) -> _Rotated:
+        """See `Direction.scaled`."""
+        scaled = self.gradient.scaled(factors)
+        return _Rotated(scaled, self.weights, self.inputs, self.outputs)
+
+    def pick(self, rows: slice) -> _Rotated:
+        """See `Direction.pick`."""
+        return _Rotated(self.gradient.pick(rows), self.weights, self.inputs, self.outputs)
+
+
+class Ekfac:
+    """The inverse of EK-FAC curvature, damped layer by layer.
+
+    Args:
+        layers: the curvature.
+        damping: what is added to the eigenvalues of a layer, as a share of their mean
+            (Grosse et al. 2023 take 0.1).
+        device: where gradients are.
+    """
+
+    on_rows = False
+
+    def __init__(
+        self, layers: Sequence[LayerCurvature], damping: float, device: torch.device
+    ) -> None:
+        self._layers = [
+            LayerCurvature(*(part.to(device) for part in (c.inputs, c.outputs, c.values)))
+            for c in layers
+        ]
+        self._inverse = [_inverse(layer.values, damping) for layer in self._layers]
+
+    def direction(self, number: int, gradient: LayerGradient) -> _Rotated:
+        """See `Preconditioner.direction`."""
+        layer = self._layers[number]
+        if gradient.matrix is None:
+            turned = LayerGradient(
+                rotated(gradient.x, layer.inputs), rotated(gradient.d, layer.outputs)
+            )
+        else:
+            turned = LayerGradient.of_matrix(
+                rotated(rotated(gradient.matrix, layer.inputs).mT, layer.outputs).mT
+            )
+        return _Rotated(turned, self._inverse[number], layer.inputs, layer.outputs)
+
+    def change(self, number: int, gradients: torch.Tensor) -> torch.Tensor:
+        """See `Preconditioner.change`."""
+        return self.direction(number, LayerGradient.of_matrix(gradients)).dense()
+
+    def apply_to_rows(self, directions: torch.Tensor) -> torch.Tensor:
+        """Not here: this inverse acts on gradients."""
+        raise NotImplementedError
+
+
+def _inverse(values: torch.Tensor, damping: float) -> torch.Tensor:
+    """1 / (values + damping * mean); zero where a layer has no gradient at all."""
+    damped = values + damping * values.mean()
+    return torch.where(damped > 0, 1 / torch.where(damped > 0, damped, 1.0), 0.0)
+
+
+class Gram:
+    """The damped inverse of the second moments of the cached sketches, layer by layer.
+
+    With R the (N, k) un-normalised sketches of a layer, P = S^T (R^T R / N + lambda)^-1 S for
+    the sketching map S. Sketches are linear, so the same P acts on rows and on gradients:
+    what exact scores leave out is the rows' quantisation, not their hashing. With fewer rows
+    than dimensions the inverse is taken on the side of the rows (Woodbury).
+
+    Args:
+        snapshot: the cache.
+        layout: of its rows.
+        blocks: the sketch of each layer.
+        damping: lambda, as a share of the mean of the non-zero eigenvalues' upper bound:
+            trace / min(N, k).
+        device: where gradients are.
+    """
+
+    on_rows = True
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        layout: RowLayout,
+        blocks: Sequence[BlockSketch],
+        damping: float,
+        device: torch.device,
+    ) -> None:
+        self._blocks = blocks
+        self._sizes = layout.blocks
+        self._device = device
+        count = snapshot.commit.rows
+        self._solvers = [_Solver(size, count) for size in layout.blocks]
+        kind = SketchRows(layout)
+        names = sorted(kind.arrays())
+        for start, stop in snapshot.chunk_ranges():
+            filled = np.flatnonzero(snapshot.digests[start:stop].any(axis=1))
+            stored = {n: v[filled] for n, v in snapshot.read(start, stop, names).items()}
+            norm = torch.from_numpy(stored["norm"])
+            for number, block in enumerate(kind.values(stored).split(list(layout.blocks), dim=1)):
+                self._solvers[number].add(block * norm[:, number, None])
+        for solver in self._solvers:
+            solver.finish(damping)
+
+    def apply_to_rows(self, directions: torch.Tensor) -> torch.Tensor:
+        """See `Preconditioner.apply_to_rows`."""
+        parts = directions.split(list(self._sizes), dim=1)
+        solved = [s.solve(part) for s, part in zip(self._solvers, parts, strict=True)]
+        return torch.cat(solved, dim=1)
+
+    def direction(self, number: int, gradient: LayerGradient) -> LayerGradient:
+        """See `Preconditioner.direction`."""
+        return LayerGradient.of_matrix(self.change(number, gradient.dense()))
+
+    def change(self, number: int, gradients: torch.Tensor) -> torch.Tensor:
+        """See `Preconditioner.change`."""
+        block = self._blocks[number]
+        sketch = block.of_gradient(gradients)[0].cpu()
+        return block.transposed(self._solvers[number].solve(sketch).to(self._device))
+
+
+class _Solver:
+    """Solves (R^T R / N + lambda) v = q for N rows R (N, k) that come in parts.
+
+    Where N is less than k the rows are kept, else the sum of their outer products.
+    """
+
+    def __init__(self, size: int, count: int) -> None:
+        self._count = count
+        self._kept: list[torch.Tensor] = []
+        self._sum = None if count < size else torch.zeros(size, size)
+
+    def add(self, rows: torch.Tensor) -> None:
+        if self._sum is None:
+            self._kept.append(rows)
+        else:
+            self._sum += rows.T @ rows
+
+    def finish(self, damping: float) -> None:
+        if self._sum is None:
+            self._rows = torch.cat(self._kept) / self._count**0.5
+            moments = self._rows @ self._rows.T
+        else:
+            moments = self._sum / self._count
+        self._damping = damping * float(moments.trace() / len(moments))
+        if self._damping:  # else no row has a gradient here
+            unit = torch.eye(len(moments), dtype=torch.float64)
+            self._factor = torch.linalg.cholesky(moments.double() + self._damping * unit)
+
+    def solve(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return the solutions for vectors (Q, k)."""
+        if not self._damping:
+            return torch.zeros_like(vectors)
+        if self._sum is not None:
+            solved: torch.Tensor = torch.cholesky_solve(vectors.double().mT, self._factor)
+            return solved.mT.float()
+        inner = torch.cholesky_solve((self._rows @ vectors.mT).double(), self._factor)
+        rest: torch.Tensor = vectors - inner.float().mT @ self._rows
+        return rest / self._damping

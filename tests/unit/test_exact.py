@@ -1,0 +1,201 @@
+"""Exact scores against plain gradients: one example, one token, one backward pass at a time."""
+
+import pytest
+import torch
+
+from rapidin_cli.data.examples import IGNORED, Example, one_token_queries
+from rapidin_cli.data.reading import Row
+from rapidin_cli.gradients.capture import find_targets
+from rapidin_cli.gradients.passes import Batch, NoForwardModeError, Passes
+from rapidin_cli.influence.exact import ExactScorer
+from rapidin_cli.influence.queries import Query, as_batch, query_gradient
+from rapidin_cli.influence.score import SCORES
+from tests import tiny
+
+CPU = torch.device("cpu")
+MODELS = {
+    "llama": tiny.llama,
+    "gpt2 (Conv1D)": tiny.gpt2,
+    "lora": lambda: tiny.lora(tiny.llama()),
+}
+PLAIN = ["rapidin", "dot", "cosine"]
+
+
+def example(seed: int, length: int, prompt: int = 3) -> Example:
+    torch.manual_seed(seed)
+    ids = torch.randint(1, 300, (length,)).numpy().astype("int32")
+    labels = ids.copy()
+    labels[:prompt] = IGNORED
+    return Example(Row("", seed, str(seed), "", ""), ids, labels)
+
+
+EXAMPLES = [example(n, length) for n, length in enumerate([9, 30, 6, 14, 11])]
+QUERY = Query("q", "given", example(50, 10, 4))
+CONTRAST = Query("q", "given", example(50, 10, 4), example(51, 8, 4))
+
+
+def plain_gradients(model: torch.nn.Module, item: Example) -> list[torch.Tensor]:
+    """The gradients of an example's loss by one backward pass through ordinary parameters."""
+    weights = [target.module.weight for target in find_targets(model, "")[0]]
+    batch = as_batch([item])
+    logits = model(input_ids=batch.input_ids).logits[0, :-1]
+    loss = torch.nn.functional.cross_entropy(
+        logits, batch.labels[0, 1:], reduction="sum", ignore_index=IGNORED
+    )
+    return list(torch.autograd.grad(loss, weights))
+
+
+def definition(score: str, whole, part, other) -> float:
+    """The score of a part of the query (or of the example) from whole gradients."""
+    total, norms = 0.0, [torch.stack([g.norm() for g in side]) for side in whole]
+    for layer, (p, o) in enumerate(zip(part, other, strict=True)):
+        by = {
+            "rapidin": norms[0][layer] * norms[1][layer],
+            "dot": 1.0,
+            "cosine": norms[0].norm() * norms[1].norm(),
+        }[score]
+        total += float((p * o).sum() / by)
+    return total
+
+
+def scorer(model: torch.nn.Module, score: str, query: Query) -> ExactScorer:
+    passes = Passes(model, "", CPU, "float32")
+    return ExactScorer(passes, SCORES[score], None, query, query_gradient(passes, query), 64)
+
+
+@pytest.mark.parametrize("score", PLAIN)
+@pytest.mark.parametrize("name", MODELS)
+def test_all_scores_equal_one_backward_per_token(name, score):
+    """Totals, generated tokens, training tokens and cells."""
+    model = MODELS[name]()
+    query = plain_gradients(model, QUERY.example)
+    asked = [plain_gradients(model, part) for part in one_token_queries(QUERY.example)]
+    trained = [plain_gradients(model, item) for item in EXAMPLES]
+    learnt = [[plain_gradients(model, t) for t in one_token_queries(e)] for e in EXAMPLES]
+    exact = scorer(model, score, QUERY)
+    found = exact.scores(EXAMPLES, tokens=True)
+    training = exact.training_tokens(EXAMPLES)
+    for row, gradient in enumerate(trained):
+        whole = (query, gradient)
+        expected = definition(score, whole, query, gradient)
+        scale = sum(
+            abs(definition(score, whole, t, gradient)) for t in asked
+        )  # tokens may cancel one another
+        assert float(found.totals[row]) == pytest.approx(expected, abs=2e-5 * scale)
+        for number, token in enumerate(asked):
+            expected = definition(score, whole, token, gradient)
+            assert float(found.tokens[row, number]) == pytest.approx(expected, abs=2e-5 * scale)
+        assert len(training[row]) == EXAMPLES[row].learnt
+        for number, token in enumerate(learnt[row]):
+            expected = definition(score, whole, query, token)
+            assert float(training[row][number]) == pytest.approx(expected, abs=5e-5 * scale)
+    cells = exact.cells(EXAMPLES[0])
+    for t, ours in enumerate(asked):
+        for s, theirs in enumerate(learnt[0]):
+            expected = definition(score, (query, trained[0]), ours, theirs)
+            assert float(cells[t, s]) == pytest.approx(expected, abs=2e-5 * scale)
+
+
+@pytest.mark.parametrize("score", PLAIN)
+def test_both_sums_equal_the_total(score):
+    exact = scorer(tiny.lora(tiny.llama()), score, QUERY)
+    found = exact.scores(EXAMPLES, tokens=True)
+    scale = found.tokens.abs().sum(1).max()
+    torch.testing.assert_close(found.tokens.sum(1), found.totals, rtol=0, atol=float(scale) * 1e-5)
+    sums = torch.stack([part.sum() for part in exact.training_tokens(EXAMPLES)])
+    torch.testing.assert_close(sums, found.totals, rtol=0, atol=float(scale) * 1e-5)
+    cells = exact.cells(EXAMPLES[1])
+    torch.testing.assert_close(
+        cells.sum(1), found.tokens[1], rtol=0, atol=float(cells.abs().sum()) * 1e-5
+    )
+
+
+def test_a_score_does_not_depend_on_its_batch():
+    exact = scorer(tiny.llama(), "rapidin", QUERY)
+    together = exact.scores(EXAMPLES, tokens=True)
+    for row, item in enumerate(EXAMPLES):
+        alone = exact.scores([item], tokens=True)
+        torch.testing.assert_close(alone.tokens[0], together.tokens[row], rtol=1e-4, atol=1e-5)
+
+
+def test_a_contrast_is_the_difference_of_two_runs():
+    model = tiny.llama()
+    both = scorer(model, "dot", CONTRAST)
+    found = both.scores(EXAMPLES, tokens=True)
+    said = scorer(tiny.llama(), "dot", QUERY).scores(EXAMPLES, tokens=True)
+    other = Query("q", "given", CONTRAST.contrast)
+    wanted = scorer(tiny.llama(), "dot", other).scores(EXAMPLES, tokens=True)
+    scale = float(found.tokens.abs().sum(1).max())
+    torch.testing.assert_close(found.totals, said.totals - wanted.totals, rtol=0, atol=1e-5 * scale)
+    together = torch.cat([said.tokens, -wanted.tokens], 1)
+    torch.testing.assert_close(found.tokens, together, rtol=0, atol=1e-5 * scale)
+    sums = torch.stack([part.sum() for part in both.training_tokens(EXAMPLES)])
+    torch.testing.assert_close(sums, found.totals, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("query", [QUERY, CONTRAST])
+def test_without_forward_mode_backward_passes_give_the_same(query, monkeypatch):
+    exact = scorer(tiny.llama(), "rapidin", query)
+    found, training = exact.scores(EXAMPLES, tokens=True), exact.training_tokens(EXAMPLES)
+    assert exact.forward_mode
+
+    def refuse(*_: object) -> None:
+        raise NoForwardModeError("no forward AD")
+
+    monkeypatch.setattr(exact.passes, "tangents", refuse)
+    again = exact.scores(EXAMPLES, tokens=True)
+    assert not exact.forward_mode
+    torch.testing.assert_close(again.tokens, found.tokens, rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(exact.training_tokens(EXAMPLES), training, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_an_operator_without_forward_mode_is_noticed():
+    class Odd(torch.autograd.Function):
+        @staticmethod
+        def forward(_, x):
+            return x * 1.0
+
+        @staticmethod
+        def backward(_, gradient):
+            return gradient
+
+    model = tiny.llama()
+    model.model.norm.register_forward_hook(lambda *args: Odd.apply(args[2]))
+    exact = scorer(model, "rapidin", QUERY)
+    usual = scorer(tiny.llama(), "rapidin", QUERY).scores(EXAMPLES, tokens=True)
+    found = exact.scores(EXAMPLES, tokens=True)
+    assert not exact.forward_mode
+    torch.testing.assert_close(found.tokens, usual.tokens, rtol=1e-4, atol=1e-5)
+
+
+def test_zero_gradients_give_zero_scores():
+    """At a LoRA's start B is zero, and so is A's gradient."""
+    model = tiny.lora(tiny.llama())
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.zero_()
+    exact = scorer(model, "rapidin", QUERY)
+    found = exact.scores(EXAMPLES, tokens=True)
+    assert torch.isfinite(found.tokens).all()
+    assert (found.layers[:, 0] == 0).all()
+    assert (found.layers.abs().sum(1) > 0).all()
+
+
+def test_tangents_are_derivatives_of_losses():
+    """Against a difference quotient in float64."""
+    model = tiny.llama().double()
+    passes = Passes(model, "", CPU, "float32")
+    torch.manual_seed(1)
+    changes = [torch.randn_like(target.module.weight) for target in passes.targets]
+    batch = Batch(torch.randint(1, 300, (2, 8)), torch.randint(1, 300, (2, 8)))
+    found = passes.tangents(batch, lambda number, x: x @ changes[number].T)
+    losses = []
+    for step in (-1e-5, 1e-5):
+        for target, change in zip(passes.targets, changes, strict=True):
+            target.module.weight.data += step * change
+        losses.append(torch.stack(passes.backward(batch, lambda *_: None)))
+        for target, change in zip(passes.targets, changes, strict=True):
+            target.module.weight.data -= step * change
+    slope = (losses[1] - losses[0]) / 2e-5
+    torch.testing.assert_close(torch.stack(found).float(), slope.float(), rtol=2e-2, atol=2e-2)
