@@ -20,6 +20,7 @@ import typer
 from rapidin_cli import __version__
 from rapidin_cli.commands import (
     cache,
+    curvature,
     demo,
     diff,
     doctor,
@@ -86,7 +87,8 @@ def options(
 
 
 for module in (
-    init, cache, retrieve, report, status, show, diff, remote, transfer, store, doctor, demo
+    init, cache, curvature, retrieve, report, status, show, diff, remote, transfer, store, doctor,
+    demo,
 ):  # fmt: skip
     module.register(app)
 

@@ -19,6 +19,7 @@ LOCAL_CONFIG = ".rin/config.local.toml"
 REMOTE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+Labels = Literal["data", "model"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,24 @@ class CacheSettings:
 
 
 @dataclass(frozen=True)
+class CurvatureSettings:
+    """The `[curvature]` table: how `rin curvature` collects it.
+
+    Attributes:
+        labels: whose gradients it is of: those of the `data`'s labels (the empirical Fisher
+            matrix), or of labels drawn from the `model`'s predictions (the Fisher matrix).
+        rows: examples to take, spread over the data; 0 for all.
+    """
+
+    labels: Labels = "data"
+    rows: int = 0
+
+    def identity(self, layers: str) -> dict[str, Any]:
+        """What makes collections of one checkpoint comparable, as JSON."""
+        return {"kind": "ek-fac", "labels": self.labels, "layers": layers}
+
+
+@dataclass(frozen=True)
 class Config:
     """All of rin.toml."""
 
@@ -101,6 +120,7 @@ class Config:
     storage: StorageSettings = field(default_factory=StorageSettings)
     remote: dict[str, RemoteSettings] = field(default_factory=dict)
     cache: CacheSettings = field(default_factory=CacheSettings)
+    curvature: CurvatureSettings = field(default_factory=CurvatureSettings)
 
 
 def load_config(root: Path) -> Config:
@@ -129,6 +149,10 @@ def load_config(root: Path) -> Config:
         raise InputError(
             f"{CONFIG_FILE}: two checkpoints are called {sorted(repeated)[0]!r}",
             hint=f"give each checkpoint in {CONFIG_FILE} its own name",
+        )
+    if config.curvature.rows < 0:
+        raise InputError(
+            f"{CONFIG_FILE}: [curvature] rows must be 0 or more", hint=f"correct {CONFIG_FILE}"
         )
     for name in ("batch_tokens", "commit_seconds", "workers"):
         if getattr(config.cache, name) <= 0:

@@ -25,6 +25,7 @@ class LockEntry:
         snapshot: tree of the newest snapshot: the same in every store that holds it.
         data: digest of the set of examples.
         rows: cached rows of that snapshot.
+        curvature: cache-id of its curvature; empty if none was collected.
     """
 
     fingerprint: str
@@ -32,6 +33,7 @@ class LockEntry:
     snapshot: str
     data: str
     rows: int
+    curvature: str = ""
 
 
 def read_lock(root: Path) -> dict[str, LockEntry]:
@@ -78,7 +80,8 @@ def read_lock(root: Path) -> dict[str, LockEntry]:
 
 
 def _checked(entry: LockEntry) -> LockEntry:
-    texts = (entry.fingerprint, entry.cache, entry.snapshot, entry.data)
+    texts = [entry.fingerprint, entry.cache, entry.snapshot, entry.data]
+    texts += [entry.curvature] if entry.curvature else []
     if not all(map(is_digest, texts)) or type(entry.rows) is not int:
         raise ValueError(entry)
     return entry
@@ -92,7 +95,9 @@ def write_lock(root: Path, entries: dict[str, LockEntry]) -> None:
     checkpoints (it takes changes of adjacent lines for a conflict).
     """
     lines: list[dict[str, Any]] = [{"format": LOCK_FORMAT}]
-    lines += [{"checkpoint": name, **asdict(entries[name])} for name in sorted(entries)]
+    for name in sorted(entries):
+        line = {"checkpoint": name, **asdict(entries[name])}
+        lines.append({key: value for key, value in line.items() if value != ""})
     text = "".join(json.dumps(line) + "\n\n" for line in lines)
     path = root / LOCK_FILE
     if path.exists() and path.read_text(encoding="utf-8") == text:

@@ -53,6 +53,22 @@ class Opened:
         """The cache of this checkpoint under this gradient spec, in the project's store."""
         return Cache(self._project.store, cache_name(self.identity), self._project.upstreams)
 
+    @property
+    def curvature_identity(self) -> dict[str, Any]:
+        """What makes collected curvature comparable; its hash is its cache-id."""
+        config = self._project.config
+        return {
+            "checkpoint": self.fingerprint,
+            "tokenizer": self.identity["tokenizer"],
+            "curvature": config.curvature.identity(config.gradient.layers),
+        }
+
+    @property
+    def curvature_cache(self) -> Cache:
+        """The cache that holds this checkpoint's curvature."""
+        name = cache_name(self.curvature_identity)
+        return Cache(self._project.store, name, self._project.upstreams)
+
     def snapshot(self) -> Snapshot | None:
         """Return the newest snapshot: the store's, else a remote's, read through; or None."""
         return self._project.newest(self.cache.id)

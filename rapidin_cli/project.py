@@ -11,9 +11,9 @@ The Python API beside the command line; the commands use only this::
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ from rapidin_storage import (
 from rapidin_storage.sync import synchronise
 
 if TYPE_CHECKING:
+    from rapidin_cli.curvature import Collection
     from rapidin_cli.influence.queries import Question
     from rapidin_cli.influence.retrieve import Options, Retriever
     from rapidin_cli.workers import Job
@@ -224,6 +225,41 @@ class Project:
             done.append(Cached(settings.name, plan.rows, snapshot, opened.dataset))
         return done
 
+    def curvature(
+        self,
+        names: Sequence[str] = (),
+        *,
+        device: str = "auto",
+        again: bool = False,
+        skip_bad: bool = False,
+        progress: Callable[[str, int, int], None] = lambda *_: None,
+    ) -> Iterator[tuple[str, Collection, bool]]:
+        """Collect the curvature of checkpoints; yield (name, curvature, whether it is new).
+
+        Args:
+            names: checkpoints; all by default.
+            device: `auto`, `cpu` or `cuda:N`.
+            again: collect anew what is there already.
+            skip_bad: leave unusable rows out instead of stopping.
+            progress: is told (checkpoint, done, all).
+        """
+        from rapidin_cli.curvature import ensure
+
+        for settings in self.checkpoint_settings(names):
+            opened = Opened(self, settings, skip_bad=skip_bad)
+            found, fresh = ensure(
+                self,
+                opened,
+                device=device,
+                again=again,
+                progress=partial(progress, settings.name),
+            )
+            entries = read_lock(self.root)
+            if (entry := entries.get(settings.name)) is not None:
+                entries[settings.name] = replace(entry, curvature=opened.curvature_cache.id)
+                write_lock(self.root, entries)
+            yield settings.name, found, fresh
+
     def _compute(
         self, opened: Opened, plan: Plan, jobs: Sequence[Job], progress: Progress
     ) -> Snapshot:
@@ -309,9 +345,17 @@ class Project:
             snapshot=snapshot.commit.tree,
             data=opened.dataset.digest,
             rows=snapshot.commit.rows,
+            curvature=self._locked_curvature(entries.get(name), opened),
         )
         known = {checkpoint.name for checkpoint in self.config.checkpoints}
         write_lock(self.root, {n: entry for n, entry in entries.items() if n in known})
+
+    def _locked_curvature(self, before: LockEntry | None, opened: Opened) -> str:
+        """The curvature that belongs to a line of rin.lock: what it said, or what is here."""
+        if before is not None and before.fingerprint == opened.fingerprint and before.curvature:
+            return before.curvature
+        cache = opened.curvature_cache
+        return cache.id if cache.log.latest() is not None else ""
 
     def snapshot(self, opened: Opened) -> Snapshot:
         """Return the newest snapshot of a checkpoint's cache.
@@ -363,13 +407,21 @@ class Project:
         self, name: str = "", *, device: str = "auto", snapshot: Snapshot | None = None
     ) -> tuple[Retriever, Opened]:
         """Load a checkpoint and its cache, the newest or the given snapshot of it."""
+        from rapidin_cli.curvature import load_for
         from rapidin_cli.influence.retrieve import Retriever
         from rapidin_cli.workers import build_engine
 
         opened = self.opened(name)
         snapshot = snapshot or self.snapshot(opened)
         engine = build_engine(opened.jobs(device, 1)[0])
-        retriever = Retriever(engine, opened.tokenizer, opened.encoder, opened.dataset, snapshot)
+        retriever = Retriever(
+            engine,
+            opened.tokenizer,
+            opened.encoder,
+            opened.dataset,
+            snapshot,
+            lambda: load_for(self, opened, engine.passes.targets),
+        )
         return retriever, opened
 
     def retrieve(

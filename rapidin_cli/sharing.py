@@ -138,6 +138,9 @@ def _cache_ids(
             unknown[settings.name] = error
             continue
         found.setdefault(cache_id, []).append(settings.name)
+    for name, entry in lock.items():
+        if entry.curvature and name in {n for same in found.values() for n in same}:
+            found.setdefault(entry.curvature, []).append(f"{name} (curvature)")
     return {cache_id: ", ".join(same) for cache_id, same in found.items()}, unknown
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,6 +36,15 @@ def retrieve(
     row: Annotated[
         str | None, typer.Option(help="Explain a training row itself, by id: a self-check.")
     ] = None,
+    contrast: Annotated[
+        str | None, typer.Option(help="What it should have said: explain the difference.")
+    ] = None,
+    focus: Annotated[
+        str | None, typer.Option(help="Explain only these words of the response.")
+    ] = None,
+    token: Annotated[
+        str, typer.Option(metavar="N[:M]", help="Explain only these tokens of the response.")
+    ] = "",
     checkpoint: Annotated[
         str, typer.Option(help="Name from rin.toml; the last one by default.")
     ] = "",
@@ -49,6 +59,9 @@ def retrieve(
     token_top: Annotated[
         int, typer.Option(min=0, help="... and for each explained token, of each sign.")
     ] = 5,
+    damping: Annotated[
+        float, typer.Option(min=0.0, help="Of gram and ekfac: a share of the mean eigenvalue.")
+    ] = 0.1,
     tokens: Annotated[
         bool, typer.Option("--tokens/--no-tokens", help="Score every explained token.")
     ] = True,
@@ -68,7 +81,12 @@ def retrieve(
     from rapidin_cli.project import Project
 
     project = Project.open(context.obj.directory)
-    questions = _questions(project, stdin, prompt, response, generate, queries, row)
+    questions = _narrowed(
+        _questions(project, stdin, prompt, response, generate, queries, row),
+        contrast,
+        focus,
+        token,
+    )
     with console.progress() as bar:
         task = bar.add_task("loading model and cache", total=None)
 
@@ -82,6 +100,7 @@ def retrieve(
                 exact=exact,
                 top=top,
                 token_top=token_top,
+                damping=damping,
                 tokens=tokens,
                 max_new_tokens=max_new_tokens,
                 batch_tokens=project.config.cache.batch_tokens,
@@ -97,6 +116,31 @@ def retrieve(
     from rapidin_cli.report import terminal
 
     terminal.show(report)
+
+
+def _narrowed(
+    questions: list[Question], contrast: str | None, focus: str | None, token: str
+) -> list[Question]:
+    """Put on the questions what the options say of each."""
+    from rapidin_cli.errors import UsageError
+
+    if (contrast is not None) + (focus is not None) + bool(token) > 1:
+        raise UsageError(
+            "--contrast, --focus and --token cannot be combined",
+            hint="explain the difference of two responses, or a part of one",
+        )
+    for name, value in (("--contrast", contrast), ("--focus", focus)):
+        if value is not None and not value.strip():
+            raise UsageError(f"{name} is empty", hint=f"rin retrieve {name} TEXT")
+    return [
+        replace(
+            question,
+            contrast=contrast or question.contrast,
+            focus=focus or question.focus,
+            span=token,
+        )
+        for question in questions
+    ]
 
 
 def _questions(

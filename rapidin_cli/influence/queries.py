@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,11 @@ class Question:
 
     Exactly one of: a prompt with a response, a prompt whose response is to be generated
     (`response` None), or a row of the training data.
+
+    Attributes:
+        contrast: what it should have said: the difference of both is explained.
+        focus: words of the response; only they are explained.
+        span: numbers of its tokens, `12` or `12:15`; only they are.
     """
 
     id: str
@@ -41,6 +46,9 @@ class Question:
     response: str | None = None
     row: Row | None = None
     training_row: str = ""
+    contrast: str = ""
+    focus: str = ""
+    span: str = ""
 
 
 @dataclass(frozen=True)
@@ -209,12 +217,79 @@ def _question(
 ) -> Question:
     named = isinstance(value, dict) and value.get(settings.id_field) not in (None, "")
     identity = str(value[settings.id_field]) if named else f"q{line}"
+    contrast, focus = _text(value, "contrast"), _text(value, "focus")
+    if contrast and focus:
+        raise RowError("contrast and focus cannot be combined")
     if generate:
         prompt = value.get(settings.prompt_field) if isinstance(value, dict) else None
         if not isinstance(prompt, str) or not prompt.strip():
             raise RowError(f"field {settings.prompt_field!r} must be text")
-        return Question(identity, prompt=prompt)
+        return Question(identity, prompt=prompt, contrast=contrast, focus=focus)
     shape = guess_format(value, settings)
     if shape is None:
         raise RowError(f"expected {settings.prompt_field} and {settings.response_field}")
-    return Question(identity, row=parse_row(value, shape, settings, name, line))
+    row = parse_row(value, shape, settings, name, line)
+    return Question(identity, row=row, contrast=contrast, focus=focus)
+
+
+def _text(value: Any, key: str) -> str:
+    found = value.get(key) if isinstance(value, dict) else None
+    if found is not None and not isinstance(found, str):
+        raise RowError(f"field {key!r} must be text")
+    return found or ""
+
+
+def narrowed(question: Question, example: Example, texts: Sequence[str]) -> Example:
+    """Return the example with only the asked span of it explained.
+
+    Args:
+        texts: of each token.
+
+    Raises:
+        InputError: the response has no such words or tokens.
+    """
+    places = np.flatnonzero(example.learnt_mask)
+    if question.span:
+        first, last = _numbers(question, len(places))
+        chosen = places[first : last + 1]
+    elif question.focus:
+        parts = [texts[int(place)] for place in places]
+        said = "".join(parts)
+        chosen = places[_overlapping(said, parts, question.focus)]
+        if not len(chosen):
+            raise InputError(
+                f"query {question.id!r}: the response does not say {question.focus!r}",
+                hint=f"--focus takes words of it: {said[:80]!r}",
+            )
+    else:
+        return example
+    labels = np.full_like(example.labels, IGNORED)
+    labels[chosen] = example.labels[chosen]
+    return replace(example, labels=labels)
+
+
+def _numbers(question: Question, count: int) -> tuple[int, int]:
+    first, _, last = question.span.partition(":")
+    try:
+        span = int(first), int(last or first)
+    except ValueError:
+        span = -1, -1
+    if not 0 <= span[0] <= span[1] < count:
+        raise InputError(
+            f"query {question.id!r}: --token {question.span} is no span of its tokens 0 to "
+            f"{count - 1}",
+            hint="give one, 12, or a first and a last, 12:15",
+        )
+    return span
+
+
+def _overlapping(text: str, tokens: Sequence[str], words: str) -> list[int]:
+    """Return the numbers of the tokens that take part in an occurrence of `words`."""
+    ends = np.cumsum([len(token) for token in tokens])
+    starts = ends - [len(token) for token in tokens]
+    found: set[int] = set()
+    at = text.find(words)
+    while at >= 0:
+        found.update(np.flatnonzero((starts < at + len(words)) & (ends > at)).tolist())
+        at = text.find(words, at + 1)
+    return sorted(found)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,12 +17,13 @@ from rapidin_cli.gradients.directions import Direction
 from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.rows import RowLayout, row_kind
 from rapidin_cli.influence.exact import ExactScorer
-from rapidin_cli.influence.preconditioners import Preconditioner
+from rapidin_cli.influence.preconditioners import Ekfac, Gram, Preconditioner
 from rapidin_cli.influence.queries import (
     Query,
     QueryGradient,
     Question,
     generate,
+    narrowed,
     query_gradient,
     token_directions,
 )
@@ -31,6 +32,9 @@ from rapidin_cli.influence.score import Score, choose_score, scan
 from rapidin_cli.influence.tokens import token_texts
 from rapidin_cli.report import view
 from rapidin_storage import Snapshot
+
+if TYPE_CHECKING:
+    from rapidin_cli.curvature import Collection
 
 Progress = Callable[[str, int, int], None]
 """Is told what is being done, how much of it is done, and how much there is."""
@@ -45,6 +49,7 @@ class Options:
         exact: how many times as many as are kept are scored exactly; 0: sketches decide.
         top: kept overall, of each sign.
         token_top: kept for each explained token, of each sign.
+        damping: of an inverse curvature, as a share of its mean eigenvalue in each layer.
         tokens: whether to score each explained token.
         max_new_tokens: length limit of a generation.
         batch_tokens: padded tokens of a batch of token gradients.
@@ -54,6 +59,7 @@ class Options:
     exact: int = 4
     top: int = 10
     token_top: int = 5
+    damping: float = 0.1
     tokens: bool = True
     max_new_tokens: int = 64
     batch_tokens: int = 4096
@@ -73,12 +79,15 @@ class Retriever:
         encoder: Encoder,
         dataset: Dataset,
         snapshot: Snapshot,
+        curvature: Callable[[], Collection],
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._encoder = encoder
         self._dataset = dataset
         self.snapshot = snapshot
+        self._curvature = curvature
+        self._inverses: dict[tuple[str, float], Preconditioner] = {}
         self._kind = row_kind(engine.layout)
         stored = snapshot.attributes.get("rin", {}).get("layout")
         if stored != engine.layout.to_json():
@@ -108,11 +117,22 @@ class Retriever:
                 the template refuses.
         """
         try:
-            return self._query(question, options)
+            made = self._query(question, options)
+            texts = token_texts(self._tokenizer, made.example.input_ids.tolist())
+            example = narrowed(question, made.example, texts)
+            return replace(made, example=example, contrast=self._contrast(question, made))
         except RowError as error:
             raise InputError(
                 f"query {question.id!r}: {error}", hint="correct it, or [data] template in rin.toml"
             ) from None
+
+    def _contrast(self, question: Question, made: Query) -> Example | None:
+        if not question.contrast:
+            return None
+        if question.row is None and not question.training_row:
+            return self._encoder.query(question.prompt, question.contrast)
+        row = question.row or made.example.row
+        return self._encoder.query_of_row(replace(row, response=question.contrast))
 
     def _query(self, question: Question, options: Options) -> Query:
         if question.training_row:
@@ -142,7 +162,7 @@ class Retriever:
             progress: is told (done, all) of the examples that are scored exactly.
         """
         score = choose_score(options.score, self.layout)
-        preconditioner = self._preconditioner(score)
+        preconditioner = self._preconditioner(score, options.damping)
         passes = self._engine.passes.exactly() if options.exact else self._engine.passes
         gradient = query_gradient(passes, query)
         wanted = np.zeros(self.snapshot.commit.slots, dtype=bool)
@@ -184,14 +204,26 @@ class Retriever:
         gradient = query_gradient(self._engine.passes, query)
         wanted = np.asarray(self.snapshot.digests.any(axis=1))
         options = Options(score_name, tokens=False)
-        directions = self._directions(query, gradient, score, self._preconditioner(score), options)
+        directions = self._directions(
+            query, gradient, score, self._preconditioner(score, options.damping), options
+        )
         found = scan(self.snapshot, self._kind, directions, score, wanted, 1, 0)
         return {digest: float(found.totals[s]) for digest, s in self.snapshot.index.items()}
 
-    def _preconditioner(self, score: Score) -> Preconditioner | None:
+    def _preconditioner(self, score: Score, damping: float) -> Preconditioner | None:
+        """Return the inverse curvature that a score needs, made once."""
         if score.curvature == "":
             return None
-        raise NotImplementedError
+        key = score.curvature, damping
+        if key not in self._inverses:
+            device = self._engine.passes.device
+            if score.curvature == "ekfac":
+                self._inverses[key] = Ekfac(self._curvature().layers, damping, device)
+            else:
+                self._inverses[key] = Gram(
+                    self.snapshot, self.layout, self._engine.sketches, damping, device
+                )
+        return self._inverses[key]
 
     def _directions(
         self,

@@ -1,0 +1,51 @@
+"""`rin curvature`: what the score ekfac needs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="curvature")(curvature)
+
+
+def curvature(
+    context: typer.Context,
+    checkpoints: Annotated[
+        list[str] | None, typer.Argument(help="Names from rin.toml; all by default.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    again: Annotated[
+        bool, typer.Option("--again", help="Collect anew: after the data has changed much.")
+    ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave unusable rows out, instead of stopping.")
+    ] = False,
+) -> None:
+    """Collect the EK-FAC curvature of checkpoints, once, for `rin retrieve --score ekfac`.
+
+    Goes over the data twice, at about the cost of caching it twice. The cached rows stay as
+    they are, and rows added to the data later do not need it again.
+    """
+    from rapidin_cli import console
+    from rapidin_cli.project import Project
+
+    project = Project.open(context.obj.directory)
+    with console.progress() as bar:
+        task = bar.add_task("loading model", total=None)
+
+        def advance(name: str, done: int, total: int) -> None:
+            bar.update(task, description=name, completed=done, total=total)
+
+        for name, found, fresh in project.curvature(
+            checkpoints or [], device=device, again=again, skip_bad=skip_bad, progress=advance
+        ):
+            how = "collected" if fresh else "is there already: collected"
+            console.say(
+                f"{name}: curvature of {len(found.layers):,} layers {how} on "
+                f"{console.count(found.examples, 'example')}"
+            )
+    console.say("next: rin retrieve --score ekfac --prompt TEXT --response TEXT")

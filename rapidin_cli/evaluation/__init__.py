@@ -1,0 +1,1 @@
+"""How well influence predicts what retraining does."""

@@ -1,0 +1,203 @@
+"""Does influence predict what retraining does? LDS and counterfactuals for every score.
+
+A small Llama is trained on Alpaca rows, then fine-tuned on 300 others (all weights, or a
+LoRA), once on all and many times on random halves. The linear datamodeling score (LDS; Park
+et al. 2023) of a query is the rank correlation, over the halves, of the summed influence of
+the rows in a half with the query's log-probability after training on it.
+
+    python tests/benchmarks/faithfulness.py FOLDER --data alpaca_en_demo.json
+
+Everything is kept in FOLDER, and a second run goes on where the first one ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import multiprocessing
+
+from rapidin_cli.checkpoints import Checkpoint, load_model, quiet_loading
+from rapidin_cli.data.encoding import Encoder
+from rapidin_cli.data.examples import Example
+from rapidin_cli.data.reading import DataSettings, parse_row
+from rapidin_cli.evaluation.training import Training, fine_tune, losses
+
+ROWS, QUERIES = 300, 40
+SETTINGS = DataSettings(
+    files=("data.jsonl",), template="{instruction}\n{input}\n", max_tokens=64, append_eos=True
+)
+VOCABULARY = 1024
+CPU = torch.device("cpu")
+PRETRAINING = Training(epochs=12, batch_rows=16, learning_rate=3e-3)
+TRAINING = {
+    "full": Training(epochs=3, batch_rows=16, learning_rate=1e-3),
+    "lora": Training(epochs=3, batch_rows=16, learning_rate=5e-3),
+}
+
+
+def make_base(folder: Path, rows: list[dict[str, str]]) -> None:
+    """Train a tokenizer and a base model, and write the data of the fine-tuning."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<|pad|>", "<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = [f"{r['instruction']}\n{r['input']}\n{r['output']}" for r in rows]
+    core.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<|pad|>", eos_token="<|end|>"
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=64,
+            intermediate_size=192,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            tie_word_embeddings=True,
+            initializer_range=0.04,
+            bos_token_id=None,
+            eos_token_id=1,
+            pad_token_id=0,
+        )
+    )
+    order = list(rows)
+    random.Random(0).shuffle(order)
+    parts = {"data": order[:ROWS], "queries": order[ROWS : ROWS + QUERIES]}
+    for name, part in parts.items():
+        lines = "".join(json.dumps({"id": f"{name}-{n}", **r}) + "\n" for n, r in enumerate(part))
+        (folder / f"{name}.jsonl").write_text(lines)
+    fine_tune(model, encode(tokenizer, order[ROWS + QUERIES :]), PRETRAINING)
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+
+
+def encode(tokenizer: Any, rows: Sequence[dict[str, str]]) -> list[Example]:
+    """Tokenise rows; the few that are cut before their output begins are left out."""
+    parsed = (parse_row(row, "alpaca", SETTINGS, "data", n) for n, row in enumerate(rows))
+    made = Encoder(tokenizer, SETTINGS).examples(parsed)
+    return [example for example in made if isinstance(example, Example)]
+
+
+def read(folder: Path, name: str) -> list[Example]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    lines = (folder / f"{name}.jsonl").read_text().splitlines()
+    return encode(tokenizer, [json.loads(line) for line in lines])
+
+
+def fresh_model(folder: Path, setting: str) -> Any:
+    """The base model, ready for fine-tuning: the same weights every time."""
+    from peft import LoraConfig, get_peft_model
+
+    with quiet_loading():
+        model = load_model(Checkpoint("base", folder / "base", None), "cpu")
+        if setting == "lora":
+            torch.manual_seed(0)
+            config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+            model = get_peft_model(model, config)  # type: ignore[arg-type]
+    if setting == "full":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.dim() == 2 and "embed" not in name)
+    return model
+
+
+def subset(number: int, count: int) -> list[int]:
+    """The rows of the number-th random half."""
+    return sorted(random.Random(number).sample(range(count), count // 2))
+
+
+def train_one(folder: Path, setting: str, rows: Sequence[int]) -> list[float]:
+    """Fine-tune on some rows; return the loss of every query."""
+    data, queries = read(folder, "data"), read(folder, "queries")
+    model = fresh_model(folder, setting)
+    fine_tune(model, [data[n] for n in rows], TRAINING[setting])
+    return losses(model, queries)
+
+
+def _work(task: tuple[Path, str, str, list[int]]) -> tuple[str, list[float]]:
+    folder, setting, key, rows = task
+    torch.set_num_threads(1)
+    return key, train_one(folder, setting, rows)
+
+
+def retrain(
+    folder: Path, setting: str, tasks: dict[str, list[int]], processes: int
+) -> dict[str, list[float]]:
+    """Fine-tune on each task's rows, or take what an earlier run has found."""
+    memory = folder / setting / "losses.jsonl"
+    memory.parent.mkdir(exist_ok=True)
+    lines = memory.read_text().splitlines() if memory.exists() else []
+    done = {item["key"]: item["losses"] for item in map(json.loads, lines)}
+    missing = [(folder, setting, key, rows) for key, rows in tasks.items() if key not in done]
+    if missing:
+        start = time.monotonic()
+        with multiprocessing.get_context("spawn").Pool(processes) as pool:
+            for count, (key, found) in enumerate(pool.imap_unordered(_work, missing), 1):
+                done[key] = found
+                with memory.open("a") as stream:
+                    stream.write(json.dumps({"key": key, "losses": found}) + "\n")
+                if count % 10 == 0:
+                    spent = time.monotonic() - start
+                    print(
+                        f"{setting}: {count} of {len(missing)} trainings, {spent:.0f} s", flush=True
+                    )
+    return {key: done[key] for key in tasks}
+
+
+def finish_checkpoints(folder: Path, setting: str) -> None:
+    """Fine-tune on all rows; save the model after each epoch."""
+    if (folder / setting / "checkpoint-3").exists():
+        return
+    data = read(folder, "data")
+    model = fresh_model(folder, setting)
+    full = TRAINING[setting]
+    rates = fine_tune(
+        model,
+        data,
+        full,
+        lambda epoch: model.save_pretrained(folder / setting / f"checkpoint-{epoch}"),
+    )
+    (folder / setting / "rates.json").write_text(json.dumps(rates))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--settings", nargs="+", default=["full", "lora"])
+    parser.add_argument("--subsets", type=int, default=100)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--train-only", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    options.folder.mkdir(exist_ok=True, parents=True)
+    if not (options.folder / "base").exists():
+        make_base(options.folder, json.loads(options.data.read_text()))
+    for setting in options.settings:
+        (options.folder / setting).mkdir(exist_ok=True)
+        finish_checkpoints(options.folder, setting)
+        count = len(read(options.folder, "data"))
+        tasks = {f"half-{n}": subset(n, count) for n in range(options.subsets)}
+        retrain(options.folder, setting, tasks, options.processes)
+
+
+if __name__ == "__main__":
+    main()
