@@ -41,10 +41,15 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """One `[[checkpoints]]` entry: a name to type, and a folder or hub name."""
+    """One `[[checkpoints]]` entry: a name to type, and a folder or hub name.
+
+    Attributes:
+        learning_rate: its weight beside others in `--checkpoints`; 0: trainer_state.json says.
+    """
 
     name: str
     path: str
+    learning_rate: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ import numpy as np
 from rapidin_cli.data.examples import IGNORED, Example
 from rapidin_cli.data.reading import Row
 from rapidin_cli.errors import InputError
+from rapidin_cli.influence.queries import Query
+from rapidin_cli.influence.retrieve import Options
 from rapidin_cli.influence.tokens import token_texts
 from rapidin_cli.opened import Opened
 from rapidin_cli.project import Project
@@ -86,13 +88,14 @@ def compare_influences(
     """
     (name, old), (other, new) = _sides(project, before, after)
     score = report["score"]["name"]
-    examples = {query["id"]: _example(query) for query in report["queries"]}
+    examples = {query["id"]: _query(query) for query in report["queries"]}
     totals = []
     for side, snapshot in ((name, old), (other, new)):
         retriever, opened = project.retriever(side, device=device, snapshot=snapshot)
         for query in report["queries"]:
             _check_tokens(query, opened)
-        totals.append({q: retriever.totals(e, score) for q, e in examples.items()})
+        options = Options(score, damping=report["score"]["damping"])
+        totals.append({q: retriever.totals(e, options) for q, e in examples.items()})
         del retriever  # one model at a time
     ids = row_ids(project, {name, other})
     return [
@@ -103,9 +106,11 @@ def compare_influences(
 
 def _check_tokens(query: Mapping[str, Any], opened: Opened) -> None:
     """Refuse a query whose saved tokens mean other words to this checkpoint."""
-    saved = query["tokens"]
-    texts = token_texts(opened.tokenizer, [token["id"] for token in saved])
-    if texts != [token["text"] for token in saved]:
+    for contrast in (False, True):
+        saved = [token for token in query["tokens"] if token["contrast"] is contrast]
+        texts = token_texts(opened.tokenizer, [token["id"] for token in saved])
+        if texts == [token["text"] for token in saved]:
+            continue
         raise InputError(
             f"query {query['id']!r} was saved with another tokenizer than that of checkpoint "
             f"{opened.checkpoint.name!r}",
@@ -113,11 +118,17 @@ def _check_tokens(query: Mapping[str, Any], opened: Opened) -> None:
         )
 
 
-def _example(query: Mapping[str, Any]) -> Example:
+def _query(saved: Mapping[str, Any]) -> Query:
     """A saved query's tokens, as they were explained."""
-    tokens = np.array([token["id"] for token in query["tokens"]], dtype=np.int32)
-    explained = np.array([token["explained"] for token in query["tokens"]])
-    row = Row("", 0, query["id"], query["prompt"], query["response"])
+    contrast = None if saved["contrast"] is None else _example(saved, contrast=True)
+    return Query(saved["id"], saved["source"], _example(saved, contrast=False), contrast)
+
+
+def _example(saved: Mapping[str, Any], *, contrast: bool) -> Example:
+    kept = [token for token in saved["tokens"] if token["contrast"] is contrast]
+    tokens = np.array([token["id"] for token in kept], dtype=np.int32)
+    explained = np.array([token["explained"] for token in kept])
+    row = Row("", 0, saved["id"], saved["prompt"], saved["contrast" if contrast else "response"])
     return Example(row, tokens, np.where(explained, tokens, IGNORED).astype(np.int32))
 
 

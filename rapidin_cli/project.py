@@ -430,20 +430,27 @@ class Project:
         options: Options | None = None,
         *,
         checkpoint: str = "",
+        checkpoints: Sequence[str] | None = None,
         device: str = "auto",
         command: str = "",
         progress: Callable[[str, int, int], None] = lambda *_: None,
     ) -> dict[str, Any]:
-        """Answer questions and save the result; return the report (`rin.report/1`)."""
-        from rapidin_cli.influence.retrieve import Options, answer_all
-        from rapidin_cli.influence.score import choose_score
-        from rapidin_cli.report.compose import compose
+        """Answer questions and save the result; return the report (`rin.report/1`).
+
+        Args:
+            checkpoint: whom to ask; the last by default.
+            checkpoints: several whose scores are added, weighted by their learning rates; an
+                empty list means all.
+        """
+        from rapidin_cli.influence.retrieve import Options
+        from rapidin_cli.report.compose import answer
 
         options = options or Options(batch_tokens=self.config.cache.batch_tokens)
-        retriever, opened = self.retriever(checkpoint, device=device)
-        choose_score(options.score, retriever.layout)
-        answers = answer_all(retriever, questions, options, progress)
-        report = compose(self.config, answers, options.score, retriever, opened, command)
+        names = [checkpoint] if checkpoint else []
+        chosen = self.checkpoint_settings(names if checkpoints is None else checkpoints)
+        if checkpoints is None:
+            chosen = chosen[-1:]
+        report = answer(self, chosen, questions, options, device, command, progress)
         self.results.save(report)
         return report
 

@@ -48,7 +48,10 @@ def retrieve(
     checkpoint: Annotated[
         str, typer.Option(help="Name from rin.toml; the last one by default.")
     ] = "",
-    score: Annotated[str, typer.Option(help="rapidin, dot, cosine, gram or ekfac.")] = "rapidin",
+    checkpoints: Annotated[
+        str, typer.Option(help="all, or a list: add scores, weighted by learning rates.")
+    ] = "",
+    score: Annotated[str, typer.Option(help="auto, rapidin, dot, cosine, gram or ekfac.")] = "auto",
     exact: Annotated[
         int,
         typer.Option(
@@ -60,8 +63,9 @@ def retrieve(
         int, typer.Option(min=0, help="... and for each explained token, of each sign.")
     ] = 5,
     damping: Annotated[
-        float, typer.Option(min=0.0, help="Of gram and ekfac: a share of the mean eigenvalue.")
-    ] = 0.1,
+        float | None,
+        typer.Option(min=1e-9, help="Of gram and ekfac: a share of the mean eigenvalue."),
+    ] = None,
     tokens: Annotated[
         bool, typer.Option("--tokens/--no-tokens", help="Score every explained token.")
     ] = True,
@@ -106,6 +110,7 @@ def retrieve(
                 batch_tokens=project.config.cache.batch_tokens,
             ),
             checkpoint=checkpoint,
+            checkpoints=_several(checkpoint, checkpoints),
             device=device,
             command=shlex.join(["rin", *sys.argv[1:]]),
             progress=advance,
@@ -116,6 +121,21 @@ def retrieve(
     from rapidin_cli.report import terminal
 
     terminal.show(report)
+
+
+def _several(one: str, several: str) -> list[str] | None:
+    """Read `all` or a list of names; None if it was not given."""
+    from rapidin_cli.errors import UsageError
+
+    if not several:
+        return None
+    if one:
+        raise UsageError(
+            "--checkpoint and --checkpoints cannot be combined", hint="give one of them"
+        )
+    if several == "all":
+        return []
+    return [name.strip() for name in several.split(",") if name.strip()]
 
 
 def _narrowed(

@@ -24,7 +24,7 @@ from rapidin_cli.gradients.passes import NoForwardModeError, Passes
 from rapidin_cli.gradients.scaling import reciprocal
 from rapidin_cli.influence.preconditioners import Preconditioner
 from rapidin_cli.influence.queries import Query, QueryGradient, as_batch
-from rapidin_cli.influence.score import Score
+from rapidin_cli.influence.score import Array, Score
 
 # Numbers of gradients that are kept of a batch of examples, 4 bytes each.
 _KEPT_NUMBERS = 2**27
@@ -122,6 +122,17 @@ class ExactScorer:
                 parts[chosen] = self._query_tokens(field).cpu()
             progress(len(batch))
         return ExactScores(layers, parts)
+
+    def all_scores(
+        self,
+        examples: Sequence[Example],
+        *,
+        tokens: bool,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> Array:
+        """Return totals and, if wanted, tokens of `scores` side by side, (m, 1 + T)."""
+        found = self.scores(examples, tokens=tokens, progress=progress)
+        return torch.cat([found.totals[:, None], found.tokens], 1).numpy()
 
     def _capture(
         self, examples: Sequence[Example], *, keep: bool

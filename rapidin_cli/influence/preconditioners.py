@@ -111,6 +111,30 @@ def _inverse(values: torch.Tensor, damping: float) -> torch.Tensor:
     return torch.where(damped > 0, 1 / torch.where(damped > 0, damped, 1.0), 0.0)
 
 
+@dataclass(frozen=True)
+class _Unsketched:
+    """A direction S^T v, formed only when it is used: v is much smaller."""
+
+    block: BlockSketch
+    sketches: torch.Tensor  # (B, k)
+
+    def along(self, inputs: torch.Tensor) -> torch.Tensor:
+        """See `Direction.along`."""
+        return LayerGradient.of_matrix(self.dense()).along(inputs)
+
+    def dense(self) -> torch.Tensor:
+        """See `Direction.dense`."""
+        return self.block.transposed(self.sketches)
+
+    def scaled(self, factors: torch.Tensor) -> _Unsketched:
+        """See `Direction.scaled`."""
+        return _Unsketched(self.block, self.sketches * factors.to(self.sketches.device)[:, None])
+
+    def pick(self, rows: slice) -> _Unsketched:
+        """See `Direction.pick`."""
+        return self if len(self.sketches) == 1 else _Unsketched(self.block, self.sketches[rows])
+
+
 class Gram:
     """The damped inverse of the second moments of the cached sketches, layer by layer.
 
@@ -160,15 +184,18 @@ class Gram:
         solved = [s.solve(part) for s, part in zip(self._solvers, parts, strict=True)]
         return torch.cat(solved, dim=1)
 
-    def direction(self, number: int, gradient: LayerGradient) -> LayerGradient:
+    def direction(self, number: int, gradient: LayerGradient) -> _Unsketched:
         """See `Preconditioner.direction`."""
-        return LayerGradient.of_matrix(self.change(number, gradient.dense()))
+        block = self._blocks[number]
+        if gradient.matrix is None:
+            sketch = block(gradient.x, gradient.d)[0]
+        else:
+            sketch = block.of_gradient(gradient.matrix)[0]
+        return _Unsketched(block, self._solvers[number].solve(sketch.cpu()).to(self._device))
 
     def change(self, number: int, gradients: torch.Tensor) -> torch.Tensor:
         """See `Preconditioner.change`."""
-        block = self._blocks[number]
-        sketch = block.of_gradient(gradients)[0].cpu()
-        return block.transposed(self._solvers[number].solve(sketch).to(self._device))
+        return self.direction(number, LayerGradient.of_matrix(gradients)).dense()
 
 
 class _Solver:

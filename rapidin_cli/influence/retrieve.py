@@ -1,4 +1,4 @@
-"""`rin retrieve`: from questions to a report."""
+"""One checkpoint, loaded: its model, its cache, and what both say about a query."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rapidin_cli.data.reading import RowError
 from rapidin_cli.errors import InputError, MissingError
 from rapidin_cli.gradients.directions import Direction
 from rapidin_cli.gradients.engine import GradientEngine
+from rapidin_cli.gradients.passes import Passes
 from rapidin_cli.gradients.rows import RowLayout, row_kind
 from rapidin_cli.influence.exact import ExactScorer
 from rapidin_cli.influence.preconditioners import Ekfac, Gram, Preconditioner
@@ -27,17 +28,12 @@ from rapidin_cli.influence.queries import (
     query_gradient,
     token_directions,
 )
-from rapidin_cli.influence.refine import Refined, refine
-from rapidin_cli.influence.score import Score, choose_score, scan
+from rapidin_cli.influence.score import AUTO, Array, Found, Score, choose_score, chunk_scores, scan
 from rapidin_cli.influence.tokens import token_texts
-from rapidin_cli.report import view
 from rapidin_storage import Snapshot
 
 if TYPE_CHECKING:
     from rapidin_cli.curvature import Collection
-
-Progress = Callable[[str, int, int], None]
-"""Is told what is being done, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True)
@@ -45,24 +41,47 @@ class Options:
     """The options of a question.
 
     Attributes:
-        score: a key of `SCORES`.
+        score: a key of `SCORES`; `auto` where `Project.retrieve` is to choose.
         exact: how many times as many as are kept are scored exactly; 0: sketches decide.
         top: kept overall, of each sign.
         token_top: kept for each explained token, of each sign.
-        damping: of an inverse curvature, as a share of its mean eigenvalue in each layer.
+        damping: of an inverse curvature, as a share of its mean eigenvalue in each layer;
+            None for the score's own.
         tokens: whether to score each explained token.
         max_new_tokens: length limit of a generation.
         batch_tokens: padded tokens of a batch of token gradients.
     """
 
-    score: str = "rapidin"
+    score: str = AUTO
     exact: int = 4
     top: int = 10
     token_top: int = 5
-    damping: float = 0.1
+    damping: float | None = None
     tokens: bool = True
     max_new_tokens: int = 64
     batch_tokens: int = 4096
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A query prepared for one checkpoint.
+
+    Attributes:
+        query: what is asked.
+        score, inverse: how gradients are compared, and P.
+        gradient: the query's.
+        directions: (1 + T, W), what cached rows are multiplied by; None if none are.
+        passes: the model as the exact scores need it.
+        batch_tokens: padded tokens of a batch.
+    """
+
+    query: Query
+    score: Score
+    inverse: Preconditioner | None
+    gradient: QueryGradient
+    directions: torch.Tensor | None
+    passes: Passes
+    batch_tokens: int
 
 
 class Retriever:
@@ -95,9 +114,6 @@ class Retriever:
                 f"{snapshot} has rows of other layers than the model's",
                 hint="rin cache",
             )
-        index = snapshot.index
-        self._slots = {d: index[d] for d in dataset.by_digest if d in index}
-        self._digest_at = {slot: digest for digest, slot in self._slots.items()}
 
     @property
     def layout(self) -> RowLayout:
@@ -107,7 +123,8 @@ class Retriever:
     @property
     def missing(self) -> int:
         """Examples of the data that have no cached row."""
-        return len(self._dataset.by_digest) - len(self._slots)
+        index = self.snapshot.index
+        return sum(digest not in index for digest in self._dataset.by_digest)
 
     def query(self, question: Question, options: Options) -> Query:
         """Turn a question into tokens.
@@ -118,8 +135,7 @@ class Retriever:
         """
         try:
             made = self._query(question, options)
-            texts = token_texts(self._tokenizer, made.example.input_ids.tolist())
-            example = narrowed(question, made.example, texts)
+            example = narrowed(question, made.example, self.texts(made.example))
             return replace(made, example=example, contrast=self._contrast(question, made))
         except RowError as error:
             raise InputError(
@@ -153,62 +169,89 @@ class Retriever:
         )
         return Query(question.id, "generated", made)
 
-    def answer(
-        self, query: Query, options: Options, progress: Callable[[int, int], None] = lambda *_: None
-    ) -> dict[str, Any]:
-        """Score every cached example of the data against one query: a query of the report.
+    def ask(self, query: Query, options: Options, *, scan: bool = True) -> Asked:
+        """Prepare a query for this checkpoint.
 
         Args:
-            progress: is told (done, all) of the examples that are scored exactly.
+            scan: whether cached rows are to be scored; else only whole gradients.
         """
         score = choose_score(options.score, self.layout)
-        preconditioner = self._preconditioner(score, options.damping)
+        inverse = self._preconditioner(score, options.damping or score.damping)
         passes = self._engine.passes.exactly() if options.exact else self._engine.passes
         gradient = query_gradient(passes, query)
+        directions = None
+        if scan:
+            directions = self._directions(query, gradient, score, inverse, options)
+        return Asked(query, score, inverse, gradient, directions, passes, options.batch_tokens)
+
+    def best(self, asked: Asked, digests: Sequence[bytes], top: int, token_top: int) -> Found:
+        """Scan the cached rows of some examples, keeping the best overall and of each token.
+
+        Args:
+            digests: of the examples; `slots` and `totals` of the result count these.
+        """
         wanted = np.zeros(self.snapshot.commit.slots, dtype=bool)
-        wanted[list(self._slots.values())] = True
-        more = max(1, options.exact)
+        slots, places = self._places(digests)
+        wanted[slots] = True
+        assert asked.directions is not None
         found = scan(
-            self.snapshot,
-            self._kind,
-            self._directions(query, gradient, score, preconditioner, options),
-            score,
-            wanted,
-            options.top * more,
-            options.token_top * more,
+            self.snapshot, self._kind, asked.directions, asked.score, wanted, top, token_top
         )
-        refined = Refined(found)
-        if options.exact:
-            scorer = ExactScorer(
-                passes, score, preconditioner, query, gradient, options.batch_tokens
-            )
-            refined = refine(scorer, found, self._examples(found.slots), options, progress)
-        texts = [token_texts(self._tokenizer, part.input_ids.tolist()) for part, _ in query.parts]
-        shown = self._examples(refined.found.slots)
-        learnt = [self._learnt_texts(rows[0]) for rows in shown]
-        return view.query_view(
-            query, texts, gradient, refined, shown, learnt, token_scores=options.tokens
+        totals = np.full(len(digests), np.nan, dtype=np.float32)
+        totals[places] = found.totals[slots]
+        place_of = np.full(len(wanted), -1)
+        place_of[slots] = places
+        order = np.argsort(place_of[found.slots], kind="stable")
+        return Found(totals, place_of[found.slots][order], found.scores[order])
+
+    def scores(self, asked: Asked, digests: Sequence[bytes]) -> Array:
+        """Return the scores of the cached rows of some examples, (n, 1 + T); NaN without one."""
+        assert asked.directions is not None
+        slots, places = self._places(digests)
+        wanted = np.zeros(self.snapshot.commit.slots, dtype=bool)
+        wanted[slots] = True
+        place_of = np.full(len(wanted), -1)
+        place_of[slots] = places
+        made = np.full((len(digests), len(asked.directions)), np.nan, dtype=np.float32)
+        for at, scores in chunk_scores(
+            self.snapshot, self._kind, asked.directions, asked.score, wanted
+        ):
+            made[place_of[at]] = scores
+        return made
+
+    def _places(self, digests: Sequence[bytes]) -> tuple[Array, Array]:
+        """Return the slots of the examples that have a row, and their places in the list."""
+        index = self.snapshot.index
+        pairs = [(index[d], place) for place, d in enumerate(digests) if d in index]
+        slots, places = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+        return slots, places
+
+    def scorer(self, asked: Asked) -> ExactScorer:
+        """Return what scores examples exactly against a query."""
+        return ExactScorer(
+            asked.passes,
+            asked.score,
+            asked.inverse,
+            asked.query,
+            asked.gradient,
+            asked.batch_tokens,
         )
 
-    def _examples(self, slots: Any) -> list[list[Example]]:
-        return [self._dataset.by_digest[self._digest_at[int(slot)]] for slot in slots]
+    def texts(self, example: Example) -> list[str]:
+        """Return the text of each token."""
+        return token_texts(self._tokenizer, example.input_ids.tolist())
 
-    def _learnt_texts(self, example: Example) -> list[str]:
-        texts = token_texts(self._tokenizer, example.input_ids.tolist())
-        return [text for text, known in zip(texts, example.learnt_mask, strict=True) if known]
+    def learnt_texts(self, example: Example) -> list[str]:
+        """Return the text of each learnt token."""
+        known = zip(self.texts(example), example.learnt_mask, strict=True)
+        return [text for text, learnt in known if learnt]
 
-    def totals(self, example: Example, score_name: str) -> dict[bytes, float]:
-        """Return the sketched score of every cached row for one query, by the row's digest."""
-        score = choose_score(score_name, self.layout)
-        query = Query("", "given", example)
-        gradient = query_gradient(self._engine.passes, query)
-        wanted = np.asarray(self.snapshot.digests.any(axis=1))
-        options = Options(score_name, tokens=False)
-        directions = self._directions(
-            query, gradient, score, self._preconditioner(score, options.damping), options
-        )
-        found = scan(self.snapshot, self._kind, directions, score, wanted, 1, 0)
-        return {digest: float(found.totals[s]) for digest, s in self.snapshot.index.items()}
+    def totals(self, query: Query, options: Options) -> dict[bytes, float]:
+        """Return the sketched score of every cached row, by the row's digest."""
+        digests = list(self.snapshot.index)
+        asked = self.ask(query, replace(options, tokens=False, exact=0))
+        scores = self.scores(asked, digests)[:, 0].tolist()
+        return dict(zip(digests, scores, strict=True))
 
     def _preconditioner(self, score: Score, damping: float) -> Preconditioner | None:
         """Return the inverse curvature that a score needs, made once."""
@@ -247,24 +290,3 @@ class Retriever:
         if preconditioner and preconditioner.on_rows:
             rows = preconditioner.apply_to_rows(rows)
         return rows
-
-
-def answer_all(
-    retriever: Retriever,
-    questions: Sequence[Question],
-    options: Options,
-    progress: Progress,
-) -> list[dict[str, Any]]:
-    """Answer questions in order."""
-    answers = []
-    for number, question in enumerate(questions):
-        progress("queries", number, len(questions))
-        answers.append(
-            retriever.answer(
-                retriever.query(question, options),
-                options,
-                lambda done, total: progress("exact scores", done, total),
-            )
-        )
-    progress("queries", len(questions), len(questions))
-    return answers

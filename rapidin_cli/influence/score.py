@@ -31,6 +31,8 @@ class Score:
     Attributes:
         normalise: `layer` divides by the norm of each layer's gradient, `whole` by that of the
             whole gradient.
+        damping: added to the curvature where the question does not say, as a share of its
+            mean eigenvalue in each layer (tests/benchmarks/faithfulness.py).
         curvature: what P_l inverts: `gram`, the second moments of the cached sketches, or
             `ekfac`, the Kronecker-factored ones that `rin curvature` has collected.
     """
@@ -40,6 +42,7 @@ class Score:
     curvature: Curvature
     unit: str
     description: str
+    damping: float = 0.0
 
     def divisors(self, norm: torch.Tensor) -> torch.Tensor:
         """Return what layers are divided by, 1 / a or 1 / b, from their norms (..., L)."""
@@ -57,6 +60,9 @@ class Score:
             return None
         return norm * reciprocal(self.divisors(norm))
 
+
+AUTO = "auto"
+"""The best score that can be had."""
 
 SIGN = "positive: training on the example made the generation more likely; negative: less likely"
 SCORES = {
@@ -91,6 +97,7 @@ SCORES = {
             "inner product through the inverse second moments of the cached gradients",
             "Directions that many examples share count less (TRAK, TrackStar); the second "
             "moments are those of the cached sketches, layer by layer.",
+            damping=1.0,
         ),
         Score(
             "ekfac",
@@ -99,6 +106,7 @@ SCORES = {
             "inner product through the inverse EK-FAC curvature (influence function)",
             "What up-weighting the example would do to the generation's log-probability near the "
             "optimum (Grosse et al. 2023, arXiv 2308.03296).",
+            damping=0.1,
         ),
     )
 }
@@ -139,6 +147,11 @@ class Found:
     totals: Array
     slots: Array
     scores: Array
+
+    @classmethod
+    def empty(cls) -> Found:
+        """Nothing yet."""
+        return cls(np.empty(0, np.float32), np.empty(0, np.int64), np.empty((0, 1), np.float32))
 
     def best(self, top: int, token_top: int) -> Found:
         """Keep only the union of the overall best and of each token's."""

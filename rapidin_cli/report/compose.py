@@ -4,58 +4,121 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
 from rapidin_cli import __version__
-from rapidin_cli.config import Config
+from rapidin_cli.config import CheckpointSettings
 from rapidin_cli.data.examples import Dataset
-from rapidin_cli.influence.score import SCORES, SIGN
-from rapidin_cli.report.view import make_report
+from rapidin_cli.influence.asking import Asking, Panel, Progress
+from rapidin_cli.influence.score import AUTO, SCORES, SIGN
+from rapidin_cli.rates import checkpoint_weights
+from rapidin_cli.report.view import make_report, query_view, short
 
 if TYPE_CHECKING:
-    from rapidin_cli.influence.retrieve import Retriever
+    from rapidin_cli.influence.queries import Question
+    from rapidin_cli.influence.retrieve import Options, Retriever
     from rapidin_cli.opened import Opened
+    from rapidin_cli.project import Project
+    from rapidin_storage import Snapshot
 
 
-def compose(
-    config: Config,
-    answers: Sequence[dict[str, Any]],
-    score: str,
-    retriever: Retriever,
-    opened: Opened,
+def answer(
+    project: Project,
+    chosen: Sequence[CheckpointSettings],
+    questions: Sequence[Question],
+    options: Options,
+    device: str,
     command: str,
+    progress: Progress,
 ) -> dict[str, Any]:
-    """Return the report (`rin.report/1`) of the answers to some queries."""
-    dataset, snapshot = opened.dataset, retriever.snapshot
-    return make_report(
-        provenance=_provenance(command),
-        checkpoint={
-            "name": opened.checkpoint.name,
-            "fingerprint": opened.fingerprint,
-            "cache": opened.cache.id,
+    """Ask one or more checkpoints; return the report (`rin.report/1`).
+
+    Raises:
+        MissingError: a checkpoint has no cached rows, or lacks the curvature for the score.
+        UsageError: the rows cannot answer the score.
+    """
+    opened = [project.opened(settings.name) for settings in chosen]
+    folders = [one.checkpoint.path for one in opened]
+    weights, source = checkpoint_weights(chosen, folders)
+    options = replace(options, score=resolve_score(project, opened, options.score))
+    snapshots = [project.snapshot(one) for one in opened]
+
+    def opener(settings: CheckpointSettings, snapshot: Snapshot) -> Callable[[], Retriever]:
+        return lambda: project.retriever(settings.name, device=device, snapshot=snapshot)[0]
+
+    openers = [opener(*pair) for pair in zip(chosen, snapshots, strict=True)]
+    panel = Panel(openers, weights)
+    dataset = opened[-1].dataset
+    asking = Asking(panel, dataset, options, progress)
+    answers = asking.answers(questions)
+    last = panel.at(-1)
+    examples = list(dataset.by_digest.values())
+    views = []
+    for found in answers:
+        texts = [last.texts(part) for part, _ in found.query.parts]
+        learnt = [last.learnt_texts(rows[0]) for rows in found.examples]
+        views.append(query_view(found, texts, learnt, examples))
+    score = SCORES[options.score]
+    warnings = _warnings(last.missing, dataset, opened[-1].checkpoint.name)
+    if len(chosen) > 1 and source.startswith("equal"):
+        warnings.append(f"{source}: set learning_rate in [[checkpoints]] of rin.toml")
+    if any(found.exact is not None and not found.exact.forward_mode for found in answers):
+        warnings.append(
+            "the model has an operator without forward-mode derivative: tokens were scored by one "
+            "backward pass each, which is slower"
+        )
+    members = [
+        {
+            "name": one.checkpoint.name,
+            "weight": short(weight),
+            "fingerprint": one.fingerprint,
+            "cache": one.cache.id,
             "snapshot": snapshot.commit.number,
             "tree": snapshot.commit.tree,
-        },
+        }
+        for one, weight, snapshot in zip(opened, weights, snapshots, strict=True)
+    ]
+    return make_report(
+        provenance=_provenance(command),
+        checkpoints=members,
         data={
-            "files": list(config.data.files),
+            "files": list(project.config.data.files),
             "digest": dataset.digest,
             "rows": len(dataset.examples),
             "examples": len(dataset.by_digest),
         },
         score={
-            "name": score,
-            "unit": SCORES[score].unit,
+            "name": score.name,
+            "unit": score.unit,
             "sign": SIGN,
-            "description": SCORES[score].description,
-            "row": retriever.layout.describe(),
+            "description": score.description,
+            "damping": (options.damping or score.damping) if score.curvature else None,
+            "row": last.layout.describe(),
         },
-        warnings=_warnings(retriever.missing, dataset, opened.checkpoint.name),
-        queries=answers,
+        warnings=warnings,
+        queries=views,
     )
+
+
+def resolve_score(project: Project, opened: Sequence[Opened], name: str) -> str:
+    """Return the score that `auto` means: the best by the README's evidence that can be had.
+
+    `ekfac` where curvature was collected; else `gram`, which needs sketch rows, layer by
+    layer; else what the rows can answer.
+    """
+    if name != AUTO:
+        return name
+    if all(project.newest(one.curvature_cache.id) is not None for one in opened):
+        return "ekfac"
+    spec = project.config.gradient
+    if spec.row == "factors":
+        return "dot"
+    return "rapidin" if spec.sketch == "oporp" else "gram"
 
 
 def _warnings(missing: int, dataset: Dataset, name: str) -> list[str]:

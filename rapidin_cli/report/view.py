@@ -14,46 +14,46 @@ from rapidin_cli.errors import InputError
 from rapidin_storage import canonical_json
 
 if TYPE_CHECKING:
-    from rapidin_cli.influence.queries import Query, QueryGradient
-    from rapidin_cli.influence.refine import Refined
+    from rapidin_cli.influence.asking import Answer
+    from rapidin_cli.influence.queries import Query
 
 SCHEMA = "rin.report/1"
 _HISTOGRAM_BINS = 48
+_MATCHES = 10
 
 View = dict[str, Any]
 
 
 def query_view(
-    query: Query,
+    answer: Answer,
     texts: Sequence[Sequence[str]],
-    gradient: QueryGradient,
-    refined: Refined,
-    examples: Sequence[Sequence[Example]],
     learnt: Sequence[Sequence[str]],
-    *,
-    token_scores: bool,
+    all_examples: Sequence[Sequence[Example]],
 ) -> View:
     """Return one query of the report.
 
     Args:
+        answer: what was found.
         texts: of each part of the query, the text of each token.
-        examples: for each kept slot, the rows of the data that it stands for.
-        learnt: for each kept slot, the text of each learnt token.
+        learnt: for each kept example, the text of each learnt token.
+        all_examples: the distinct examples of the data, as `answer.found` counts them.
 
     Raises:
         InputError: a score is NaN or infinite.
     """
-    found = refined.found
+    found, query, loss = answer.found, answer.query, sum(answer.losses[0])
+    token_scores = found.scores.shape[1] > 1
     scored = found.totals[~np.isnan(found.totals)]
-    if not np.isfinite(found.scores).all() or not np.isfinite(gradient.loss):
+    if not np.isfinite(found.scores).all() or not np.isfinite(loss):
         raise InputError(
             f"query {query.id!r}: the model gives a loss or a gradient that is not finite",
             hint='try [model] dtype = "float32" in rin.toml',
         )
     ranked = np.sort(scored)
+    ranks = _ranks(answer.words)
     kept = [
-        _example_view(number, rows, learnt[number], refined, ranked, token_scores=token_scores)
-        for number, rows in enumerate(examples)
+        _example_view(number, answer, learnt[number], ranked, ranks)
+        for number in range(len(answer.examples))
     ]
     kept.sort(key=lambda item: (-item["score"], item["digest"]))
     residual = found.scores[:, 0] - found.scores[:, 1:].sum(1)
@@ -64,47 +64,78 @@ def query_view(
         "response": query.example.row.response,
         "contrast": contrast,
         "source": query.source,
-        "tokens": _tokens(query, texts, gradient),
-        "loss": short(gradient.loss),
+        "tokens": _tokens(query, texts, answer.losses),
+        "loss": short(loss),
         "scored": len(scored),
-        "exact": _exact_view(refined),
+        "exact": _exact_view(answer),
+        "words": _words_view(answer, all_examples, ranked, ranks),
         "residual": short(np.abs(residual).max(initial=0)) if token_scores else None,
         "distribution": _distribution(scored),
         "examples": kept,
     }
 
 
-def _exact_view(refined: Refined) -> View | None:
-    if refined.training is None:
+def _exact_view(answer: Answer) -> View | None:
+    exact = answer.exact
+    if exact is None:
         return None
-    totals = refined.found.scores[:, 0]
     apart = [
         abs(float(total) - float(part.sum(dtype=np.float64)))
-        for total, part in zip(totals, refined.training, strict=True)
+        for total, part in zip(answer.found.scores[:, 0], exact.training, strict=True)
     ]
     return {
-        "shortlist": refined.shortlist,
-        "sketch_error": short(refined.sketch_error),
+        "shortlist": exact.shortlist,
+        "sketch_error": short(exact.sketch_error),
         "residual": short(max(apart, default=0)),
-        "forward_mode": refined.forward_mode,
+        "forward_mode": exact.forward_mode,
     }
 
 
-def _example_view(
-    number: int,
-    rows: Sequence[Example],
-    learnt: Sequence[str],
-    refined: Refined,
-    ranked: Any,
-    *,
-    token_scores: bool,
+def _ranks(scores: Any) -> Any:
+    """Rank of each score, 1 for the highest; 0 where nothing matches."""
+    ranks = np.empty(len(scores), dtype=np.int64)
+    ranks[np.argsort(-scores, kind="stable")] = np.arange(1, len(scores) + 1)
+    return np.where(scores > 0, ranks, 0)
+
+
+def _words_view(
+    answer: Answer, all_examples: Sequence[Sequence[Example]], ranked: Any, ranks: Any
 ) -> View:
-    first, scores = rows[0], refined.found.scores[number]
-    not_above = np.searchsorted(ranked, scores[0], side="right")
+    """How far the ranking is one of shared words: both top lists, and what only one has."""
+    totals = answer.found.totals
+    matches = np.flatnonzero((ranks >= 1) & (ranks <= _MATCHES) & ~np.isnan(totals))
+    order = np.argsort(-np.nan_to_num(totals, nan=-np.inf), kind="stable")[:_MATCHES]
+    raised = [int(position) for position in order if totals[position] > 0]
+    return {
+        "of": len(raised),
+        "agree": sum(bool(1 <= ranks[position] <= _MATCHES) for position in raised),
+        "matches": [
+            {
+                "digest": all_examples[int(position)][0].digest.hex(),
+                "id": all_examples[int(position)][0].row.id,
+                "bm25": short(answer.words[position]),
+                "score": short(totals[position]),
+                "percentile": _percentile(totals[position], ranked),
+            }
+            for position in sorted(matches, key=lambda place: ranks[place])
+        ],
+    }
+
+
+def _percentile(score: Any, ranked: Any) -> float:
+    return short(100 * np.searchsorted(ranked, score, side="right") / len(ranked))
+
+
+def _example_view(
+    number: int, answer: Answer, learnt: Sequence[str], ranked: Any, ranks: Any
+) -> View:
+    rows, exact = answer.examples[number], answer.exact
+    first, scores = rows[0], answer.found.scores[number]
     training = None
-    if refined.training is not None:
-        parts = zip(learnt, refined.training[number], strict=True)
+    if exact is not None:
+        parts = zip(learnt, exact.training[number], strict=True)
         training = [[text, short(value)] for text, value in parts]
+    place = answer.found.slots[number]
     return {
         "digest": first.digest.hex(),
         "id": first.row.id,
@@ -112,23 +143,24 @@ def _example_view(
         "prompt": first.row.prompt,
         "response": first.row.response,
         "score": short(scores[0]),
-        "sketched": None if refined.sketched is None else short(refined.sketched[number, 0]),
-        "percentile": short(100 * not_above / len(ranked)),
-        "tokens": [short(value) for value in scores[1:]] if token_scores else None,
+        "sketched": None if exact is None else short(exact.sketched[number]),
+        "percentile": _percentile(scores[0], ranked),
+        "bm25": {"score": short(answer.words[place]), "rank": int(ranks[place]) or None},
+        "tokens": [short(value) for value in scores[1:]] if len(scores) > 1 else None,
         "training": training,
     }
 
 
-def _tokens(query: Query, texts: Sequence[Sequence[str]], gradient: QueryGradient) -> list[View]:
-    """The tokens of the response with its prompt, and then those that a contrast explains."""
+def _tokens(
+    query: Query, texts: Sequence[Sequence[str]], losses: Sequence[Sequence[float]]
+) -> list[View]:
+    """The tokens of prompt and response, and then those of the contrast, with its prompt."""
     shown = []
     for number, (example, _) in enumerate(query.parts):
-        remaining = iter(gradient.losses[number])
+        remaining = iter(losses[number])
         for token, text, known in zip(
             example.input_ids, texts[number], example.learnt_mask, strict=True
         ):
-            if number and not known:
-                continue
             item = {
                 "id": int(token),
                 "text": text,
@@ -169,16 +201,17 @@ def short(value: Any) -> float:
 
 def make_report(
     provenance: Mapping[str, str],
-    checkpoint: Mapping[str, Any],
+    checkpoints: Sequence[Mapping[str, Any]],
     data: Mapping[str, Any],
-    score: Mapping[str, str],
+    score: Mapping[str, Any],
     warnings: Sequence[str],
     queries: Sequence[View],
 ) -> View:
     """Put a report together; its id is a hash of all but the provenance."""
     body: View = {
         "schema": SCHEMA,
-        "checkpoint": dict(checkpoint),
+        "checkpoint": {k: v for k, v in checkpoints[-1].items() if k != "weight"},
+        "checkpoints": [dict(checkpoint) for checkpoint in checkpoints],
         "data": dict(data),
         "score": dict(score),
         "warnings": list(warnings),

@@ -1,0 +1,231 @@
+"""From questions to the ranking that people see: scan, shortlist, exact scores, words.
+
+With several checkpoints every score is the weighted sum of theirs (TracInCP), and one model
+is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rapidin_cli.data.examples import Dataset, Example
+from rapidin_cli.influence.lexical import Lexical
+from rapidin_cli.influence.queries import Query, Question
+from rapidin_cli.influence.retrieve import Asked, Options, Retriever
+from rapidin_cli.influence.score import Array, Found, extremes
+
+Progress = Callable[[str, int, int], None]
+"""Is told what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is known about one query.
+
+    Attributes:
+        query: what was asked.
+        losses: of each part of the query, the last checkpoint's loss of each explained token.
+        examples: for each kept example, the equal rows of the data.
+        found: totals (N,) of all distinct examples in the data's order, NaN if not cached;
+            positions and scores of the kept, exact if `exact` is not None.
+        exact: how exact scores were made.
+        words: (N,) BM25 scores of all distinct examples.
+    """
+
+    query: Query
+    losses: list[list[float]]
+    examples: list[list[Example]]
+    found: Found
+    words: Array
+    exact: Exactness | None = None
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """What exact scoring found.
+
+    Attributes:
+        shortlist: how many examples were scored exactly.
+        sketched: (m,) what the sketches said of the kept.
+        training: for each kept example, the influence of each learnt token.
+        sketch_error: root mean square of sketched minus exact totals over the shortlist.
+        forward_mode: whether tokens were scored by forward-mode passes.
+    """
+
+    shortlist: int
+    sketched: Array
+    training: list[Array]
+    sketch_error: float
+    forward_mode: bool
+
+
+class Panel:
+    """The checkpoints that are asked, with their weights; the last one loaded is kept.
+
+    Args:
+        openers: load a checkpoint, in the order of training; all read the same data.
+        weights: factors of their scores.
+    """
+
+    def __init__(
+        self, openers: Sequence[Callable[[], Retriever]], weights: Sequence[float]
+    ) -> None:
+        self._openers = openers
+        self.weights = weights
+        self._at: tuple[int, Retriever] | None = None
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def at(self, number: int) -> Retriever:
+        """Return a checkpoint's retriever, loading it if it is not the one at hand."""
+        number %= len(self)
+        if self._at is None or self._at[0] != number:
+            self._at = None  # one model at a time
+            self._at = number, self._openers[number]()
+        return self._at[1]
+
+    def each(self) -> Iterator[tuple[float, Retriever]]:
+        """Yield (weight, retriever), the last checkpoint last."""
+        for number, weight in enumerate(self.weights):
+            yield weight, self.at(number)
+
+
+@dataclass
+class _Work:
+    """One query on its way."""
+
+    query: Query
+    losses: list[list[float]] = field(default_factory=list)
+    found: Found = field(default_factory=Found.empty)
+    scores: Array | None = None
+
+
+class Asking:
+    """Answers questions about a panel of checkpoints.
+
+    Args:
+        panel: whom to ask.
+        dataset: the training data.
+        options: how.
+        progress: is told what goes on.
+    """
+
+    def __init__(
+        self, panel: Panel, dataset: Dataset, options: Options, progress: Progress
+    ) -> None:
+        self._panel = panel
+        self._options = options
+        self._progress = progress
+        self._digests = list(dataset.by_digest)
+        self._examples = list(dataset.by_digest.values())
+        self._lexical = Lexical([rows[0] for rows in self._examples])
+
+    def answers(self, questions: Sequence[Question]) -> list[Answer]:
+        """Answer questions, in order."""
+        last = self._panel.at(-1)
+        queries = [last.query(question, self._options) for question in questions]
+        # With one checkpoint a query at a time is in memory, else a checkpoint at a time.
+        single = len(self._panel) == 1
+        groups = [[query] for query in queries] if single else [queries]
+        answers: list[Answer] = []
+        for group in groups:
+            self._progress("queries", len(answers), len(queries))
+            answers += self._answer([_Work(query) for query in group])
+        self._progress("queries", len(queries), len(queries))
+        return answers
+
+    def _answer(self, works: Sequence[_Work]) -> list[Answer]:
+        self._scan(works)
+        if not self._options.exact:
+            return [self._finish(work, work.found, None) for work in works]
+        return self._refine(works)
+
+    def _scan(self, works: Sequence[_Work]) -> None:
+        """Find each query's shortlist by its cached rows."""
+        more = max(1, self._options.exact)
+        top, token_top = self._options.top * more, self._options.token_top * more
+        for weight, retriever in self._panel.each():
+            for work in works:
+                asked = retriever.ask(work.query, self._options)
+                work.losses = asked.gradient.losses
+                if len(self._panel) == 1:
+                    work.found = retriever.best(asked, self._digests, top, token_top)
+                    continue
+                scores = weight * retriever.scores(asked, self._digests)
+                work.scores = scores if work.scores is None else work.scores + scores
+        for work in works:
+            if work.scores is not None:
+                cached = np.flatnonzero(~np.isnan(work.scores[:, 0]))
+                everything = Found(work.scores[:, 0], cached, work.scores[cached])
+                work.found, work.scores = everything.best(top, token_top), None
+
+    def _refine(self, works: Sequence[_Work]) -> list[Answer]:
+        """Score shortlists exactly, and keep their best."""
+        exact, forward_mode = self._exact_scores(works)
+        kept = []
+        for work, scores in zip(works, exact, strict=True):
+            totals = work.found.totals.copy()
+            totals[work.found.slots] = scores[:, 0]
+            best = extremes(scores, self._options.top, self._options.token_top)
+            kept.append((best, Found(totals, work.found.slots[best], scores[best])))
+        training = self._training_tokens(works, [found.slots for _, found in kept])
+        answers = []
+        for work, scores, (best, found), parts in zip(works, exact, kept, training, strict=True):
+            apart = work.found.scores[:, 0] - scores[:, 0]
+            error = float(np.sqrt(np.mean(apart**2))) if len(apart) else 0.0
+            sketched = work.found.scores[best, 0]
+            exactness = Exactness(len(scores), sketched, parts, error, forward_mode)
+            answers.append(self._finish(work, found, exactness))
+        return answers
+
+    def _exact_scores(self, works: Sequence[_Work]) -> tuple[list[Array], bool]:
+        """Return the exact scores of each shortlist, and whether forward mode did it."""
+        sums: list[Array] = [np.zeros(work.found.scores.shape, np.float32) for work in works]
+        forward_mode = True
+        for weight, retriever in self._panel.each():
+            for number, work in enumerate(works):
+                first = self._first(work.found.slots)
+                scorer = retriever.scorer(self._ask(retriever, work))
+                sums[number] += weight * scorer.all_scores(
+                    first, tokens=self._options.tokens, progress=self._counter(len(first))
+                )
+                forward_mode &= scorer.forward_mode
+        return sums, forward_mode
+
+    def _training_tokens(self, works: Sequence[_Work], kept: Sequence[Array]) -> list[list[Array]]:
+        """Return, for each query and kept example, the influence of each learnt token."""
+        sums: list[list[Array]] = [[] for _ in works]
+        for weight, retriever in self._panel.each():
+            for number, work in enumerate(works):
+                scorer = retriever.scorer(self._ask(retriever, work))
+                parts = scorer.training_tokens(self._first(kept[number]))
+                weighted = [weight * part.numpy() for part in parts]
+                if sums[number]:
+                    weighted = [a + b for a, b in zip(sums[number], weighted, strict=True)]
+                sums[number] = weighted
+        return sums
+
+    def _first(self, positions: Array) -> list[Example]:
+        return [self._examples[int(position)][0] for position in positions]
+
+    def _ask(self, retriever: Retriever, work: _Work) -> Asked:
+        return retriever.ask(work.query, self._options, scan=False)
+
+    def _counter(self, total: int) -> Callable[[int], None]:
+        done = 0
+
+        def advance(more: int) -> None:
+            nonlocal done
+            done += more
+            self._progress("exact scores", done, total)
+
+        return advance
+
+    def _finish(self, work: _Work, found: Found, exact: Exactness | None) -> Answer:
+        examples = [self._examples[int(position)] for position in found.slots]
+        words = self._lexical.scores(work.query.example)
+        return Answer(work.query, work.losses, examples, found, words, exact)
