@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from rapidin_cli.errors import UsageError
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -14,18 +16,43 @@ def register(app: typer.Typer) -> None:
 
 def show(
     context: typer.Context,
-    row: Annotated[str, typer.Argument(help="A row's id, FILE:LINE, or beginning of its digest.")],
+    row: Annotated[
+        str, typer.Argument(help="A row's id, FILE:LINE, or beginning of its digest.")
+    ] = "",
     checkpoint: Annotated[
         str, typer.Option(help="Name from rin.toml; the last one by default.")
     ] = "",
+    self_influence: Annotated[
+        bool, typer.Option("--self-influence", help="List the rows that explain themselves most.")
+    ] = False,
+    score: Annotated[str, typer.Option(help="Of --self-influence: dot or gram.")] = "dot",
+    top: Annotated[int, typer.Option(min=1, help="Rows to list.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Show one training row: its text, its learnt tokens, its cached loss and gradient norms."""
+    """Show one training row: its text, its learnt tokens, its cached loss and gradient norms.
+
+    With --self-influence, list the rows whose own gradient moves their own loss most: often
+    outliers and wrong labels.
+    """
     from rapidin_cli import console
     from rapidin_cli.project import Project
     from rapidin_cli.report import terminal
     from rapidin_cli.row_facts import row_facts
 
+    if bool(row) == self_influence:
+        raise UsageError(
+            "give either a row or --self-influence",
+            hint="rin show ROW, or rin show --self-influence",
+        )
+    if self_influence:
+        from rapidin_cli.self_influence import self_influences
+
+        found = self_influences(Project.open(context.obj.directory), checkpoint, score, top)
+        if as_json:
+            console.as_json(found)
+        else:
+            terminal.show_self_influences(found)
+        return
     facts = row_facts(Project.open(context.obj.directory), row, checkpoint)
     if as_json:
         console.as_json(facts)

@@ -74,6 +74,11 @@ class RowLayout:
         """D: elements of the gradient that a row stands for."""
         return sum(layer.size for layer in self.layers)
 
+    @classmethod
+    def from_json(cls, spec: GradientSpec, stored: dict[str, Any]) -> RowLayout:
+        """Read what `to_json` wrote."""
+        return cls(spec, tuple(Layer(*item) for item in stored["layers"]), tuple(stored["blocks"]))
+
     def to_json(self) -> dict[str, Any]:
         """What the cache keeps beside its rows."""
         return {

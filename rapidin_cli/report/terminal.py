@@ -34,6 +34,8 @@ _BINS = (
 _BARS = " ▁▂▃▄▅▆▇█"
 _SIDE_BY_SIDE = 100
 _TOKEN_TABLE = 10
+# A good match by words whose influence is not among the highest tenth is worth a mention.
+_UNMOVED = 90
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,10 @@ def _boxed() -> bool:
 def _header(report: View) -> RenderableType:
     data, score = report["data"], report["score"]
     text = Text()
-    text.append(f"checkpoint  {visible(report['checkpoint']['name'])}")
-    text.append(f"  ({report['checkpoint']['fingerprint'][:12]})\n")
+    for number, member in enumerate(report["checkpoints"]):
+        text.append(f"{'' if number else 'checkpoint':<12}{visible(member['name'])}")
+        weight = f", weight {member['weight']:.3f}" if len(report["checkpoints"]) > 1 else ""
+        text.append(f"  ({member['fingerprint'][:12]}{weight})\n")
     text.append(f"data        {visible(', '.join(data['files']))}  ({data['rows']:,} rows)\n")
     text.append(f"score       {score['name']}: {score['unit']}\n")
     text.append(f"            {score['sign']}\n")
@@ -130,6 +134,9 @@ def _query(query: View, span: Span, top: int) -> RenderableType:
     parts.append(_generation(query, span))
     parts.append(_histogram(query["distribution"]))
     kept = query["examples"]
+    if query["exact"] is not None:
+        parts.append(_exactness(query))
+    parts.append(_words(query["words"]))
     what = "all tokens" if span.everything else f"tokens {span.first} to {span.last}"
     parts.append(Text(f"ranked by {what}, among {len(kept):,} kept of {query['scored']:,} scored"))
     raised = sorted(kept, key=lambda e: (-span.score(e), e["digest"]))
@@ -149,6 +156,25 @@ def _query(query: View, span: Span, top: int) -> RenderableType:
     return Group(*parts)
 
 
+def _exactness(query: View) -> Text:
+    exact, spread = query["exact"], query["distribution"]["std"]
+    share = f" ({exact['sketch_error'] / spread:.1%} of the scores' sd)" if spread else ""
+    return Text(
+        f"exact scores of {exact['shortlist']:,} shortlisted; sketches were off by "
+        f"{exact['sketch_error']:.3g}{share}"
+    )
+
+
+def _words(words: View) -> Text:
+    """How much of the ranking shared words alone would give, and what only they would."""
+    only = [match for match in words["matches"] if match["percentile"] < _UNMOVED]
+    text = f"shared words (BM25): {words['agree']} of the top {words['of']} raised are also its own"
+    if only:
+        names = ", ".join(visible(match["id"]) for match in only[:3])
+        text += f"; alike in words, but of no special influence: {names}"
+    return Text(text)
+
+
 def _generation(query: View, span: Span) -> Text:
     """The explained tokens, coloured by their strongest influence; numbered every tenth."""
     explained = [token for token in query["tokens"] if token["explained"]]
@@ -159,6 +185,8 @@ def _generation(query: View, span: Span) -> Text:
         if number % 10 == 0:
             text.append(f"[{number}]", style="dim")
         chosen = not span.everything and span.first <= number <= span.last
+        if token["contrast"] and not explained[number - 1]["contrast"]:
+            text.append("\ninstead of  ")
         _heat(text, token["text"], score, scale, underline=chosen)
     return text
 
@@ -208,6 +236,7 @@ def _table(title: str, examples: Sequence[View], span: Span) -> RenderableType:
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column("above", justify="right", no_wrap=True)
+    table.add_column("bm25", justify="right", no_wrap=True)
     table.add_column("row", overflow="fold")
     table.add_column("text", ratio=1 if _boxed() else None, overflow="fold")
     for rank, example in enumerate(examples, 1):
@@ -218,11 +247,12 @@ def _table(title: str, examples: Sequence[View], span: Span) -> RenderableType:
             str(rank),
             f"{span.score(example):+.4g}",
             f"{example['percentile']:.1f}%",
+            "-" if example["bm25"]["rank"] is None else f"#{example['bm25']['rank']}",
             Text(name),
             Text(snippet),
         )
     if not examples:
-        table.add_row("", "", "", "", Text("none", style="dim"))
+        table.add_row("", "", "", "", "", Text("none", style="dim"))
     return table
 
 
@@ -247,22 +277,34 @@ def _full(query: View, example: View) -> RenderableType:
     text.append(f"{example['percentile']:.1f}% of all scores\n", "bold")
     text.append(f"{visible(places)}\n\n", "dim")
     text.append(f"prompt    {visible(example['prompt'])}\n")
-    text.append(f"response  {visible(example['response'])}\n")
+    parts: list[RenderableType] = [text]
+    if example["training"] is None:
+        text.append(f"response  {visible(example['response'])}\n")
+    else:
+        words = [word for word, _ in example["training"]]
+        scores = [score for _, score in example["training"]]
+        parts += _heat_map("what of it, token by token, had that influence:", words, scores)
     if example["tokens"] is None:
-        return text
+        return Group(*parts)
     explained = [token for token in query["tokens"] if token["explained"]]
-    scale = max(map(abs, example["tokens"]), default=0.0)
-    heat = Text("its influence on each token of the generation:\n")
-    for token, score in zip(explained, example["tokens"], strict=True):
-        _heat(heat, token["text"], score, scale)
+    words = [token["text"] for token in explained]
+    title = "its influence on each token of the generation:"
+    return Group(*parts, *_heat_map(title, words, example["tokens"]))
+
+
+def _heat_map(title: str, words: Sequence[str], scores: Sequence[float]) -> list[RenderableType]:
+    """A text with each word's score as its colour, and a table of the strongest."""
+    scale = max(map(abs, scores), default=0.0)
+    heat = Text(f"{title}\n")
+    for word, score in zip(words, scores, strict=True):
+        _heat(heat, word, score, scale)
     table = Table(box=box.SIMPLE_HEAD if _boxed() else None, pad_edge=False)
     for heading in ("token", "text", "influence"):
         table.add_column(heading, justify="right")
-    order = sorted(range(len(explained)), key=lambda n: -abs(example["tokens"][n]))
-    for number in order[:_TOKEN_TABLE]:
-        shown = one_line(repr(explained[number]["text"])[1:-1], 20)
-        table.add_row(str(number), Text(shown), f"{example['tokens'][number]:+.4g}")
-    return Group(text, heat, table)
+    for number in sorted(range(len(words)), key=lambda n: -abs(scores[n]))[:_TOKEN_TABLE]:
+        shown = one_line(repr(words[number])[1:-1], 20)
+        table.add_row(str(number), Text(shown), f"{scores[number]:+.4g}")
+    return [heat, table]
 
 
 def show_row(facts: View) -> None:
@@ -287,3 +329,22 @@ def show_row(facts: View) -> None:
     for piece in facts["text"]:
         text.append(visible(piece["text"]), "" if piece["learnt"] else "dim")
     console.data(text)
+
+
+def show_self_influences(found: View) -> None:
+    """Print the rows that explain themselves most."""
+    table = Table(box=box.SIMPLE_HEAD if _boxed() else None, pad_edge=False)
+    for heading in ("#", "self-influence", "loss a token", "tokens", "row", "text"):
+        right = heading not in ("row", "text")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=right)
+    for number, row in enumerate(found["rows"], 1):
+        snippet = one_line(row["prompt"], 50) + " → " + one_line(row["response"], 70)
+        table.add_row(
+            str(number),
+            f"{row['self_influence']:.4g}",
+            f"{row['loss'] / max(1, row['learnt']):.3f}",
+            f"{row['learnt']:,}",
+            Text(visible(row["id"])),
+            Text(snippet),
+        )
+    console.data(table)
