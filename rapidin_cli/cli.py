@@ -24,6 +24,7 @@ from rapidin_cli.commands import (
     demo,
     diff,
     doctor,
+    evaluate,
     init,
     remote,
     report,
@@ -88,7 +89,7 @@ def options(
 
 for module in (
     init, cache, curvature, retrieve, report, status, show, diff, remote, transfer, store, doctor,
-    demo,
+    evaluate, demo,
 ):  # fmt: skip
     module.register(app)
 

@@ -115,6 +115,24 @@ class CurvatureSettings:
 
 
 @dataclass(frozen=True)
+class EvaluateSettings:
+    """The `[evaluate]` table: how `rin evaluate` trains again.
+
+    Attributes:
+        command: your training: `{data}` is a JSONL file of rows, `{output}` the folder where
+            the checkpoint has to be afterwards, `{seed}` a number. Empty for the built-in
+            trainer, which the other settings are for.
+        epochs, batch_rows, learning_rate, seed: of the built-in trainer (AdamW).
+    """
+
+    command: str = ""
+    epochs: int = 3
+    batch_rows: int = 16
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Config:
     """All of rin.toml."""
 
@@ -126,6 +144,7 @@ class Config:
     remote: dict[str, RemoteSettings] = field(default_factory=dict)
     cache: CacheSettings = field(default_factory=CacheSettings)
     curvature: CurvatureSettings = field(default_factory=CurvatureSettings)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 
 
 def load_config(root: Path) -> Config:
@@ -159,6 +178,11 @@ def load_config(root: Path) -> Config:
         raise InputError(
             f"{CONFIG_FILE}: [curvature] rows must be 0 or more", hint=f"correct {CONFIG_FILE}"
         )
+    for name in ("epochs", "batch_rows", "learning_rate"):
+        if getattr(config.evaluate, name) <= 0:
+            raise InputError(
+                f"{CONFIG_FILE}: [evaluate] {name} must be positive", hint=f"correct {CONFIG_FILE}"
+            )
     for name in ("batch_tokens", "commit_seconds", "workers"):
         if getattr(config.cache, name) <= 0:
             raise InputError(

@@ -63,11 +63,7 @@ class RowLayout:
 
     def describe(self) -> str:
         """Say in a few words what a row holds."""
-        spec = self.spec
-        if spec.row == "factors":
-            cut = f", sides of {spec.projection:,}" if spec.projection else ""
-            return f"factors, rank {spec.rank}{cut}, {self.dimensions:,} numbers, {spec.precision}"
-        return f"{spec.sketch}, {self.dimensions:,} dimensions, {spec.precision}"
+        return f"{self.spec.describe()}; {self.dimensions:,} numbers"
 
     @property
     def parameters(self) -> int:

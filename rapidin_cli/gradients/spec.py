@@ -78,6 +78,13 @@ class GradientSpec:
         bits = {"int8": 8, "float16": 16, "sign": 1}[self.precision]
         return self.dimensions * bits // 8
 
+    def describe(self) -> str:
+        """Say in a few words what a row is."""
+        if self.row == "factors":
+            cut = f", sides of {self.projection:,}" if self.projection else ""
+            return f"factors, rank {self.rank}{cut}, {self.precision}"
+        return f"{self.sketch}, {self.dimensions:,} dimensions, {self.precision}"
+
     def identity(self) -> dict[str, Any]:
         """The fields that change a row, as JSON: hashed into the cache-id."""
         fields = asdict(self)

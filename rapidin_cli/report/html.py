@@ -14,7 +14,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         jinja2.UndefinedError: the report lacks something that the schema requires.
     """
     data = _compressed(report)
-    style, script = template_text("report.css"), template_text("report.js")
-    for name, text in (("report.css", style), ("report.js", script)):
-        if re.search("</(script|style)|<!--", text, re.IGNORECASE):
-            raise ValueError(f"{name} would end its own element")
+    style, script = _static("report.css"), _static("report.js")
     page = _environment().get_template("report.html.j2")
     return page.render(
         report=report,
@@ -52,15 +50,33 @@ def render_html(report: Mapping[str, Any]) -> str:
     )
 
 
+def render_page(template: str, **values: Any) -> str:
+    """Return a page without a script; its style sheet has the template's name."""
+    style = _static(template.replace(".html.j2", ".css"))
+    page = _environment().get_template(template)
+    return page.render(policy=_policy("", style), style=Markup(style), **values)
+
+
+def _static(name: str) -> str:
+    text = template_text(name)
+    if re.search("</(script|style)|<!--", text, re.IGNORECASE):
+        raise ValueError(f"{name} would end its own element")
+    return text
+
+
 def write_html(report: Mapping[str, Any], path: Path, *, force: bool) -> int:
-    """Write the page for its owner only (mode 0600), whole or not at all; return its bytes.
+    """Write the report's page for its owner only (mode 0600); see `save_page`.
 
     Raises:
         FileExistsError: ``path`` is there and ``force`` is false.
     """
     if not force and os.path.lexists(path):
         raise FileExistsError(f"{path} is there already")
-    content = render_html(report).encode("utf-8")
+    return _write(render_html(report), path, force=force)
+
+
+def _write(text: str, path: Path, *, force: bool) -> int:
+    content = text.encode("utf-8")
     # mkstemp creates its file with mode 0600, whatever the umask.
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -86,8 +102,26 @@ def save_html(report: Mapping[str, Any], path: Path, *, force: bool) -> int:
     Raises:
         InputError: the file is there, or cannot be written.
     """
-    try:
+    with _explained(path):
         return write_html(report, path, force=force)
+
+
+def save_page(text: str, path: Path, *, force: bool) -> int:
+    """Write a page for its owner only (mode 0600), whole or not at all; return its bytes.
+
+    Raises:
+        InputError: the file is there and ``force`` is false, or it cannot be written.
+    """
+    with _explained(path):
+        if not force and os.path.lexists(path):
+            raise FileExistsError(f"{path} is there already")
+        return _write(text, path, force=force)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FileExistsError:
         raise InputError(f"{path} is there already", hint="add --force to replace it") from None
     except OSError as error:

@@ -1,0 +1,261 @@
+"""`rin evaluate`: does influence find what was planted, and predict what retraining does?"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rapidin_cli import __version__
+from rapidin_cli.data.examples import Example
+from rapidin_cli.errors import InputError, MissingError, UsageError
+from rapidin_cli.evaluation import metrics
+from rapidin_cli.evaluation.retraining import Retrainer
+from rapidin_cli.influence.lexical import Lexical
+from rapidin_cli.influence.queries import Query, Question
+from rapidin_cli.influence.retrieve import Options, Retriever
+from rapidin_cli.influence.score import SCORES
+
+if TYPE_CHECKING:
+    from rapidin_cli.opened import Opened
+    from rapidin_cli.project import Project
+
+Array = np.ndarray[Any, Any]
+Progress = Callable[[str, int, int], None]
+
+BASELINES = ("bm25", "random")
+SCHEMA = "rin.evaluation/1"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be evaluated.
+
+    Attributes:
+        questions: what is asked.
+        checkpoint: of whom; the last by default.
+        scores: names, those of `BASELINES` among them; empty for all that can be had.
+        exact: score all rows from whole gradients, in place of what is cached.
+        device: `auto`, `cpu` or `cuda:N`.
+        workers: trainings at a time.
+    """
+
+    questions: Sequence[Question]
+    checkpoint: str = ""
+    scores: Sequence[str] = ()
+    exact: bool = False
+    device: str = "auto"
+    workers: int = 1
+
+
+class Evaluation:
+    """Scores of all distinct examples for some queries, by several ways to score."""
+
+    def __init__(self, project: Project, plan: Plan, progress: Progress) -> None:
+        self._project = project
+        self._plan = plan
+        self._progress = progress
+        self.opened: Opened = project.opened(plan.checkpoint)
+        self.examples = [rows[0] for rows in self.opened.dataset.by_digest.values()]
+        self._names = self._choose()
+        self.queries: list[Query] = []
+        self.scores: dict[str, Array] = {}
+        self._score()
+
+    def _choose(self) -> list[str]:
+        known = [*SCORES, *BASELINES]
+        for name in self._plan.scores:
+            if name not in known:
+                raise UsageError(
+                    f"there is no score {name!r}", hint=f"choose from {', '.join(known)}"
+                )
+        if self._plan.scores:
+            return list(self._plan.scores)
+        spec = self._project.config.gradient
+        if spec.row == "sketch" and spec.sketch == "oporp":
+            return ["rapidin", *BASELINES]
+        names = ["rapidin", "dot", "cosine"]
+        if spec.row == "sketch":
+            names.append("gram")
+        if self._project.newest(self.opened.curvature_cache.id) is not None:
+            names.append("ekfac")
+        return [*names, *BASELINES]
+
+    def _score(self) -> None:
+        retriever, _ = self._project.retriever(
+            self.opened.checkpoint.name, device=self._plan.device
+        )
+        if retriever.missing:
+            name = self.opened.checkpoint.name
+            raise MissingError(
+                f"{retriever.missing:,} examples of the data are not cached for {name!r}",
+                hint=f"rin cache {name}",
+            )
+        options = Options(
+            tokens=False,
+            exact=int(self._plan.exact),
+            batch_tokens=self._project.cache_settings.batch_tokens,
+        )
+        self.queries = [retriever.query(question, options) for question in self._plan.questions]
+        columns: dict[str, list[Array]] = {name: [] for name in self._names}
+        lexical = Lexical(self.examples) if "bm25" in self._names else None
+        generator = np.random.default_rng(0)
+        for number, query in enumerate(self.queries):
+            self._progress("scores", number, len(self.queries))
+            for name in self._names:
+                if name == "random":
+                    columns[name].append(generator.standard_normal(len(self.examples)))
+                elif name == "bm25":
+                    assert lexical is not None
+                    columns[name].append(lexical.scores(query.example))
+                else:
+                    columns[name].append(
+                        self._column(retriever, query, replace(options, score=name))
+                    )
+        self.scores = {name: np.stack(found, 1) for name, found in columns.items()}
+
+    def _column(self, retriever: Retriever, query: Query, options: Options) -> Array:
+        if self._plan.exact:
+            asked = retriever.ask(query, options, scan=False)
+            return retriever.scorer(asked).scores(self.examples, tokens=False).totals.numpy()
+        asked = retriever.ask(query, options)
+        return retriever.scores(asked, [example.digest for example in self.examples])[:, 0]
+
+    def retrainer(self) -> Retrainer:
+        """Return what trains again on parts of the examples."""
+        if any(query.contrast is not None for query in self.queries):
+            raise InputError(
+                "a query with a contrast has no single loss to predict", hint="leave contrast out"
+            )
+        device = self._plan.device
+        if device == "auto":
+            from rapidin_cli.workers import choose_devices
+
+            device = choose_devices("auto", 1)[0][0]
+        examples = [query.example for query in self.queries]
+        return Retrainer(self._project, self.opened, examples, device, self._plan.workers)
+
+    def report(self, kind: str, results: Mapping[str, Mapping[str, Any]], **facts: Any) -> Any:
+        """Return the outcome (`rin.evaluation/1`)."""
+        return {
+            "schema": SCHEMA,
+            "kind": kind,
+            "rin": __version__,
+            "checkpoint": self.opened.checkpoint.name,
+            "fingerprint": self.opened.fingerprint,
+            "exact": self._plan.exact,
+            "row": self._project.config.gradient.describe(),
+            "examples": len(self.examples),
+            "queries": [query.id for query in self.queries],
+            **facts,
+            "scores": [
+                {"name": name, "measures": [_measure(*item) for item in found.items()]}
+                for name, found in results.items()
+            ],
+        }
+
+
+def _measure(name: str, values: Sequence[float] | Array) -> dict[str, Any]:
+    mean, low, high = metrics.interval(values)
+    numbers = [round(float(value), 6) for value in values]
+    return {"name": name, "mean": mean, "low": low, "high": high, "values": numbers}
+
+
+def retrieval(
+    project: Project,
+    plan: Plan,
+    planted: Callable[[Question, Example], bool],
+    top: int,
+    progress: Progress,
+) -> Any:
+    """Measure how high the planted rows of each query rank.
+
+    Args:
+        planted: whether a row is what a question should find.
+        top: k of the precision.
+
+    Raises:
+        InputError: a query has no planted row.
+    """
+    evaluation = Evaluation(project, plan, progress)
+    masks = []
+    for question in plan.questions:
+        mask = np.array([planted(question, example) for example in evaluation.examples])
+        if not mask.any():
+            raise InputError(
+                f"query {question.id!r}: no row of the data is one of those planted for it",
+                hint="correct --planted, or the query's field planted",
+            )
+        masks.append(mask)
+    results = {}
+    for name, scores in evaluation.scores.items():
+        pairs = list(zip(scores.T, masks, strict=True))
+        results[name] = {
+            f"precision@{top}": [metrics.precision_at(s, m, top) for s, m in pairs],
+            "auPRC": [metrics.average_precision(s, m) for s, m in pairs],
+            "auPRC by size": [metrics.average_precision(np.abs(s), m) for s, m in pairs],
+            "auROC": [metrics.auroc(s, m) for s, m in pairs],
+        }
+    share = float(np.mean([mask.mean() for mask in masks]))
+    return evaluation.report("retrieval", results, planted=share)
+
+
+def linear_datamodeling(project: Project, plan: Plan, subsets: int, progress: Progress) -> Any:
+    """Measure the LDS over random halves of the data, each trained on again."""
+    evaluation = Evaluation(project, plan, progress)
+    retrainer = evaluation.retrainer()
+    count = len(evaluation.examples)
+    halves = [sorted(random.Random(n).sample(range(count), count // 2)) for n in range(subsets)]
+    tasks = {
+        str(number): [evaluation.examples[row] for row in half]
+        for number, half in enumerate(halves)
+    }
+    found = retrainer.run(tasks, lambda done, total: progress("trainings", done, total))
+    members = np.zeros((subsets, count))
+    for number, half in enumerate(halves):
+        members[number, half] = 1
+    outcomes = np.array([found[str(number)] for number in range(subsets)])
+    results = {
+        name: {"LDS": metrics.lds(scores, members, outcomes)}
+        for name, scores in evaluation.scores.items()
+    }
+    return evaluation.report("lds", results, trainings=subsets)
+
+
+def counterfactual(project: Project, plan: Plan, top: int, repeats: int, progress: Progress) -> Any:
+    """Leave out each score's `top` rows of a query, train again, and see the query's loss rise.
+
+    Args:
+        repeats: random drops, whose mean stands for `random`.
+    """
+    names = [name for name in plan.scores if name != "random"]
+    evaluation = Evaluation(project, replace(plan, scores=names), progress)
+    scores = {name: s for name, s in evaluation.scores.items() if name != "random"}
+    retrainer = evaluation.retrainer()
+    count = len(evaluation.examples)
+    if not 0 < top < count:
+        raise UsageError(f"--top {top}: there are {count:,} examples", hint="give fewer")
+
+    def without(rows: Sequence[int]) -> list[Example]:
+        dropped = set(rows)
+        return [e for number, e in enumerate(evaluation.examples) if number not in dropped]
+
+    tasks = {"all": evaluation.examples}
+    for number in range(repeats):
+        tasks[f"random {number}"] = without(random.Random(number).sample(range(count), top))
+    for name, values in scores.items():
+        for query, column in enumerate(values.T):
+            best = np.argsort(-column, kind="stable")[:top]
+            tasks[f"{name} {query}"] = without(best.tolist())
+    found = retrainer.run(tasks, lambda done, total: progress("trainings", done, total))
+    whole = np.array(found["all"])
+    results = {
+        name: {"loss rise": [found[f"{name} {q}"][q] - whole[q] for q in range(len(whole))]}
+        for name in scores
+    }
+    drops = np.array([found[f"random {number}"] for number in range(repeats)])
+    results["random"] = {"loss rise": (drops.mean(0) - whole).tolist()}
+    return evaluation.report("counterfactual", results, trainings=len(tasks), dropped=top)
