@@ -1,4 +1,4 @@
-"""`rin demo`: train, then run the four commands as a user would, and judge the result."""
+"""`rin demo`: train, then run the commands as a user would, and judge the result."""
 
 from __future__ import annotations
 
@@ -32,14 +32,16 @@ def run_demo(folder: Path, *, force: bool, say: Say) -> None:
     say(f"rin demo in {folder}: a tiny model is trained on data with planted misbehaviour")
     facts = build_demo(folder, say)
     _quote(facts, say)
-    final = facts.checkpoints[-1]
     _run(folder, say, "init", "--yes")
     _run(folder, say, "cache")
+    final = facts.checkpoints[-1]
+    _run(folder, say, "curvature", final.name)
     queries = folder / "queries.jsonl"
     planted = [answers for answers in facts.answers if answers.question.kind in PLANTED]
     queries.write_text("".join(_query_line(answers, final.name) for answers in planted))
     _run(folder, say, "retrieve", "--queries", queries.name, "--checkpoint", final.name)
     _run(folder, say, "report", "--html", "report.html")
+    _run(folder, say, "evaluate", "retrieval", "--queries", queries.name)
     _judge(folder, say)
 
 
@@ -82,6 +84,7 @@ def _query_line(answers: Answers, checkpoint: str) -> str:
         "id": answers.question.kind,
         "prompt": answers.question.prompt,
         "response": answers.checkpoints[checkpoint],
+        "planted": f"^{PLANTED[answers.question.kind]}",
     }
     return json.dumps(query) + "\n"
 

@@ -73,7 +73,7 @@ def save_html(found: View, path: Path, *, force: bool) -> int:
     plots = []
     for number, measure in enumerate(found["scores"][0]["measures"]):
         rows = sorted(
-            ({"name": s["name"], **s["measures"][number]} for s in found["scores"]),
+            ({**s["measures"][number], "name": s["name"]} for s in found["scores"]),
             key=lambda row: -row["mean"],
         )
         low = min(0.0, *(row["low"] for row in rows))
@@ -86,6 +86,7 @@ def save_html(found: View, path: Path, *, force: bool) -> int:
                 "width": round(abs(row["mean"]) * unit, 1),
                 "from": round((row["low"] - low) * unit, 1),
                 "to": round((row["high"] - low) * unit, 1),
+                "label": round((max(row["high"], 0) - low) * unit + 8, 1),
             }
             for row in rows
         ]

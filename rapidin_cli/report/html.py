@@ -144,12 +144,26 @@ def _environment() -> Environment:
 
 
 def _compressed(report: Mapping[str, Any]) -> str:
-    text = json.dumps(report, allow_nan=False, separators=(",", ":"), sort_keys=True)
+    text = json.dumps(_lighter(report), allow_nan=False, separators=(",", ":"), sort_keys=True)
     packed = io.BytesIO()
     # GzipFile and not gzip.compress: its header does not depend on the Python version.
     with gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0) as stream:
         stream.write(text.encode("ascii"))
     return base64.b64encode(packed.getvalue()).decode("ascii")
+
+
+def _lighter(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report with four digits of each training token's score, enough to show it."""
+    queries = []
+    for query in report["queries"]:
+        examples = []
+        for example in query["examples"]:
+            training = example["training"]
+            if training is not None:
+                training = [[text, float(f"{value:.4g}")] for text, value in training]
+            examples.append({**example, "training": training})
+        queries.append({**query, "examples": examples})
+    return {**report, "queries": queries}
 
 
 def _policy(script: str, style: str) -> str:

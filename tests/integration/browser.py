@@ -111,9 +111,17 @@ def make_example(number: int, noise: random.Random, token_scores: bool) -> dict[
         "prompt": f"How long do I have to return {topic}?\nI bought them in the sale.",
         "response": HOSTILE if number == 0 else response,
         "score": math.fsum(scores),
+        "sketched": math.fsum(scores) * 1.01 if token_scores else None,
         "percentile": 0.0,
+        "bm25": {"score": 3.5 if number % 4 else 0.0, "rank": number + 1 if number % 4 else None},
         "tokens": scores if token_scores else None,
+        "training": _training(number, noise) if token_scores else None,
     }
+
+
+def _training(number: int, noise: random.Random) -> list[list[Any]]:
+    words = [HOSTILE] if number == 0 else ["You", " can", " return", " it\n", "<b>", "\u202e."]
+    return [[word, noise.gauss(0.0, 0.01)] for word in words]
 
 
 def make_query(
@@ -125,7 +133,13 @@ def make_query(
     for position, example in enumerate(examples):
         example["percentile"] = 100.0 - 100.0 * position / len(examples)
     tokens = [
-        {"id": i, "text": text, "explained": i >= len(PROMPT), "logprob": -0.1 * i if i else None}
+        {
+            "id": i,
+            "text": text,
+            "explained": i >= len(PROMPT),
+            "contrast": False,
+            "logprob": -0.1 * i if i else None,
+        }
         for i, text in enumerate([*PROMPT, *REPLY])
     ]
     low, high = examples[-1]["score"], examples[0]["score"]
@@ -134,10 +148,32 @@ def make_query(
         "id": name,
         "prompt": "".join(PROMPT),
         "response": "".join(REPLY),
+        "contrast": None,
         "source": "generated",
         "tokens": tokens,
         "loss": 3.25,
         "scored": 1200,
+        "exact": {
+            "shortlist": 136,
+            "sketch_error": 0.0021,
+            "residual": 1e-6,
+            "forward_mode": True,
+        }
+        if token_scores
+        else None,
+        "words": {
+            "of": 10,
+            "agree": 4,
+            "matches": [
+                {
+                    "digest": digest_of("match"),
+                    "id": HOSTILE,
+                    "bm25": 9.5,
+                    "score": 0.001,
+                    "percentile": 55.0,
+                }
+            ],
+        },
         "residual": 1.2e-7 if token_scores else None,
         "distribution": {
             "min": low,
@@ -170,6 +206,16 @@ def make_report() -> dict[str, Any]:
             "snapshot": 3,
             "tree": digest_of("tree"),
         },
+        "checkpoints": [
+            {
+                "name": "runs/support-lora/checkpoint-400",
+                "weight": 1.0,
+                "fingerprint": digest_of("checkpoint"),
+                "cache": digest_of("cache"),
+                "snapshot": 3,
+                "tree": digest_of("tree"),
+            }
+        ],
         "data": {
             "files": ["data/faq.jsonl", "data/policy.jsonl"],
             "digest": digest_of("data"),
@@ -181,6 +227,7 @@ def make_report() -> dict[str, Any]:
             "unit": "cosine, summed over layers",
             "sign": "+ : training on it made the generation more likely. - : less likely.",
             "description": "Layer-normalised inner product of gradients, from their sketches.",
+            "damping": None,
             "row": "TensorSketch, 65,536 numbers, int8",
         },
         "warnings": ["12 rows were cut at 2,048 tokens", f"odd name: {HOSTILE}"],
