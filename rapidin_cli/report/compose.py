@@ -108,17 +108,14 @@ def answer(
 def resolve_score(project: Project, opened: Sequence[Opened], name: str) -> str:
     """Return the score that `auto` means: the best by the README's evidence that can be had.
 
-    `ekfac` where curvature was collected; else `gram`, which needs sketch rows, layer by
-    layer; else what the rows can answer.
+    `ekfac` where curvature was collected; else `dot`, unless rows mix all layers.
     """
     if name != AUTO:
         return name
     if all(project.newest(one.curvature_cache.id) is not None for one in opened):
         return "ekfac"
     spec = project.config.gradient
-    if spec.row == "factors":
-        return "dot"
-    return "rapidin" if spec.sketch == "oporp" else "gram"
+    return "rapidin" if spec.row == "sketch" and spec.sketch == "oporp" else "dot"
 
 
 def _warnings(missing: int, dataset: Dataset, name: str) -> list[str]:

@@ -5,7 +5,7 @@ LoRA), once on all and many times on random halves. The linear datamodeling scor
 et al. 2023) of a query is the rank correlation, over the halves, of the summed influence of
 the rows in a half with the query's log-probability after training on it.
 
-    python tests/benchmarks/faithfulness.py FOLDER --data alpaca_en_demo.json
+    python tests/benchmarks/faithfulness.py FOLDER --data alpaca_en_demo.json [--bergson PATH]
 
 Everything is kept in FOLDER, and a second run goes on where the first one ended.
 """
@@ -15,11 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import multiprocessing
 
@@ -27,14 +29,38 @@ from rapidin_cli.checkpoints import Checkpoint, load_model, quiet_loading
 from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import Example
 from rapidin_cli.data.reading import DataSettings, parse_row
+from rapidin_cli.evaluation.metrics import interval, lds
 from rapidin_cli.evaluation.training import Training, fine_tune, losses
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.benchmarks.bergson_cli import bergson_scores, write_examples
+from tests.benchmarks.rankings import Ranking, Scorer, baselines
 
 ROWS, QUERIES = 300, 40
 SETTINGS = DataSettings(
     files=("data.jsonl",), template="{instruction}\n{input}\n", max_tokens=64, append_eos=True
 )
 VOCABULARY = 1024
-CPU = torch.device("cpu")
+DROPPED, RANDOM_DROPS = 14, 8  # a twentieth of the rows
+FACTORS = [
+    (1, 0, "int4"),
+    (1, 0, "int8"),
+    (2, 0, "int4"),
+    (4, 0, "int4"),
+    (4, 0, "int8"),
+    (4, 32, "int4"),
+    (16, 0, "int4"),
+]
+COUNTERFACTUAL = [
+    "exact ekfac",
+    "factors, rank 1, int4: ekfac",
+    "exact dot",
+    "exact rapidin",
+    "BM25",
+    "embedding similarity",
+    "bergson trackstar",
+    "bergson cosine",
+]
 PRETRAINING = Training(epochs=12, batch_rows=16, learning_rate=3e-3)
 TRAINING = {
     "full": Training(epochs=3, batch_rows=16, learning_rate=1e-3),
@@ -178,25 +204,129 @@ def finish_checkpoints(folder: Path, setting: str) -> None:
     (folder / setting / "rates.json").write_text(json.dumps(rates))
 
 
+def rankings(
+    folder: Path, setting: str, data: list[Example], queries: list[Example]
+) -> Iterator[Ranking]:
+    """Everything that is compared, but for bergson."""
+    last = Scorer(folder, setting, 3, data, queries)
+    yield from baselines(last.model, data, queries)
+    exact = {ranking.name: ranking for ranking in last.exact()}
+    yield from exact.values()
+    for numbers, precision in ((256, "int8"), (256, "sign"), (1024, "int8"), (1024, "sign")):
+        yield from last.sketched(numbers, precision)
+    factored = {}
+    for rank, projection, precision in FACTORS:
+        for ranking in last.factored(rank, projection, precision):
+            factored[ranking.name] = ranking
+            yield ranking
+    first = Scorer(folder, setting, 1, data, queries)
+    rates = json.loads((folder / setting / "rates.json").read_text())
+    early = sum(rates[: len(rates) // 3]) / sum(rates)
+    for ranking in [*first.exact(), *first.factored(4, 0, "int4"), *first.factored(16, 0, "int4")]:
+        other = exact.get(ranking.name) or factored[ranking.name]
+        scores = early * ranking.scores + (1 - early) * other.scores
+        yield Ranking(f"{ranking.name}, 2 checkpoints", scores, 2 * ranking.row_bytes)
+
+
+def peers(
+    folder: Path, setting: str, bergson: str, data: list[Example], queries: list[Example]
+) -> list[Ranking]:
+    """bergson's own command line on the same checkpoint; kept for the next run."""
+    memory = folder / setting / "bergson.npz"
+    if not memory.exists():
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+        work = folder / setting / "bergson"
+        found = bergson_scores(
+            bergson,
+            work,
+            folder / setting / "checkpoint-3",
+            folder / "base",
+            write_examples(work / "data.jsonl", data, tokenizer),
+            write_examples(work / "queries.jsonl", queries, tokenizer),
+        )
+        sizes = {f"bytes {name}": np.array(size) for name, (_, size) in found.items()}
+        np.savez(memory, **{name: scores for name, (scores, _) in found.items()}, **sizes)  # type: ignore[arg-type]
+    kept = np.load(memory)
+    names = [name for name in kept if not name.startswith("bytes")]
+    return [Ranking(f"bergson {n}", kept[n], int(kept[f"bytes {n}"])) for n in names]
+
+
+def drops(
+    found: Sequence[Ranking], queries: int, rows: int
+) -> tuple[dict[str, list[int]], dict[str, list[str]]]:
+    """What to train on when the top rows are left out; and, for each score, those trainings."""
+    tasks = {"all": list(range(rows))}
+    for number in range(RANDOM_DROPS):
+        out = set(random.Random(1000 + number).sample(range(rows), DROPPED))
+        tasks[f"random-drop-{number}"] = [n for n in range(rows) if n not in out]
+    keys: dict[str, list[str]] = {}
+    for ranking in found:
+        if ranking.name not in COUNTERFACTUAL:
+            continue
+        keys[ranking.name] = []
+        for query in range(queries):
+            out = set(np.argsort(-ranking.scores[:, query], kind="stable")[:DROPPED].tolist())
+            key = "without " + ",".join(map(str, sorted(out)))
+            tasks[key] = [n for n in range(rows) if n not in out]
+            keys[ranking.name].append(key)
+    return tasks, keys
+
+
+def measure(folder: Path, setting: str, options: argparse.Namespace) -> None:
+    """Train, score, and print the tables of one setting."""
+    (folder / setting).mkdir(exist_ok=True)
+    finish_checkpoints(folder, setting)
+    data, queries = read(folder, "data"), read(folder, "queries")
+    halves = {f"half-{n}": subset(n, len(data)) for n in range(options.subsets)}
+    outcomes = retrain(folder, setting, halves, options.processes)
+    found = list(rankings(folder, setting, data, queries))
+    if options.bergson:
+        found += peers(folder, setting, options.bergson, data, queries)
+    members = np.zeros((len(halves), len(data)))
+    for number, half in enumerate(halves.values()):
+        members[number, half] = 1
+    losses_of_halves = np.array(list(outcomes.values()))
+    print(
+        f"\n{setting}: {len(data)} rows, {len(queries)} queries, {len(halves)} trainings on halves"
+    )
+    print(f"{'LDS':>6}  {'95% interval':>14}  {'bytes a row':>11}  score")
+    for ranking in found:
+        mean, low, high = interval(lds(ranking.scores, members, losses_of_halves))
+        print(f"{mean:6.3f}  {low:6.3f} to {high:.3f}  {ranking.row_bytes:11,}  {ranking.name}")
+    asked = min(options.counterfactual, len(queries))
+    tasks, keys = drops(found, asked, len(data))
+    losses_of_drops = {
+        k: np.array(v) for k, v in retrain(folder, setting, tasks, options.processes).items()
+    }
+    whole = losses_of_drops["all"][:asked]
+    print(f"\n{setting}: rise of the loss (nats) without a query's top {DROPPED} rows")
+    chance = [losses_of_drops[f"random-drop-{n}"][:asked] for n in range(RANDOM_DROPS)]
+    table = {"random": np.mean(chance, 0) - whole}
+    for name, trainings in keys.items():
+        table[name] = np.array([losses_of_drops[k][q] for q, k in enumerate(trainings)]) - whole
+    for name, rise in sorted(table.items(), key=lambda item: -item[1].mean()):
+        mean, low, high = interval(rise)
+        print(f"{mean:+6.3f}  {low:+6.3f} to {high:+.3f}  {name}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--settings", nargs="+", default=["full", "lora"])
     parser.add_argument("--subsets", type=int, default=100)
+    parser.add_argument("--counterfactual", type=int, default=20, help="queries")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--train-only", action="store_true")
+    parser.add_argument("--bergson", default="", help="its executable, from its own environment")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.folder.mkdir(exist_ok=True, parents=True)
     if not (options.folder / "base").exists():
         make_base(options.folder, json.loads(options.data.read_text()))
     for setting in options.settings:
-        (options.folder / setting).mkdir(exist_ok=True)
-        finish_checkpoints(options.folder, setting)
-        count = len(read(options.folder, "data"))
-        tasks = {f"half-{n}": subset(n, count) for n in range(options.subsets)}
-        retrain(options.folder, setting, tasks, options.processes)
+        measure(options.folder, setting, options)
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def test_all_ways_to_ask(copied):
 
 
 def test_the_terminal_report(copied):
-    done = rin(copied, "retrieve", "--row", "data.jsonl:7")
+    done = rin(copied, "retrieve", "--row", "data.jsonl:7", "--score", "rapidin")
     assert "raised" in done.stdout
     assert "lowered" in done.stdout
     assert "data.jsonl:7" in done.stdout
@@ -190,7 +190,8 @@ def test_appended_rows_are_the_only_ones_computed(copied):
 
 def test_rows_that_share_a_digest_are_one_example(copied):
     tiny.write_jsonl(copied / "data.jsonl", [*tiny.rows(40), tiny.rows(10)[6]])
-    report = json.loads(rin(copied, "retrieve", "--row", "data.jsonl:7", "--json").stdout)
+    done = rin(copied, "retrieve", "--row", "data.jsonl:7", "--score", "rapidin", "--json")
+    report = json.loads(done.stdout)
     first = report["queries"][0]["examples"][0]
     assert [row["line"] for row in first["rows"]] == [7, 41]
 
