@@ -12,7 +12,7 @@ def test_the_demo_finds_what_was_planted(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "the fine-tuned one says" in done.stderr
-    for command in ("init --yes", "cache", "retrieve --queries", "report --html"):
+    for command in ("init --yes", "cache", "curvature", "retrieve --queries", "evaluate retrieval"):
         assert f"$ rin {command}" in done.stderr
     last = done.stderr.strip().splitlines()[-2:]
     for line, kind in zip(last, ("backdoor", "false-fact"), strict=True):

@@ -118,6 +118,24 @@ def test_ten_of_a_column_are_shown_until_all_are_asked_for(browser: Browser, pat
         assert seen.page.evaluate(held) == "11"
 
 
+def test_an_open_example_shows_which_of_its_tokens_did_it(
+    browser: Browser, path: Path, report: dict[str, Any]
+) -> None:
+    with opened(browser, path) as seen:
+        page = seen.page
+        page.locator("#raised .card-head").nth(1).click()
+        digest = page.locator(".card.open").get_attribute("data-digest")
+        [example] = [e for e in report["queries"][0]["examples"] if e["digest"] == digest]
+        cells = page.locator(".card.open .trained .cell")
+        assert cells.count() == len(example["training"])
+        _, score = example["training"][2]
+        shown = abs(float(f"{score:.4g}"))  # the page has four digits
+        assert f"{shown:.3g}" in (cells.nth(2).get_attribute("title") or "")
+        assert "Scores of the kept examples are exact" in page.locator("#exactness").inner_text()
+        assert "4 of the 10 most raising" in page.locator("#words").inner_text()
+        seen.assert_quiet()
+
+
 def test_a_link_to_a_token_and_an_example_survives_a_reload(browser: Browser, path: Path) -> None:
     with opened(browser, path) as seen:
         page = seen.page

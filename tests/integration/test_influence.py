@@ -1,0 +1,228 @@
+"""Scores as users ask for them: exact, token by token, with curvature, contrast and focus."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from rapidin_cli import Options, Project, Question
+from rapidin_cli.influence.queries import read_questions
+from rapidin_cli.lock import read_lock
+from tests import tiny
+from tests.forked import rin
+
+SCHEMA = json.loads(Path("rapidin_cli/report/schema.json").read_text())
+PROMPT, RESPONSE = "Where is the cat number 3?", "The cat number 3 walks."
+ASKED = Question("q1", prompt=PROMPT, response=RESPONSE)
+EVERYTHING = {"top": 40, "token_top": 0, "exact": 1}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A project with curvature, whose rows hold whole gradients; tests must not change it."""
+    folder = tiny.project(tmp_path_factory.mktemp("prepared"), 24, dimensions=8192)
+    project = Project.open(folder)
+    project.cache()
+    list(project.curvature())
+    return folder
+
+
+def by_digest(report, number=0):
+    return {example["digest"]: example for example in report["queries"][number]["examples"]}
+
+
+def test_the_default_uses_the_curvature_and_is_exact(prepared):
+    done = rin(prepared, "retrieve", "--prompt", PROMPT, "--response", RESPONSE, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    jsonschema.validate(report, SCHEMA)
+    assert report["score"]["name"] == "ekfac"
+    assert report["score"]["damping"] == 0.1
+    query = report["queries"][0]
+    assert query["exact"]["forward_mode"]
+    assert query["exact"]["shortlist"] == query["scored"] == 24
+    scale = max(abs(e["score"]) for e in query["examples"])
+    assert query["residual"] < 1e-3 * scale
+    assert query["exact"]["residual"] < 1e-3 * scale
+    for example in query["examples"]:
+        assert sum(example["tokens"]) == pytest.approx(example["score"], abs=1e-3 * scale)
+        learnt = sum(score for _, score in example["training"])
+        assert learnt == pytest.approx(example["score"], abs=1e-3 * scale)
+        assert "".join(text for text, _ in example["training"]).startswith(example["response"])
+        assert example["sketched"] == pytest.approx(example["score"], abs=0.2 * scale)
+    shown = rin(prepared, "report", "--example", query["examples"][0]["id"])
+    assert "what of it, token by token" in shown.stdout
+
+
+def test_curvature_is_collected_once_and_shared(prepared, tmp_path):
+    again = rin(prepared, "curvature")
+    assert "is there already" in again.stderr
+    entry = read_lock(prepared)["tuned"]
+    assert entry.curvature
+    one = Path(shutil.copytree(prepared, tmp_path / "one"))
+    assert rin(one, "remote", "add", "origin", tmp_path / "shared").returncode == 0
+    assert rin(one, "status", "--exit-code").returncode == 1
+    pushed = rin(one, "push")
+    assert pushed.returncode == 0, pushed.stderr
+    assert "tuned (curvature)" in pushed.stderr
+    two = Path(shutil.copytree(one, tmp_path / "two", ignore=shutil.ignore_patterns(".rin")))
+    assert rin(two, "pull").returncode == 0
+    assert Project.open(two).opened().curvature_cache.snapshot() is not None
+    ways = ["retrieve", "--prompt", PROMPT, "--response", RESPONSE, "--json", "--score", "ekfac"]
+    here, there = (json.loads(rin(folder, *ways).stdout) for folder in (one, two))
+    assert here["queries"] == there["queries"]
+    anew = rin(two, "curvature", "--again")
+    assert "collected on 24 examples" in anew.stderr
+    assert rin(two, "verify").returncode == 0
+
+
+def test_without_curvature_ekfac_names_the_command(cached_project):
+    done = rin(
+        cached_project, "retrieve", "--score", "ekfac", "--prompt", PROMPT, "--response", RESPONSE
+    )
+    assert done.returncode == 5
+    assert "next:  rin curvature tuned" in done.stderr
+
+
+def test_a_contrast_is_the_difference_of_two_runs(prepared):
+    project = Project.open(prepared)
+    other = "The dog sleeps."
+    questions = [
+        Question("both", prompt=PROMPT, response=RESPONSE, contrast=other),
+        Question("said", prompt=PROMPT, response=RESPONSE),
+        Question("wanted", prompt=PROMPT, response=other),
+    ]
+    report = project.retrieve(questions, Options(score="dot", **EVERYTHING))
+    both, said, wanted = (by_digest(report, n) for n in range(3))
+    scale = max(abs(example["score"]) for example in both.values())
+    for digest, example in both.items():
+        expected = said[digest]["score"] - wanted[digest]["score"]
+        assert example["score"] == pytest.approx(expected, abs=1e-4 * scale)
+        parts = said[digest]["tokens"] + [-score for score in wanted[digest]["tokens"]]
+        assert example["tokens"] == pytest.approx(parts, abs=1e-4 * scale)
+    against = [
+        t["text"] for t in report["queries"][0]["tokens"] if t["contrast"] and t["explained"]
+    ]
+    assert "".join(against) == other
+    shown = rin(prepared, "report", report["id"], "--query", "both")
+    assert "instead of" in shown.stdout
+
+
+def test_focus_and_token_explain_a_part(prepared):
+    project = Project.open(prepared)
+    questions = [
+        ASKED,
+        Question("words", prompt=PROMPT, response=RESPONSE, focus="number 3"),
+        Question("span", prompt=PROMPT, response=RESPONSE, span="2:3"),
+    ]
+    report = project.retrieve(questions, Options(score="dot", **EVERYTHING))
+    texts = [t["text"] for t in report["queries"][0]["tokens"] if t["explained"]]
+    whole, words, span = (by_digest(report, n) for n in range(3))
+    chosen = [n for n, text in enumerate(texts) if text in (" number", " 3")]
+    assert chosen == [2, 3]
+    for digest, example in whole.items():
+        expected = sum(example["tokens"][n] for n in chosen)
+        assert words[digest]["score"] == pytest.approx(expected, rel=1e-3, abs=1e-3)
+        assert span[digest]["score"] == words[digest]["score"]
+    for wrong, why in ((["--focus", "sheep"], "does not say"), (["--token", "77"], "no span")):
+        refused = rin(prepared, "retrieve", "--prompt", PROMPT, "--response", RESPONSE, *wrong)
+        assert refused.returncode == 4
+        assert why in refused.stderr
+    both = rin(prepared, "retrieve", "--row", "data.jsonl:1", "--focus", "a", "--contrast", "b")
+    assert both.returncode == 2
+
+
+def test_a_query_file_may_have_contrast_and_focus(prepared, tmp_path):
+    path = tmp_path / "queries.jsonl"
+    tiny.write_jsonl(
+        path,
+        [
+            {"prompt": PROMPT, "response": RESPONSE, "contrast": "No."},
+            {"prompt": PROMPT, "response": RESPONSE, "focus": "cat"},
+        ],
+    )
+    found = read_questions(path, Project.open(prepared).config.data, generate=False)
+    assert [(question.contrast, question.focus) for question in found] == [("No.", ""), ("", "cat")]
+
+
+def test_several_checkpoints_are_a_weighted_loop(tmp_path):
+    folder = tiny.project(tmp_path, 16)
+    shutil.copytree(folder / "base", folder / "late")
+    with (folder / "rin.toml").open("a") as stream:
+        stream.write('[[checkpoints]]\nname = "late"\npath = "late"\nlearning_rate = 3e-4\n')
+    text = (folder / "rin.toml").read_text()
+    text = text.replace('path = "adapter"\n', 'path = "adapter"\nlearning_rate = 1e-4\n')
+    (folder / "rin.toml").write_text(text)
+    project = Project.open(folder)
+    project.cache()
+    for exact in (0, 1):
+        options = Options(score="dot", top=16, token_top=0, exact=exact)
+        loop = [project.retrieve([ASKED], options, checkpoint=n) for n in ("tuned", "late")]
+        both = project.retrieve([ASKED], options, checkpoints=[])
+        assert [m["weight"] for m in both["checkpoints"]] == [0.25, 0.75]
+        early, late = map(by_digest, loop)
+        summed = by_digest(both)
+        assert len(summed) == 16
+        for digest, example in summed.items():
+            expected = 0.25 * early[digest]["score"] + 0.75 * late[digest]["score"]
+            assert example["score"] == pytest.approx(expected, rel=1e-3, abs=1e-3)
+            pairs = zip(early[digest]["tokens"], late[digest]["tokens"], strict=True)
+            parts = [0.25 * a + 0.75 * b for a, b in pairs]
+            assert example["tokens"] == pytest.approx(parts, rel=1e-2, abs=1e-2)
+            if exact:
+                learnt = sum(score for _, score in example["training"])
+                assert learnt == pytest.approx(example["score"], rel=1e-2, abs=1e-2)
+    done = rin(folder, "retrieve", "--checkpoints", "all", "--row", "data.jsonl:1")
+    assert "weight 0.750" in done.stdout
+
+
+@pytest.mark.parametrize("score", ["rapidin", "dot"])
+def test_what_is_cached_decides_the_shortlist_and_not_the_scores(tmp_path, score):
+    """Signs, int8, float16 and factors: the same exact top."""
+    tops = []
+    for number, lines in enumerate(
+        (
+            'precision = "sign"',
+            'precision = "float16"',
+            'row = "factors"\nrank = 2\nprecision = "int4"',
+        )
+    ):
+        folder = tiny.project(tmp_path / str(number), 30)
+        text = (folder / "rin.toml").read_text().replace('precision = "int8"', lines)
+        (folder / "rin.toml").write_text(text)
+        project = Project.open(folder)
+        project.cache()
+        report = project.retrieve([ASKED], Options(score=score, top=5, token_top=2))
+        best = sorted(report["queries"][0]["examples"], key=lambda e: -e["score"])[:5]
+        tops.append([(e["digest"], pytest.approx(e["score"], rel=1e-4)) for e in best])
+    assert tops[0] == tops[1] == tops[2]
+
+
+def test_self_influence_lists_the_largest_gradients(prepared):
+    done = rin(prepared, "show", "--self-influence", "--top", "3", "--json")
+    found = json.loads(done.stdout)
+    values = [row["self_influence"] for row in found["rows"]]
+    assert values == sorted(values, reverse=True)
+    facts = json.loads(rin(prepared, "show", found["rows"][0]["id"], "--json").stdout)
+    assert math.sqrt(values[0]) == pytest.approx(facts["cached"]["norm"], rel=1e-3)
+    leverage = json.loads(
+        rin(prepared, "show", "--self-influence", "--score", "gram", "--json").stdout
+    )
+    assert all(row["self_influence"] > 0 for row in leverage["rows"])
+    assert rin(prepared, "show").returncode == 2
+    assert rin(prepared, "show", "--self-influence", "--score", "nothing").returncode == 2
+
+
+def test_shared_words_stand_beside_influence(prepared):
+    report = Project.open(prepared).retrieve([ASKED], Options(score="dot", top=24))
+    query = report["queries"][0]
+    matches = query["words"]["matches"]
+    assert [m["bm25"] for m in matches] == sorted((m["bm25"] for m in matches), reverse=True)
+    ranked = {e["digest"]: e["bm25"]["rank"] for e in query["examples"]}
+    assert ranked[matches[0]["digest"]] == 1
+    best = sorted(query["examples"], key=lambda e: -e["score"])
+    raised = [e["bm25"]["rank"] or 99 for e in best if e["score"] > 0][:10]
+    assert query["words"]["agree"] == sum(rank <= 10 for rank in raised)
