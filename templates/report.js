@@ -428,7 +428,12 @@
     const heat = heatMap(example.training.map(([text]) => text), example.training.map(([, value]) => value), model.trainingScale);
     const rows = () => example.training.map(([text, value], i) => [String(i + 1), word(text), plain(value)]);
     const table = lazyTable(element("details", "table", element("summary", "", "as table")), "Influence of each token that was learnt from this example", ["#", "token", "score"], rows, 1);
-    return element("div", "trained", element("h3", "", "Which of its tokens had that influence"), heat, legendOf(model.trainingScale), table);
+    const block = element("div", "trained", element("h3", "", "Which of its tokens had that influence"), heat, legendOf(model.trainingScale), table);
+    if (example.cells !== null) {
+      const pairs = () => example.cells.map(([t, s, value]) => [word(example.training[s][0]), word(model.explained[t].text), plain(value)]);
+      block.append(lazyTable(element("details", "table pairs", element("summary", "", "strongest pairs of tokens")), "Influence of a training token on a generated one", ["training token", "generated token", "score"], pairs, 0));
+    }
+    return block;
   }
 
   function heatMap(words, values, scale) {

@@ -62,6 +62,10 @@ def retrieve(
     token_top: Annotated[
         int, typer.Option(min=0, help="... and for each explained token, of each sign.")
     ] = 5,
+    cells: Annotated[
+        int,
+        typer.Option(min=0, help="For so many of each sign, training token x generated token."),
+    ] = 0,
     damping: Annotated[
         float | None,
         typer.Option(min=1e-9, help="Of gram and ekfac: a share of the mean eigenvalue."),
@@ -81,9 +85,14 @@ def retrieve(
     queries. The result is saved: `rin report` shows it again.
     """
     from rapidin_cli import console
+    from rapidin_cli.errors import UsageError
     from rapidin_cli.influence.retrieve import Options
     from rapidin_cli.project import Project
 
+    if cells and not (exact and tokens):
+        raise UsageError(
+            "--cells needs exact scores of tokens", hint="leave out --exact 0 and --no-tokens"
+        )
     project = Project.open(context.obj.directory)
     questions = _narrowed(
         _questions(project, stdin, prompt, response, generate, queries, row),
@@ -104,6 +113,7 @@ def retrieve(
                 exact=exact,
                 top=top,
                 token_top=token_top,
+                cells=cells,
                 damping=damping,
                 tokens=tokens,
                 max_new_tokens=max_new_tokens,

@@ -51,6 +51,8 @@ class Exactness:
         shortlist: how many examples were scored exactly.
         sketched: (m,) what the sketches said of the kept.
         training: for each kept example, the influence of each learnt token.
+        cells: for some of the kept, by their number: (T, S), the influence of each learnt token
+            on each explained one.
         sketch_error: root mean square of sketched minus exact totals over the shortlist.
         forward_mode: whether tokens were scored by forward-mode passes.
     """
@@ -58,6 +60,7 @@ class Exactness:
     shortlist: int
     sketched: Array
     training: list[Array]
+    cells: dict[int, Array]
     sketch_error: float
     forward_mode: bool
 
@@ -173,12 +176,14 @@ class Asking:
             best = extremes(scores, self._options.top, self._options.token_top)
             kept.append((best, Found(totals, work.found.slots[best], scores[best])))
         training = self._training_tokens(works, [found.slots for _, found in kept])
+        cells = self._cells(works, [found for _, found in kept])
         answers = []
-        for work, scores, (best, found), parts in zip(works, exact, kept, training, strict=True):
+        whole = zip(works, exact, kept, training, cells, strict=True)
+        for work, scores, (best, found), parts, pairs in whole:
             apart = work.found.scores[:, 0] - scores[:, 0]
             error = float(np.sqrt(np.mean(apart**2))) if len(apart) else 0.0
             sketched = work.found.scores[best, 0]
-            exactness = Exactness(len(scores), sketched, parts, error, forward_mode)
+            exactness = Exactness(len(scores), sketched, parts, pairs, error, forward_mode)
             answers.append(self._finish(work, found, exactness))
         return answers
 
@@ -207,6 +212,20 @@ class Asking:
                 if sums[number]:
                     weighted = [a + b for a, b in zip(sums[number], weighted, strict=True)]
                 sums[number] = weighted
+        return sums
+
+    def _cells(self, works: Sequence[_Work], kept: Sequence[Found]) -> list[dict[int, Array]]:
+        """Return, for each query, the token pairs of its strongest examples."""
+        sums: list[dict[int, Array]] = [{} for _ in works]
+        if not self._options.cells:
+            return sums
+        for weight, retriever in self._panel.each():
+            for work, found, pairs in zip(works, kept, sums, strict=True):
+                scorer = retriever.scorer(self._ask(retriever, work))
+                for number in extremes(found.scores[:, :1], self._options.cells, 0).tolist():
+                    example = self._examples[int(found.slots[number])][0]
+                    part = weight * scorer.cells(example).numpy()
+                    pairs[number] = pairs[number] + part if number in pairs else part
         return sums
 
     def _first(self, positions: Array) -> list[Example]:

@@ -45,6 +45,8 @@ class Options:
         exact: how many times as many as are kept are scored exactly; 0: sketches decide.
         top: kept overall, of each sign.
         token_top: kept for each explained token, of each sign.
+        cells: for so many examples of each sign, the influence of each training token on each
+            explained one; exact scores only.
         damping: of an inverse curvature, as a share of its mean eigenvalue in each layer;
             None for the score's own.
         tokens: whether to score each explained token.
@@ -56,6 +58,7 @@ class Options:
     exact: int = 4
     top: int = 10
     token_top: int = 5
+    cells: int = 0
     damping: float | None = None
     tokens: bool = True
     max_new_tokens: int = 64

@@ -287,9 +287,23 @@ def _full(query: View, example: View) -> RenderableType:
     if example["tokens"] is None:
         return Group(*parts)
     explained = [token for token in query["tokens"] if token["explained"]]
+    if example["cells"]:
+        parts.append(_pairs(example, explained))
     words = [token["text"] for token in explained]
     title = "its influence on each token of the generation:"
     return Group(*parts, *_heat_map(title, words, example["tokens"]))
+
+
+def _pairs(example: View, explained: Sequence[View]) -> RenderableType:
+    """The strongest pairs of a training token and a generated one."""
+    table = Table(box=box.SIMPLE_HEAD if _boxed() else None, pad_edge=False)
+    for heading in ("training token", "text", "generated token", "text", "influence"):
+        table.add_column(heading, justify="right")
+    for ours, theirs, score in example["cells"][:_TOKEN_TABLE]:
+        learnt = one_line(repr(example["training"][theirs][0])[1:-1], 20)
+        said = one_line(repr(explained[ours]["text"])[1:-1], 20)
+        table.add_row(str(theirs), Text(learnt), str(ours), Text(said), f"{score:+.4g}")
+    return table
 
 
 def _heat_map(title: str, words: Sequence[str], scores: Sequence[float]) -> list[RenderableType]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SCHEMA = "rin.report/1"
 _HISTOGRAM_BINS = 48
 _MATCHES = 10
+_CELLS = 200
 
 View = dict[str, Any]
 
@@ -148,7 +149,17 @@ def _example_view(
         "bm25": {"score": short(answer.words[place]), "rank": int(ranks[place]) or None},
         "tokens": [short(value) for value in scores[1:]] if len(scores) > 1 else None,
         "training": training,
+        "cells": None if exact is None else _cells(exact.cells.get(number)),
     }
+
+
+def _cells(pairs: Any) -> list[list[Any]] | None:
+    """The strongest cells, [explained token, training token, score]; the rest adds little."""
+    if pairs is None:
+        return None
+    order = np.argsort(-np.abs(pairs), axis=None, kind="stable")[:_CELLS]
+    places = zip(*np.unravel_index(order, pairs.shape), strict=True)
+    return [[int(t), int(s), short(pairs[t, s])] for t, s in places]
 
 
 def _tokens(

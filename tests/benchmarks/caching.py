@@ -30,10 +30,13 @@ from rapidin_cli.data.examples import Example, padded, plan_batches
 from rapidin_cli.data.loading import load_dataset
 from rapidin_cli.data.reading import DataSettings
 from rapidin_cli.demo.training import build_demo
-from rapidin_cli.gradients.engine import Batch, GradientEngine
+from rapidin_cli.gradients.engine import GradientEngine
+from rapidin_cli.gradients.passes import Batch
 from rapidin_cli.gradients.rows import row_kind
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.workers import compute_dtype
+
+FACTORS = GradientSpec(row="factors", rank=4, precision="int4")
 
 
 def batches(model: Path, data: Path, tokens: int, count: int) -> list[Batch]:
@@ -62,8 +65,8 @@ def load(path: Path, kind: str) -> Any:
 
 def compare(path: Path, kind: str, work: list[Batch], dtype: str, rounds: int) -> dict[str, Any]:
     trained = load(path, kind)
-    engine = GradientEngine(load(path, kind), GradientSpec(), torch.device("cpu"), dtype)  # type: ignore[arg-type]
-    rows = row_kind(engine.layout)
+    engine, sketch = maker(path, kind, GradientSpec(), dtype)
+    factors = maker(path, kind, FACTORS, dtype)[1]
 
     def train(batch: Batch) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
@@ -71,16 +74,14 @@ def compare(path: Path, kind: str, work: list[Batch], dtype: str, rounds: int) -
         loss.backward()
         trained.zero_grad(set_to_none=True)
 
-    def cache(batch: Batch) -> None:
-        rows.encode(engine(batch))
-
-    train(work[0])
-    cache(work[0])
-    ratios, seconds = [], {"train": 0.0, "cache": 0.0}
+    for once in (train, sketch, factors):
+        once(work[0])
+    ratios, over, seconds = [], [], {"train": 0.0, "cache": 0.0}
     for number in range(rounds):
         batch = work[number % len(work)]
-        a, b = timed(train, batch), timed(cache, batch)
+        a, b, c = timed(train, batch), timed(sketch, batch), timed(factors, batch)
         ratios.append(b / a)
+        over.append(c / b)
         seconds["train"] += a
         seconds["cache"] += b
     return {
@@ -90,9 +91,25 @@ def compare(path: Path, kind: str, work: list[Batch], dtype: str, rounds: int) -
         "ratio": round(statistics.median(ratios), 3),
         "lowest": round(min(ratios), 3),
         "highest": round(max(ratios), 3),
+        "factors": round(statistics.median(over), 3),
+        "factors_lowest": round(min(over), 3),
+        "factors_highest": round(max(over), 3),
         "train_seconds": round(seconds["train"], 2),
         "cache_seconds": round(seconds["cache"], 2),
     }
+
+
+def maker(
+    path: Path, kind: str, spec: GradientSpec, dtype: str
+) -> tuple[GradientEngine, Callable[[Batch], None]]:
+    """An engine, and what makes the rows of a batch with it."""
+    engine = GradientEngine(load(path, kind), spec, torch.device("cpu"), dtype)  # type: ignore[arg-type]
+    rows = row_kind(engine.layout)
+
+    def cache(batch: Batch) -> None:
+        rows.encode(engine(batch))
+
+    return engine, cache
 
 
 def timed(work: Callable[[Batch], None], batch: Batch) -> float:
@@ -126,7 +143,9 @@ def main() -> None:
                 print(
                     f"{name:12} {kind:5} caching / training step = {result['ratio']:.2f} "
                     f"({result['lowest']:.2f} to {result['highest']:.2f}; "
-                    f"{result['layers']} layers, {result['parameters']:,} parameters)",
+                    f"{result['layers']} layers, {result['parameters']:,} parameters); "
+                    f"factor rows / sketch rows = {result['factors']:.2f} "
+                    f"({result['factors_lowest']:.2f} to {result['factors_highest']:.2f})",
                     flush=True,
                 )
     machine = {

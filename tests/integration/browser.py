@@ -116,6 +116,7 @@ def make_example(number: int, noise: random.Random, token_scores: bool) -> dict[
         "bm25": {"score": 3.5 if number % 4 else 0.0, "rank": number + 1 if number % 4 else None},
         "tokens": scores if token_scores else None,
         "training": _training(number, noise) if token_scores else None,
+        "cells": [[2, 0, 0.004], [1, 0, -0.002]] if token_scores and number < 4 else None,
     }
 
 

@@ -57,6 +57,31 @@ def test_the_default_uses_the_curvature_and_is_exact(prepared):
     assert "what of it, token by token" in shown.stdout
 
 
+def test_cells_join_training_tokens_and_generated_ones(prepared):
+    done = rin(
+        prepared, "retrieve", "--prompt", PROMPT, "--response", RESPONSE, "--cells", "1", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    jsonschema.validate(report, SCHEMA)
+    examples = report["queries"][0]["examples"]
+    chosen = [example for example in examples if example["cells"] is not None]
+    assert chosen == [examples[0], examples[-1]]
+    for example in chosen:
+        assert len(example["cells"]) == len(example["tokens"]) * len(example["training"])
+        scale = sum(abs(score) for _, _, score in example["cells"])
+        for ours, total in enumerate(example["tokens"]):
+            found = sum(score for t, _, score in example["cells"] if t == ours)
+            assert found == pytest.approx(total, abs=1e-4 * scale)
+        for theirs, (_, total) in enumerate(example["training"]):
+            found = sum(score for _, s, score in example["cells"] if s == theirs)
+            assert found == pytest.approx(total, abs=1e-4 * scale)
+    shown = rin(prepared, "report", "--example", examples[0]["id"])
+    assert "generated token" in shown.stdout
+    refused = rin(prepared, "retrieve", "--row", "data.jsonl:1", "--cells", "1", "--exact", "0")
+    assert refused.returncode == 2
+
+
 def test_curvature_is_collected_once_and_shared(prepared, tmp_path):
     again = rin(prepared, "curvature")
     assert "is there already" in again.stderr
