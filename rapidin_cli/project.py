@@ -404,23 +404,31 @@ class Project:
         )
 
     def retriever(
-        self, name: str = "", *, device: str = "auto", snapshot: Snapshot | None = None
+        self,
+        name: str = "",
+        *,
+        device: str = "auto",
+        snapshot: Snapshot | None = None,
+        opened: Opened | None = None,
     ) -> tuple[Retriever, Opened]:
-        """Load a checkpoint and its cache, the newest or the given snapshot of it."""
+        """Load a checkpoint and its cache, the newest or the given snapshot of it.
+
+        Args:
+            opened: the checkpoint, if it was opened already: its data need not be read again.
+        """
         from rapidin_cli.curvature import load_for
         from rapidin_cli.influence.retrieve import Retriever
         from rapidin_cli.workers import build_engine
 
-        opened = self.opened(name)
-        snapshot = snapshot or self.snapshot(opened)
+        opened = opened or self.opened(name)
         engine = build_engine(opened.jobs(device, 1)[0])
         retriever = Retriever(
             engine,
             opened.tokenizer,
             opened.encoder,
             opened.dataset,
-            snapshot,
-            lambda: load_for(self, opened, engine.passes.targets),
+            snapshot or self.snapshot(opened),
+            partial(load_for, self, opened, engine.passes.targets),
         )
         return retriever, opened
 

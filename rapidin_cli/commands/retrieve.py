@@ -87,6 +87,7 @@ def retrieve(
     from rapidin_cli import console
     from rapidin_cli.errors import UsageError
     from rapidin_cli.influence.retrieve import Options
+    from rapidin_cli.influence.score import AUTO
     from rapidin_cli.project import Project
 
     if cells and not (exact and tokens):
@@ -127,10 +128,12 @@ def retrieve(
         )
     if as_json:
         console.as_json(report)
-        return
-    from rapidin_cli.report import terminal
+    else:
+        from rapidin_cli.report import terminal
 
-    terminal.show(report)
+        terminal.show(report)
+    if score == AUTO and report["score"]["name"] != "ekfac":
+        console.say("for scores that predict retraining better: rin curvature")
 
 
 def _several(one: str, several: str) -> list[str] | None:

@@ -85,9 +85,7 @@ class Evaluation:
         return [*names, *BASELINES]
 
     def _score(self) -> None:
-        retriever, _ = self._project.retriever(
-            self.opened.checkpoint.name, device=self._plan.device
-        )
+        retriever, _ = self._project.retriever(device=self._plan.device, opened=self.opened)
         if retriever.missing:
             name = self.opened.checkpoint.name
             raise MissingError(

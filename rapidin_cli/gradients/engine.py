@@ -13,7 +13,7 @@ from rapidin_cli.gradients.capture import Target
 from rapidin_cli.gradients.directions import Direction, LayerGradient
 from rapidin_cli.gradients.factors import FactorMaker
 from rapidin_cli.gradients.oporp import Oporp
-from rapidin_cli.gradients.passes import Batch, Compute, Passes
+from rapidin_cli.gradients.passes import Batch, Compute, Passes, on_cpu
 from rapidin_cli.gradients.rows import GradientRows, RowLayout
 from rapidin_cli.gradients.scaling import divided
 from rapidin_cli.gradients.spec import GradientSpec
@@ -91,16 +91,16 @@ class GradientEngine:
     def __call__(self, batch: Batch) -> GradientRows:
         """Return the rows of a batch, on the CPU, in the batch's order."""
         self._maker.start(len(batch.input_ids))
-        losses = self.passes.backward(
-            batch, lambda number, x, d: self._maker.add(number, x, d, None)
+        losses = on_cpu(
+            self.passes.backward(batch, lambda number, x, d: self._maker.add(number, x, d, None))
         )
         blocks, norm = self._maker.finish()
         return GradientRows(
             blocks.cpu(),
             norm.cpu(),
-            torch.stack([part.sum() for part in losses]).cpu(),
+            torch.tensor([float(part.sum()) for part in losses]),
             torch.tensor([len(part) for part in losses]),
-            [-part.cpu() for part in losses],
+            [-part for part in losses],
         )
 
     def directions(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -213,6 +213,11 @@ def _inner(model: nn.Module) -> nn.Module:
     inner = get() if get else model
     assert isinstance(inner, nn.Module)
     return inner
+
+
+def on_cpu(parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Bring tensors (n,) to the CPU in one copy."""
+    return list(torch.cat(list(parts)).cpu().split([len(part) for part in parts]))
 
 
 def _by_row(row: torch.Tensor, values: torch.Tensor, rows: int) -> list[torch.Tensor]:

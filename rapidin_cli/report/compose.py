@@ -48,10 +48,10 @@ def answer(
     options = replace(options, score=resolve_score(project, opened, options.score))
     snapshots = [project.snapshot(one) for one in opened]
 
-    def opener(settings: CheckpointSettings, snapshot: Snapshot) -> Callable[[], Retriever]:
-        return lambda: project.retriever(settings.name, device=device, snapshot=snapshot)[0]
+    def opener(one: Opened, snapshot: Snapshot) -> Callable[[], Retriever]:
+        return lambda: project.retriever(device=device, snapshot=snapshot, opened=one)[0]
 
-    openers = [opener(*pair) for pair in zip(chosen, snapshots, strict=True)]
+    openers = [opener(*pair) for pair in zip(opened, snapshots, strict=True)]
     panel = Panel(openers, weights)
     dataset = opened[-1].dataset
     asking = Asking(panel, dataset, options, progress)

@@ -8,6 +8,7 @@ from rapidin_cli.data.examples import IGNORED, one_token_queries, padded
 from rapidin_cli.data.loading import load_dataset
 from rapidin_cli.data.reading import DataSettings, read_values
 from rapidin_cli.errors import InputError
+from rapidin_cli.influence.tokens import token_texts
 from tests import tiny
 
 PAIR = {"prompt": "Where is the cat?", "response": "In the park."}
@@ -248,3 +249,14 @@ def test_settings_that_cannot_work_are_refused(tokenizer):
         Encoder(bare, DataSettings(template="chat"))
     with pytest.raises(InputError, match="is none of chat"):
         Encoder(tokenizer, DataSettings(template="chatml"))
+
+
+@pytest.mark.parametrize(
+    "text", ["The cat number 3 walks. " * 20, "naïve 日本語 🙂🙂 text " * 15, "", "\n\n  x\t" * 20]
+)
+def test_token_texts_add_up_to_the_text(tokenizer, text):
+    ids = tokenizer(text).input_ids
+    texts = token_texts(tokenizer, ids)
+    assert len(texts) == len(ids)
+    assert "".join(texts) == tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    assert max(map(len, texts), default=0) < 12  # none holds its neighbours' text
