@@ -57,7 +57,7 @@ def test_a_training_row_finds_itself_first(project, score, line):
     assert len(starts) == len(rows)
     done = run(
         project, "-m", "rapidin_cli", "retrieve", "--row", f"alpaca.json:{line}",
-        "--score", score, "--no-tokens", "--json",
+        "--score", score, "--no-tokens", "--exact", "0", "--json",
     )  # fmt: skip
     examples = json.loads(done.stdout)["queries"][0]["examples"]
     assert examples[0]["id"] == f"alpaca.json:{line}"
@@ -67,13 +67,15 @@ def test_a_training_row_finds_itself_first(project, score, line):
 def test_a_generation_gets_a_report(project):
     done = run(
         project, "-m", "rapidin_cli", "retrieve", "--prompt", "How do I make crepes?",
-        "--generate", "--max-new-tokens", "20", "--json",
+        "--generate", "--max-new-tokens", "20", "--exact", "1", "--token-top", "1", "--json",
     )  # fmt: skip
     query = json.loads(done.stdout)["queries"][0]
     assert query["source"] == "generated"
     assert sum(token["explained"] for token in query["tokens"]) == 20
     assert query["scored"] == ROWS
     largest = max(abs(example["score"]) for example in query["examples"])
-    assert query["residual"] < 0.02 * largest  # bfloat16: tokens are run one by one
+    assert query["exact"]["forward_mode"]
+    assert query["residual"] < 1e-3 * largest
+    assert query["exact"]["residual"] < 1e-3 * largest
     run(project, "-m", "rapidin_cli", "report", "--html", "report.html")
     assert (project / "report.html").stat().st_size > 20_000

@@ -1,0 +1,186 @@
+"""Do cached rows shortlist what whole gradients rank first, on a model of real size?
+
+    python tests/smollm2.py FOLDER alpaca_en_demo.json 500 30
+    python tests/benchmarks/fidelity.py FOLDER --data alpaca_en_demo.json [--rows 500]
+
+One pass over the rows takes their exact scores for some queries and makes every kind of row
+of the same gradients. Printed is, for each score and kind: bytes a row, the rank correlation
+with the exact scores, the share of the exact top 20 (of each sign) among its own 80, and
+whether exact re-scoring of its shortlist gives the exact top 20, in order.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import numpy as np
+import torch
+
+from rapidin_cli.checkpoints import Checkpoint, load_model, load_tokenizer
+from rapidin_cli.data.encoding import Encoder
+from rapidin_cli.data.examples import Example, plan_batches
+from rapidin_cli.data.reading import DataSettings, parse_row
+from rapidin_cli.evaluation.metrics import spearman
+from rapidin_cli.gradients import curvature
+from rapidin_cli.gradients.directions import LayerGradient
+from rapidin_cli.gradients.engine import GradientEngine
+from rapidin_cli.gradients.rows import GradientRows, row_kind
+from rapidin_cli.gradients.spec import GradientSpec
+from rapidin_cli.influence.preconditioners import Ekfac
+from rapidin_cli.influence.queries import Query, as_batch, query_gradient
+from rapidin_cli.influence.score import SCORES
+
+CPU = torch.device("cpu")
+TOP, SHORTLIST = 20, 80
+SPECS = {
+    "sketch 65,536, float16": GradientSpec(precision="float16"),
+    "sketch 65,536, int8": GradientSpec(),
+    "sketch 65,536, sign": GradientSpec(precision="sign"),
+    "factors, rank 1, int4": GradientSpec(row="factors", rank=1, precision="int4"),
+    "factors, rank 2, int4": GradientSpec(row="factors", rank=2, precision="int4"),
+    "factors, rank 4, int4": GradientSpec(row="factors", rank=4, precision="int4"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--rows", type=int, default=500)
+    parser.add_argument("--queries", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    adapter = next((options.folder / "out").glob("checkpoint-*"))
+    checkpoint = Checkpoint("smollm2", adapter, options.folder / "base")
+    rows, asked = read(checkpoint, options.data, options.rows, options.queries)
+    start = time.monotonic()
+    engines = make_engines(checkpoint)
+    first = next(iter(engines.values()))
+    queries = [query_gradient(first.passes, Query("", "given", q)) for q in asked]
+    plan = plan_batches(rows, (), 2048)
+    batches = [as_batch(part) for part in plan]
+    layers = curvature.collect(first.passes, batches, batches, sampled=False)
+    inverse = Ekfac(layers, SCORES["ekfac"].damping, CPU)
+    print(f"curvature of {len(rows)} rows: {time.monotonic() - start:.0f} s", flush=True)
+    exact, stored = one_pass(engines, queries, inverse, batches)
+    print(f"with the rows: {time.monotonic() - start:.0f} s", flush=True)
+    for name in ("rapidin", "dot", "ekfac"):
+        for label, engine in engines.items():
+            found = scanned(engine, stored[label], queries, inverse, name)
+            size = sum(values[0].nbytes for values in stored[label].values())
+            print(f"{name:8} {label:24} {size:9,} bytes  {judge(found, exact[name])}", flush=True)
+
+
+def read(
+    checkpoint: Checkpoint, data: Path, count: int, queries: int
+) -> tuple[list[Example], list[Example]]:
+    """The first rows, and as many others from the end as queries."""
+    settings = DataSettings(template="chat", max_tokens=256)
+    encoder = Encoder(load_tokenizer(checkpoint), settings)
+    values = json.loads(data.read_text())
+    chosen = [*values[:count], *values[-queries:]]
+    parsed = (parse_row(v, "alpaca", settings, "data", n) for n, v in enumerate(chosen))
+    made = list(encoder.examples(parsed))
+    rows = [e for e in made[:count] if isinstance(e, Example)]
+    return rows, [e for e in made[count:] if isinstance(e, Example)]
+
+
+def make_engines(checkpoint: Checkpoint) -> dict[str, GradientEngine]:
+    """One engine for each kind of row, all around the same model."""
+    model: Any = load_model(checkpoint, "cpu")
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    engines = {}
+    for label, spec in SPECS.items():
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        engines[label] = GradientEngine(model, spec, CPU, "float32")
+    return engines
+
+
+def one_pass(
+    engines: dict[str, GradientEngine], queries: list[Any], inverse: Ekfac, batches: list[Any]
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+    """Exact scores (N, Q) by name, and the stored arrays of every kind of row."""
+    passes = next(iter(engines.values())).passes
+    plain = [
+        torch.stack([q.layers[n].dense()[0] for q in queries]) for n in range(len(passes.targets))
+    ]
+    curved = [inverse.change(n, matrices) for n, matrices in enumerate(plain)]
+    norms = torch.stack([q.norm for q in queries])  # (Q, L)
+    exact: dict[str, list[np.ndarray]] = {"rapidin": [], "dot": [], "ekfac": []}
+    parts: dict[str, list[dict[str, np.ndarray]]] = {label: [] for label in engines}
+    for batch in batches:
+        count = len(batch.input_ids)
+        sums = {name: torch.zeros(count, len(queries)) for name in exact}
+        for engine in engines.values():
+            engine._maker.start(count)
+
+        def consume(number: int, x: torch.Tensor, d: torch.Tensor, sums: Any = sums) -> None:
+            gradient = LayerGradient.of_matrix(d.float().mT @ x.float())
+            flat = gradient.dense().flatten(1)
+            inner = flat @ plain[number].flatten(1).T
+            sums["dot"] += inner
+            sums["rapidin"] += inner / (flat.norm(dim=1)[:, None] * norms[:, number]).clamp_min(
+                1e-30
+            )
+            sums["ekfac"] += flat @ curved[number].flatten(1).T
+            for engine in engines.values():
+                engine._maker.add(number, x, d, None)
+
+        losses = passes.backward(batch, consume)
+        for name, values in sums.items():
+            exact[name].append(values.numpy())
+        for label, engine in engines.items():
+            blocks, norm = engine._maker.finish()
+            loss = torch.stack([part.sum() for part in losses])
+            made = GradientRows(blocks, norm, loss, torch.tensor([len(p) for p in losses]), [])
+            parts[label].append(row_kind(engine.layout).encode(made))
+    return (
+        {name: np.concatenate(values) for name, values in exact.items()},
+        {
+            label: {key: np.concatenate([part[key] for part in found]) for key in found[0]}
+            for label, found in parts.items()
+        },
+    )
+
+
+def scanned(
+    engine: GradientEngine, stored: Any, queries: list[Any], inverse: Ekfac, name: str
+) -> np.ndarray:
+    """Scores (N, Q) of cached rows."""
+    score = SCORES[name]
+    directions = []
+    for query in queries:
+        layers = query.layers
+        if score.curvature:
+            layers = [inverse.direction(n, layer) for n, layer in enumerate(query.layers)]
+        directions.append(engine.probe(layers, score.divisors(query.norm)))
+    weights = score.row_weights(torch.from_numpy(stored["norm"]))
+    kind = row_kind(engine.layout)
+    return kind.products(stored, torch.stack(directions), weights).numpy()
+
+
+def judge(found: np.ndarray, exact: np.ndarray) -> str:
+    """Rank correlation; recall of the exact top in the shortlist; queries with the same top."""
+    hits, same = [], 0
+    for column, truth in zip(found.T, exact.T, strict=True):
+        alike = True
+        for sign in (1, -1):
+            shortlist = np.argsort(-sign * column, kind="stable")[:SHORTLIST]
+            best = np.argsort(-sign * truth, kind="stable")[:TOP]
+            hits.append(np.isin(best, shortlist).mean())
+            again = shortlist[np.argsort(-sign * truth[shortlist], kind="stable")][:TOP]
+            alike &= list(again) == list(best)
+        same += alike
+    rank = spearman(found, exact).mean()
+    return f"rho {rank:.3f}  recall {np.mean(hits):.3f}  same top {TOP}: {same}/{exact.shape[1]}"
+
+
+if __name__ == "__main__":
+    main()
