@@ -16,6 +16,7 @@ from rapidin_cli.config import CheckpointSettings
 from rapidin_cli.data.examples import Dataset
 from rapidin_cli.influence.asking import Asking, Panel, Progress
 from rapidin_cli.influence.score import AUTO, SCORES, SIGN
+from rapidin_cli.lock import read_lock
 from rapidin_cli.rates import checkpoint_weights
 from rapidin_cli.report.view import make_report, query_view, short
 
@@ -112,10 +113,19 @@ def resolve_score(project: Project, opened: Sequence[Opened], name: str) -> str:
     """
     if name != AUTO:
         return name
-    if all(project.newest(one.curvature_cache.id) is not None for one in opened):
+    if all(_has_curvature(project, one) for one in opened):
         return "ekfac"
     spec = project.config.gradient
     return "rapidin" if spec.row == "sketch" and spec.sketch == "oporp" else "dot"
+
+
+def _has_curvature(project: Project, opened: Opened) -> bool:
+    """Whether it is here, or rin.lock names it: else no remote is asked for what it may have."""
+    cache = opened.curvature_cache
+    if cache.log.latest() is not None:
+        return True
+    entry = read_lock(project.root).get(opened.checkpoint.name)
+    return entry is not None and entry.curvature == cache.id
 
 
 def _warnings(missing: int, dataset: Dataset, name: str) -> list[str]:

@@ -31,7 +31,9 @@ def team(cached_project, tmp_path, s3_server):
 
 
 def answer(folder, *options):
-    done = rin(folder, "retrieve", "--row", "data.jsonl:7", "--json", *options)
+    done = rin(
+        folder, "retrieve", "--row", "data.jsonl:7", "--score", "rapidin", "--json", *options
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
