@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from rapidin_cli.data.examples import Dataset, Example
 from rapidin_cli.influence.lexical import Lexical
@@ -168,15 +169,19 @@ class Asking:
 
     def _refine(self, works: Sequence[_Work]) -> list[Answer]:
         """Score shortlists exactly, and keep their best."""
-        exact, forward_mode = self._exact_scores(works)
+        exact, factors, forward_mode = self._exact_scores(works)
         kept = []
         for work, scores in zip(works, exact, strict=True):
             totals = work.found.totals.copy()
             totals[work.found.slots] = scores[:, 0]
             best = extremes(scores, self._options.top, self._options.token_top)
             kept.append((best, Found(totals, work.found.slots[best], scores[best])))
-        training = self._training_tokens(works, [found.slots for _, found in kept])
-        cells = self._cells(works, [found for _, found in kept])
+        chosen = [found for _, found in kept]
+        own = [
+            [part[best] for part in parts] for parts, (best, _) in zip(factors, kept, strict=True)
+        ]
+        training = self._training_tokens(works, chosen, own)
+        cells = self._cells(works, chosen, own)
         answers = []
         whole = zip(works, exact, kept, training, cells, strict=True)
         for work, scores, (best, found), parts, pairs in whole:
@@ -187,44 +192,64 @@ class Asking:
             answers.append(self._finish(work, found, exactness))
         return answers
 
-    def _exact_scores(self, works: Sequence[_Work]) -> tuple[list[Array], bool]:
-        """Return the exact scores of each shortlist, and whether forward mode did it."""
+    def _exact_scores(
+        self, works: Sequence[_Work]
+    ) -> tuple[list[Array], list[list[torch.Tensor]], bool]:
+        """Return the exact scores of each shortlist, and whether forward mode did it.
+
+        In between: for each query and checkpoint, the examples' inverted divisors (m, L).
+        """
         sums: list[Array] = [np.zeros(work.found.scores.shape, np.float32) for work in works]
+        factors: list[list[torch.Tensor]] = [[] for _ in works]
         forward_mode = True
         for weight, retriever in self._panel.each():
             for number, work in enumerate(works):
                 first = self._first(work.found.slots)
                 scorer = retriever.scorer(self._ask(retriever, work))
-                sums[number] += weight * scorer.all_scores(
+                found = scorer.scores(
                     first, tokens=self._options.tokens, progress=self._counter(len(first))
                 )
+                sums[number] += weight * found.table
+                factors[number].append(found.factors)
                 forward_mode &= scorer.forward_mode
-        return sums, forward_mode
+        return sums, factors, forward_mode
 
-    def _training_tokens(self, works: Sequence[_Work], kept: Sequence[Array]) -> list[list[Array]]:
+    def _training_tokens(
+        self,
+        works: Sequence[_Work],
+        kept: Sequence[Found],
+        factors: Sequence[Sequence[torch.Tensor]],
+    ) -> list[list[Array]]:
         """Return, for each query and kept example, the influence of each learnt token."""
         sums: list[list[Array]] = [[] for _ in works]
-        for weight, retriever in self._panel.each():
+        for member, (weight, retriever) in enumerate(self._panel.each()):
             for number, work in enumerate(works):
                 scorer = retriever.scorer(self._ask(retriever, work))
-                parts = scorer.training_tokens(self._first(kept[number]))
+                parts = scorer.training_tokens(
+                    self._first(kept[number].slots), factors[number][member]
+                )
                 weighted = [weight * part.numpy() for part in parts]
                 if sums[number]:
                     weighted = [a + b for a, b in zip(sums[number], weighted, strict=True)]
                 sums[number] = weighted
         return sums
 
-    def _cells(self, works: Sequence[_Work], kept: Sequence[Found]) -> list[dict[int, Array]]:
+    def _cells(
+        self,
+        works: Sequence[_Work],
+        kept: Sequence[Found],
+        factors: Sequence[Sequence[torch.Tensor]],
+    ) -> list[dict[int, Array]]:
         """Return, for each query, the token pairs of its strongest examples."""
         sums: list[dict[int, Array]] = [{} for _ in works]
         if not self._options.cells:
             return sums
-        for weight, retriever in self._panel.each():
-            for work, found, pairs in zip(works, kept, sums, strict=True):
+        for member, (weight, retriever) in enumerate(self._panel.each()):
+            for work, found, own, pairs in zip(works, kept, factors, sums, strict=True):
                 scorer = retriever.scorer(self._ask(retriever, work))
                 for number in extremes(found.scores[:, :1], self._options.cells, 0).tolist():
                     example = self._examples[int(found.slots[number])][0]
-                    part = weight * scorer.cells(example).numpy()
+                    part = weight * scorer.cells(example, own[member][number]).numpy()
                     pairs[number] = pairs[number] + part if number in pairs else part
         return sums
 

@@ -55,15 +55,22 @@ class ExactScores:
     Attributes:
         layers: (m, L) each layer's part of the total.
         tokens: (m, T) each explained token's; (m, 0) if not wanted.
+        factors: (m, L) b, the examples' own divisors inverted: `training_tokens` needs them.
     """
 
     layers: torch.Tensor
     tokens: torch.Tensor
+    factors: torch.Tensor
 
     @property
     def totals(self) -> torch.Tensor:
         """(m,)"""
         return self.layers.sum(1)
+
+    @property
+    def table(self) -> Array:
+        """Totals and tokens side by side, (m, 1 + T)."""
+        return torch.cat([self.totals[:, None], self.tokens], 1).numpy()
 
 
 @dataclass
@@ -113,26 +120,17 @@ class ExactScorer:
         """Score examples, in their order; `progress` is told how many more are done."""
         layers = torch.zeros(len(examples), len(self._directions))
         parts = torch.zeros(len(examples), self.query.explained if tokens else 0)
+        kept = torch.zeros_like(layers)
         for chosen in self._batches(examples):
             batch = [examples[n] for n in chosen]
             inner, factors, gradients = self._capture(batch, keep=tokens)
             layers[chosen] = (inner * factors).cpu()
+            kept[chosen] = factors.cpu()
             if tokens:
                 field = Field(gradients, factors * self._inverse)
                 parts[chosen] = self._query_tokens(field).cpu()
             progress(len(batch))
-        return ExactScores(layers, parts)
-
-    def all_scores(
-        self,
-        examples: Sequence[Example],
-        *,
-        tokens: bool,
-        progress: Callable[[int], None] = lambda _: None,
-    ) -> Array:
-        """Return totals and, if wanted, tokens of `scores` side by side, (m, 1 + T)."""
-        found = self.scores(examples, tokens=tokens, progress=progress)
-        return torch.cat([found.totals[:, None], found.tokens], 1).numpy()
+        return ExactScores(layers, parts, kept)
 
     def _capture(
         self, examples: Sequence[Example], *, keep: bool
@@ -164,22 +162,31 @@ class ExactScorer:
             columns.append(sign * torch.stack(self._derivatives(copies, field)))
         return torch.cat(columns, 1)
 
-    def training_tokens(self, examples: Sequence[Example]) -> list[torch.Tensor]:
-        """Return, for each example, the influence of each of its learnt tokens."""
+    def training_tokens(
+        self, examples: Sequence[Example], factors: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """Return, for each example, the influence of each of its learnt tokens.
+
+        Args:
+            factors: (m, L) of these examples, as `scores` found them.
+        """
+        factors = factors.to(self.passes.device)
         found: dict[int, torch.Tensor] = {}
         for chosen in self._batches(examples):
             batch = [examples[n] for n in chosen]
-            _, factors, _ = self._capture(batch, keep=False)
-            derivatives = self._derivatives(batch, Field(self._directions, factors))
+            derivatives = self._derivatives(batch, Field(self._directions, factors[chosen]))
             found.update(zip(chosen, (part.cpu() for part in derivatives), strict=True))
         return [found[n] for n in range(len(examples))]
 
-    def cells(self, example: Example) -> torch.Tensor:
+    def cells(self, example: Example, factors: torch.Tensor) -> torch.Tensor:
         """Return the influence of each learnt token on each explained one, (T, S).
 
         A forward-mode pass through the example for each explained token.
+
+        Args:
+            factors: (L,) of this example, as `scores` found them.
         """
-        _, factors, _ = self._capture([example], keep=False)
+        factors = factors.to(self.passes.device)[None]
         rows = []
         for part, sign in self.query.parts:
             for single in one_token_queries(part):

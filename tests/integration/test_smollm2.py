@@ -67,7 +67,8 @@ def test_a_training_row_finds_itself_first(project, score, line):
 def test_a_generation_gets_a_report(project):
     done = run(
         project, "-m", "rapidin_cli", "retrieve", "--prompt", "How do I make crepes?",
-        "--generate", "--max-new-tokens", "20", "--exact", "1", "--token-top", "1", "--json",
+        "--generate", "--max-new-tokens", "20", "--top", "3", "--exact", "1", "--token-top", "0",
+        "--json",
     )  # fmt: skip
     query = json.loads(done.stdout)["queries"][0]
     assert query["source"] == "generated"

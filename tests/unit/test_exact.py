@@ -74,7 +74,7 @@ def test_all_scores_equal_one_backward_per_token(name, score):
     learnt = [[plain_gradients(model, t) for t in one_token_queries(e)] for e in EXAMPLES]
     exact = scorer(model, score, QUERY)
     found = exact.scores(EXAMPLES, tokens=True)
-    training = exact.training_tokens(EXAMPLES)
+    training = exact.training_tokens(EXAMPLES, found.factors)
     for row, gradient in enumerate(trained):
         whole = (query, gradient)
         expected = definition(score, whole, query, gradient)
@@ -89,7 +89,7 @@ def test_all_scores_equal_one_backward_per_token(name, score):
         for number, token in enumerate(learnt[row]):
             expected = definition(score, whole, query, token)
             assert float(training[row][number]) == pytest.approx(expected, abs=5e-5 * scale)
-    cells = exact.cells(EXAMPLES[0])
+    cells = exact.cells(EXAMPLES[0], found.factors[0])
     for t, ours in enumerate(asked):
         for s, theirs in enumerate(learnt[0]):
             expected = definition(score, (query, trained[0]), ours, theirs)
@@ -102,9 +102,9 @@ def test_both_sums_equal_the_total(score):
     found = exact.scores(EXAMPLES, tokens=True)
     scale = found.tokens.abs().sum(1).max()
     torch.testing.assert_close(found.tokens.sum(1), found.totals, rtol=0, atol=float(scale) * 1e-5)
-    sums = torch.stack([part.sum() for part in exact.training_tokens(EXAMPLES)])
+    sums = torch.stack([part.sum() for part in exact.training_tokens(EXAMPLES, found.factors)])
     torch.testing.assert_close(sums, found.totals, rtol=0, atol=float(scale) * 1e-5)
-    cells = exact.cells(EXAMPLES[1])
+    cells = exact.cells(EXAMPLES[1], found.factors[1])
     torch.testing.assert_close(
         cells.sum(1), found.tokens[1], rtol=0, atol=float(cells.abs().sum()) * 1e-5
     )
@@ -129,14 +129,15 @@ def test_a_contrast_is_the_difference_of_two_runs():
     torch.testing.assert_close(found.totals, said.totals - wanted.totals, rtol=0, atol=1e-5 * scale)
     together = torch.cat([said.tokens, -wanted.tokens], 1)
     torch.testing.assert_close(found.tokens, together, rtol=0, atol=1e-5 * scale)
-    sums = torch.stack([part.sum() for part in both.training_tokens(EXAMPLES)])
+    sums = torch.stack([part.sum() for part in both.training_tokens(EXAMPLES, found.factors)])
     torch.testing.assert_close(sums, found.totals, rtol=0, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize("query", [QUERY, CONTRAST])
 def test_without_forward_mode_backward_passes_give_the_same(query, monkeypatch):
     exact = scorer(tiny.llama(), "rapidin", query)
-    found, training = exact.scores(EXAMPLES, tokens=True), exact.training_tokens(EXAMPLES)
+    found = exact.scores(EXAMPLES, tokens=True)
+    training = exact.training_tokens(EXAMPLES, found.factors)
     assert exact.forward_mode
 
     def refuse(*_: object) -> None:
@@ -146,7 +147,7 @@ def test_without_forward_mode_backward_passes_give_the_same(query, monkeypatch):
     again = exact.scores(EXAMPLES, tokens=True)
     assert not exact.forward_mode
     torch.testing.assert_close(again.tokens, found.tokens, rtol=1e-4, atol=1e-5)
-    for ours, theirs in zip(exact.training_tokens(EXAMPLES), training, strict=True):
+    for ours, theirs in zip(exact.training_tokens(EXAMPLES, found.factors), training, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
