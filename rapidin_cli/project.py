@@ -418,6 +418,7 @@ class Project:
         """
         from rapidin_cli.curvature import load_for
         from rapidin_cli.influence.retrieve import Retriever
+        from rapidin_cli.optimizer import second_moments
         from rapidin_cli.workers import build_engine
 
         opened = opened or self.opened(name)
@@ -429,6 +430,7 @@ class Project:
             opened.dataset,
             snapshot or self.snapshot(opened),
             partial(load_for, self, opened, engine.passes.targets),
+            partial(second_moments, opened.checkpoint, engine.passes),
         )
         return retriever, opened
 

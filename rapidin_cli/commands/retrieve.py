@@ -51,7 +51,9 @@ def retrieve(
     checkpoints: Annotated[
         str, typer.Option(help="all, or a list: add scores, weighted by learning rates.")
     ] = "",
-    score: Annotated[str, typer.Option(help="auto, rapidin, dot, cosine, gram or ekfac.")] = "auto",
+    score: Annotated[
+        str, typer.Option(help="auto, ekfac, adam, dot, gram, cosine, rapidin.")
+    ] = "auto",
     exact: Annotated[
         int,
         typer.Option(
@@ -68,7 +70,7 @@ def retrieve(
     ] = 0,
     damping: Annotated[
         float | None,
-        typer.Option(min=1e-9, help="Of gram and ekfac: a share of the mean eigenvalue."),
+        typer.Option(min=1e-9, help="Of gram, adam and ekfac: a share of the layer's mean."),
     ] = None,
     tokens: Annotated[
         bool, typer.Option("--tokens/--no-tokens", help="Score every explained token.")
@@ -133,7 +135,7 @@ def retrieve(
 
         terminal.show(report)
     if score == AUTO and report["score"]["name"] != "ekfac":
-        console.say("for scores that predict retraining better: rin curvature")
+        console.say("for scores that predict retraining better: rin curvature, or --score adam")
 
 
 def _several(one: str, several: str) -> list[str] | None:

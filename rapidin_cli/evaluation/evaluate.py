@@ -18,6 +18,7 @@ from rapidin_cli.influence.lexical import Lexical
 from rapidin_cli.influence.queries import Query, Question
 from rapidin_cli.influence.retrieve import Options, Retriever
 from rapidin_cli.influence.score import SCORES
+from rapidin_cli.optimizer import has_second_moments
 
 if TYPE_CHECKING:
     from rapidin_cli.opened import Opened
@@ -82,6 +83,8 @@ class Evaluation:
             names.append("gram")
         if self._project.newest(self.opened.curvature_cache.id) is not None:
             names.append("ekfac")
+        if has_second_moments(self.opened.checkpoint):
+            names.append("adam")
         return [*names, *BASELINES]
 
     def _score(self) -> None:

@@ -95,7 +95,12 @@ def find_targets(model: nn.Module, pattern: str) -> tuple[list[Target], list[Ski
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    return isinstance(module, nn.Linear) or is_transposed(module)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a linear layer stores its weight as (I, O), as Hugging Face's Conv1D does."""
+    return type(module).__name__ == "Conv1D"
 
 
 def layer_name(name: str) -> str:
@@ -106,8 +111,8 @@ def layer_name(name: str) -> str:
 
 def _layer(name: str, module: nn.Module) -> Layer:
     first, second = module.weight.shape  # type: ignore[misc]
-    conv = type(module).__name__ == "Conv1D"  # its weight is stored as (I, O)
-    return Layer(layer_name(name), second if conv else first, first if conv else second)
+    sides = (second, first) if is_transposed(module) else (first, second)
+    return Layer(layer_name(name), *sides)
 
 
 def _probe(

@@ -54,6 +54,7 @@ class Passes:
         compute: `bfloat16` runs the model under autocast.
 
     Attributes:
+        trained: names of all trainable parameters.
         targets: the watched layers. skipped: trainable parameters that are not, and why.
     """
 
@@ -66,6 +67,7 @@ class Passes:
         self.compute = compute
         self._vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
         self._positions = _absolute_positions(_inner(model))
+        self.trained = [name for name, p in model.named_parameters() if p.requires_grad]
         self.targets, self.skipped = find_targets(model, pattern)
         model.requires_grad_(False)
         self._keeps_logits = "logits_to_keep" in inspect.signature(_inner(model).forward).parameters

@@ -1,4 +1,4 @@
-"""Inverse curvature: what turns a query's gradient into an influence function's direction."""
+"""What a query's gradient is multiplied by: inverse curvature, or the optimizer's scaling."""
 
 from __future__ import annotations
 
@@ -62,26 +62,22 @@ class _Rotated:
         return _Rotated(self.gradient.pick(rows), self.weights, self.inputs, self.outputs)
 
 
-class Ekfac:
-    """The inverse of EK-FAC curvature, damped layer by layer.
+@dataclass(frozen=True)
+class _Basis:
+    """A layer in which a matrix is diagonal: its axes (see `LayerCurvature`) and its diagonal."""
 
-    Args:
-        layers: the curvature.
-        damping: what is added to the eigenvalues of a layer, as a share of their mean
-            (Grosse et al. 2023 take 0.1).
-        device: where gradients are.
-    """
+    inputs: torch.Tensor
+    outputs: torch.Tensor
+    weights: torch.Tensor  # (O, I)
+
+
+class _Diagonal:
+    """A matrix that is diagonal in a known basis of each layer's weights."""
 
     on_rows = False
 
-    def __init__(
-        self, layers: Sequence[LayerCurvature], damping: float, device: torch.device
-    ) -> None:
-        self._layers = [
-            LayerCurvature(*(part.to(device) for part in (c.inputs, c.outputs, c.values)))
-            for c in layers
-        ]
-        self._inverse = [_inverse(layer.values, damping) for layer in self._layers]
+    def __init__(self, layers: Sequence[_Basis]) -> None:
+        self._layers = layers
 
     def direction(self, number: int, gradient: LayerGradient) -> _Rotated:
         """See `Preconditioner.direction`."""
@@ -94,15 +90,61 @@ class Ekfac:
             turned = LayerGradient.of_matrix(
                 rotated(rotated(gradient.matrix, layer.inputs).mT, layer.outputs).mT
             )
-        return _Rotated(turned, self._inverse[number], layer.inputs, layer.outputs)
+        return _Rotated(turned, layer.weights, layer.inputs, layer.outputs)
 
     def change(self, number: int, gradients: torch.Tensor) -> torch.Tensor:
         """See `Preconditioner.change`."""
         return self.direction(number, LayerGradient.of_matrix(gradients)).dense()
 
     def apply_to_rows(self, directions: torch.Tensor) -> torch.Tensor:
-        """Not here: this inverse acts on gradients."""
+        """Not here: this matrix acts on gradients."""
         raise NotImplementedError
+
+
+class Ekfac(_Diagonal):
+    """The inverse of EK-FAC curvature, damped layer by layer.
+
+    Args:
+        layers: the curvature.
+        damping: what is added to the eigenvalues of a layer, as a share of their mean
+            (Grosse et al. 2023 take 0.1).
+        device: where gradients are.
+    """
+
+    def __init__(
+        self, layers: Sequence[LayerCurvature], damping: float, device: torch.device
+    ) -> None:
+        super().__init__(
+            [
+                _Basis(
+                    layer.inputs.to(device),
+                    layer.outputs.to(device),
+                    _inverse(layer.values.to(device), damping),
+                )
+                for layer in layers
+            ]
+        )
+
+
+class Adam(_Diagonal):
+    """What Adam divides a gradient by: the roots of its second moments, one for each weight.
+
+    The direction is that of the optimizer's own step (LESS, Xia et al. 2024, arXiv 2402.04333),
+    with the second moments of the checkpoint taken as constant.
+
+    Args:
+        moments: for each layer, the bias-corrected second moments (O, I).
+        damping: what is added to their roots, as a share of the layer's mean root. It stands
+            in for Adam's epsilon, which lets weights that never had a gradient take over.
+        device: where gradients are.
+    """
+
+    def __init__(
+        self, moments: Sequence[torch.Tensor], damping: float, device: torch.device
+    ) -> None:
+        own_axes = torch.empty(0, 0, device=device)
+        roots = (layer.to(device).sqrt() for layer in moments)
+        super().__init__([_Basis(own_axes, own_axes, _inverse(root, damping)) for root in roots])
 
 
 def _inverse(values: torch.Tensor, damping: float) -> torch.Tensor:

@@ -18,7 +18,7 @@ from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.passes import Passes
 from rapidin_cli.gradients.rows import RowLayout, row_kind
 from rapidin_cli.influence.exact import ExactScorer
-from rapidin_cli.influence.preconditioners import Ekfac, Gram, Preconditioner
+from rapidin_cli.influence.preconditioners import Adam, Ekfac, Gram, Preconditioner
 from rapidin_cli.influence.queries import (
     Query,
     QueryGradient,
@@ -102,6 +102,7 @@ class Retriever:
         dataset: Dataset,
         snapshot: Snapshot,
         curvature: Callable[[], Collection],
+        second_moments: Callable[[], list[torch.Tensor]],
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
@@ -109,6 +110,7 @@ class Retriever:
         self._dataset = dataset
         self.snapshot = snapshot
         self._curvature = curvature
+        self._second_moments = second_moments
         self._inverses: dict[tuple[str, float], Preconditioner] = {}
         self._kind = row_kind(engine.layout)
         stored = snapshot.attributes.get("rin", {}).get("layout")
@@ -257,7 +259,7 @@ class Retriever:
         return dict(zip(digests, scores, strict=True))
 
     def _preconditioner(self, score: Score, damping: float) -> Preconditioner | None:
-        """Return the inverse curvature that a score needs, made once."""
+        """Return what a score multiplies gradients by, made once."""
         if score.curvature == "":
             return None
         key = score.curvature, damping
@@ -265,6 +267,8 @@ class Retriever:
             device = self._engine.passes.device
             if score.curvature == "ekfac":
                 self._inverses[key] = Ekfac(self._curvature().layers, damping, device)
+            elif score.curvature == "adam":
+                self._inverses[key] = Adam(self._second_moments(), damping, device)
             else:
                 self._inverses[key] = Gram(
                     self.snapshot, self.layout, self._engine.sketches, damping, device

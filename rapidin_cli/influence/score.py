@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 
 
 Normalisation = Literal["layer", "whole", "none"]
-Curvature = Literal["", "gram", "ekfac"]
+Curvature = Literal["", "gram", "ekfac", "adam"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class Score:
             whole gradient.
         damping: added to the curvature where the question does not say, as a share of its
             mean eigenvalue in each layer (tests/benchmarks/faithfulness.py).
-        curvature: what P_l inverts: `gram`, the second moments of the cached sketches, or
-            `ekfac`, the Kronecker-factored ones that `rin curvature` has collected.
+        curvature: what P_l inverts: `gram`, the second moments of the cached sketches;
+            `ekfac`, the Kronecker-factored ones that `rin curvature` has collected; `adam`,
+            the roots of the optimizer's, one for each weight.
     """
 
     name: str
@@ -107,6 +108,16 @@ SCORES = {
             "What up-weighting the example would do to the generation's log-probability near the "
             "optimum (Grosse et al. 2023, arXiv 2308.03296).",
             damping=0.1,
+        ),
+        Score(
+            "adam",
+            "none",
+            "adam",
+            "inner product along the optimizer's step (nats per unit learning rate)",
+            "The first-order change of the generation's log-probability by one step of Adam on the "
+            "example, with the second moments of the checkpoint's optimizer.pt (LESS, Xia et al. "
+            "2024).",
+            damping=0.01,
         ),
     )
 }

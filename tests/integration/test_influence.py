@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
 
 from rapidin_cli import Options, Project, Question
 from rapidin_cli.influence.queries import read_questions
@@ -110,6 +111,30 @@ def test_without_curvature_ekfac_names_the_command(cached_project):
     )
     assert done.returncode == 5
     assert "next:  rin curvature tuned" in done.stderr
+
+
+def test_adam_scores_by_the_trainers_optimizer(prepared, tmp_path):
+    ways = ["retrieve", "--score", "adam", "--prompt", PROMPT, "--response", RESPONSE, "--json"]
+    lacking = rin(prepared, *ways)
+    assert lacking.returncode == 5
+    assert "has no optimizer.pt" in lacking.stderr
+    folder = Path(shutil.copytree(prepared, tmp_path / "one"))
+    trained = [p for p in tiny.lora(tiny.llama()).parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained)
+    torch.manual_seed(3)
+    for parameter in trained:
+        parameter.grad = torch.rand_like(parameter)
+    optimizer.step()
+    torch.save(optimizer.state_dict(), folder / "adapter" / "optimizer.pt")
+    report = json.loads(rin(folder, *ways).stdout)
+    jsonschema.validate(report, SCHEMA)
+    assert report["score"]["name"] == "adam"
+    plain = json.loads(rin(folder, *ways[:2], "dot", *ways[3:]).stdout)
+    ours, dot = by_digest(report), by_digest(plain)
+    scale = max(abs(example["score"]) for example in ours.values())
+    for example in ours.values():
+        assert example["sketched"] == pytest.approx(example["score"], abs=0.2 * scale)
+    assert any(not 0.9 < ours[d]["score"] / dot[d]["score"] < 1.1 for d in ours.keys() & dot.keys())
 
 
 def test_a_contrast_is_the_difference_of_two_runs(prepared):

@@ -12,7 +12,7 @@ from rapidin_cli.gradients.passes import Passes
 from rapidin_cli.gradients.rows import SketchRows
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.influence.exact import ExactScorer
-from rapidin_cli.influence.preconditioners import Ekfac, Gram
+from rapidin_cli.influence.preconditioners import Adam, Ekfac, Gram
 from rapidin_cli.influence.queries import as_batch, query_gradient
 from rapidin_cli.influence.score import SCORES
 from rapidin_storage import Cache, cache_name, open_root
@@ -177,7 +177,7 @@ def test_gram_is_a_dense_solve(tmp_path, dimensions):
             assert float(inner) == pytest.approx(float(direct), rel=1e-2, abs=1e-3 * float(scale))
 
 
-@pytest.mark.parametrize("name", ["gram", "ekfac"])
+@pytest.mark.parametrize("name", ["gram", "ekfac", "adam"])
 @pytest.mark.parametrize("lora", [False, True])
 def test_preconditioned_sums_equal_the_total(tmp_path, name, lora):
     model = tiny.lora(tiny.llama()) if lora else tiny.llama()
@@ -186,6 +186,9 @@ def test_preconditioned_sums_equal_the_total(tmp_path, name, lora):
     passes = engine.passes
     if name == "gram":
         chosen = Gram(cached(tmp_path, engine), engine.layout, engine.sketches, DAMPING, CPU)
+    elif name == "adam":
+        sides = [(t.layer.out_features, t.layer.in_features) for t in passes.targets]
+        chosen = Adam([torch.rand(pair) for pair in sides], DAMPING, CPU)
     else:
         layers = curvature.collect(passes, batches(), batches(), sampled=False)
         chosen = Ekfac(layers, DAMPING, CPU)

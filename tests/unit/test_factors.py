@@ -123,4 +123,4 @@ def test_settings_that_do_not_go_together_are_refused():
         GradientSpec(row="factors", rank=0)
     assert "rank" not in GradientSpec().identity()
     assert "dimensions" not in GradientSpec(row="factors").identity()
-    assert set(SCORES) == {"rapidin", "dot", "cosine", "gram", "ekfac"}
+    assert set(SCORES) == {"rapidin", "dot", "cosine", "gram", "ekfac", "adam"}
