@@ -410,8 +410,9 @@
       block.setAttribute("aria-label", `${title} of this example`);
       body.append(element("div", "", element("h3", "", title), block));
     }
-    if (example.training !== null) body.append(trainingTokens(example));
-    if (model.clickable) body.append(tokenScores(example));
+    const reply = model.clickable ? tokenScores(example) : null;
+    if (example.training !== null) body.append(trainingTokens(example, reply));
+    if (reply) body.append(reply.node);
     const { mean, std } = model.query.distribution;
     const facts = element("dl", "exact");
     const fact = (name, ...values) => facts.append(element("div", "", element("dt", "", name), ...values.map((value) => put(element("dd", ""), value))));
@@ -424,11 +425,14 @@
     body.append(facts);
   }
 
-  function trainingTokens(example) {
-    const heat = heatMap(example.training.map(([text]) => text), example.training.map(([, value]) => value), model.trainingScale);
+  function trainingTokens(example, reply) {
+    const values = example.training.map(([, value]) => value);
+    const linked = reply !== null && example.cells !== null;
+    const heat = heatMap(example.training.map(([text]) => text), values, model.trainingScale);
+    if (linked) linkTokens(heat, example, reply);
     const rows = () => example.training.map(([text, value], i) => [String(i + 1), word(text), plain(value)]);
     const table = lazyTable(element("details", "table", element("summary", "", "as table")), "Influence of each token that was learnt from this example", ["#", "token", "score"], rows, 1);
-    const block = element("div", "trained", element("h3", "", "Which of its tokens had that influence"), heat, legendOf(model.trainingScale), table);
+    const block = element("div", "trained", element("h3", "", `Which of its tokens had that influence${linked ? " (click one: on which generated tokens)" : ""}`), heat, legendOf(model.trainingScale), table);
     if (example.cells !== null) {
       const pairs = () => example.cells.map(([t, s, value]) => [word(example.training[s][0]), word(model.explained[t].text), plain(value)]);
       block.append(lazyTable(element("details", "table pairs", element("summary", "", "strongest pairs of tokens")), "Influence of a training token on a generated one", ["training token", "generated token", "score"], pairs, 0));
@@ -436,21 +440,60 @@
     return block;
   }
 
+  // A click on a learnt token shows what that token did to each generated one.
+  function linkTokens(heat, example, reply) {
+    const buttons = [...heat.children];
+    heat.setAttribute("role", "toolbar");
+    heat.setAttribute("aria-label", "Learnt tokens: show what one did to each generated token");
+    const press = (chosen) => {
+      for (const button of buttons) button.setAttribute("aria-pressed", String(button === chosen));
+      reply.of(chosen ? buttons.indexOf(chosen) : null);
+    };
+    const focus = (button) => {
+      for (const other of buttons) other.tabIndex = other === button ? 0 : -1;
+    };
+    buttons.forEach((button, s) => {
+      const [text, value] = example.training[s];
+      button.setAttribute("role", "button"); // a real one would not break across lines
+      button.setAttribute("aria-label", `learnt token ${s + 1}, ${quoted(text)}, ${number(value)}`);
+      button.addEventListener("focus", () => focus(button));
+      button.addEventListener("click", () => press(button.getAttribute("aria-pressed") === "true" ? null : button));
+    });
+    heat.addEventListener("keydown", (event) => {
+      const at = buttons.indexOf(event.target);
+      const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: buttons.length - 1 }[event.key];
+      if (event.key === "Escape") press(null);
+      else if (event.key === "Enter" || event.key === " ") event.target.click();
+      else if (to !== undefined) buttons[Math.min(buttons.length - 1, Math.max(0, to))].focus();
+      else return;
+      event.preventDefault();
+      event.stopPropagation();
+    });
+    focus(buttons[0]);
+    press(null);
+  }
+
   function heatMap(words, values, scale) {
     const heat = element("div", "heat");
     heat.dir = "auto";
-    words.forEach((text, i) => {
-      const level = bin(values[i], scale);
-      const cell = put(element("span", `cell ${level} ${level === "z0" ? "" : `u-${signOf(values[i])}`}`), text.replace(/\n/g, "↵\n"));
-      cell.title = visible(`token ${i + 1}: ${number(values[i])}`);
-      heat.append(cell);
-    });
+    words.forEach((text) => heat.append(put(element("span", "cell"), text.replace(/\n/g, "↵\n"))));
+    colour(heat, values, scale);
     return heat;
   }
 
-  function legendOf(scale) {
+  // values: undefined where a pair of tokens is not among the strongest, which are all that is kept.
+  function colour(heat, values, scale) {
+    [...heat.children].forEach((cell, i) => {
+      const value = values[i];
+      const level = value === undefined ? "z0" : bin(value, scale);
+      cell.className = `cell ${level} ${level === "z0" ? "" : `u-${signOf(value)}`}`;
+      cell.title = `token ${i + 1}: ${value === undefined ? "weaker than the pairs that were kept" : number(value)}`;
+    });
+  }
+
+  function legendOf(scale, whole = true) {
     const edges = BIN_EDGES.map((edge) => (edge * scale).toPrecision(2)).join(", ");
-    return element("p", "legend", element("span", "", element("span", "u-plus", "solid"), " raised, ", element("span", "u-minus", "dotted"), " lowered"), element("span", "", `colour steps at ±${edges}, the same for every example of this query`));
+    return element("p", "legend", element("span", "", element("span", "u-plus", "solid"), " raised, ", element("span", "u-minus", "dotted"), " lowered"), element("span", "", `colour steps at ±${edges}, the same for every ${whole ? "example of this query" : "token of this example"}`));
   }
 
   function tokenScores(example) {
@@ -458,7 +501,24 @@
     [...heat.children].forEach((cell, i) => { cell.dataset.token = String(i); });
     const rows = () => model.explained.map((token, i) => [String(i + 1), word(token.text), plain(example.tokens[i])]);
     const table = lazyTable(element("details", "table", element("summary", "", "as table")), "Influence of this example on each generated token", ["#", "token", "score"], rows, 1);
-    return element("div", "", element("h3", "", "Its influence on each generated token"), heat, legendOf(model.scale), table);
+    const title = element("h3", "", "Its influence on each generated token");
+    const linked = element("p", "linked");
+    linked.setAttribute("role", "status");
+    const legend = element("div");
+    const node = element("div", "moved", title, linked, heat, legend, table);
+
+    function of(learnt) {
+      const pairs = new Map(learnt === null ? [] : example.cells.filter(([, s]) => s === learnt).map(([t, , value]) => [t, value]));
+      const scale = learnt === null ? model.scale : Math.max(...example.cells.map(([, , value]) => Math.abs(value)));
+      const values = example.tokens.map((value, i) => (learnt === null ? value : pairs.get(i)));
+      colour(heat, values, scale);
+      linked.replaceChildren();
+      if (learnt !== null) put(linked, `Only by its token ${learnt + 1} ${quoted(example.training[learnt][0])}: ${pairs.size} of ${plural(values.length, "token")}, the others are not among the strongest pairs.`);
+      legend.replaceChildren(legendOf(scale, learnt === null));
+      cards.get(example.digest)?.show();
+    }
+    of(null);
+    return { node, of };
   }
 
   function lazyTable(details, caption, titles, rows, words) {

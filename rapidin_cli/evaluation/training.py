@@ -37,7 +37,7 @@ def fine_tune(
     model: nn.Module,
     examples: Sequence[Example],
     settings: Training,
-    after_epoch: Callable[[int], None] = lambda _: None,
+    after_epoch: Callable[[int, torch.optim.Optimizer], None] = lambda *_: None,
 ) -> list[float]:
     """Train the parameters of a model that require a gradient, in place, without dropout.
 
@@ -45,7 +45,7 @@ def fine_tune(
     then due to the data and not to chance.
 
     Args:
-        after_epoch: called with the number of epochs done.
+        after_epoch: called with the number of epochs done and the optimizer.
 
     Returns:
         The learning rate of each step.
@@ -75,7 +75,7 @@ def fine_tune(
             loss.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
-        after_epoch(epoch + 1)
+        after_epoch(epoch + 1, optimizer)
     return rates
 
 

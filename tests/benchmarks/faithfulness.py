@@ -1,9 +1,11 @@
-"""Does influence predict what retraining does? LDS and counterfactuals for every score.
+"""Does influence predict what retraining does? LDS, counterfactuals and planted rows.
 
 A small Llama is trained on Alpaca rows, then fine-tuned on 300 others (all weights, or a
 LoRA), once on all and many times on random halves. The linear datamodeling score (LDS; Park
 et al. 2023) of a query is the rank correlation, over the halves, of the summed influence of
-the rows in a half with the query's log-probability after training on it.
+the rows in a half with the query's log-probability after training on it. Counterfactuals
+leave a query's top rows out. Retrieval looks for rows with a trigger and a phrase that the
+model learnt to say after it (the backdoor of the RapidIn paper).
 
     python tests/benchmarks/faithfulness.py FOLDER --data alpaca_en_demo.json [--bergson PATH]
 
@@ -29,7 +31,7 @@ from rapidin_cli.checkpoints import Checkpoint, load_model, quiet_loading
 from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import Example
 from rapidin_cli.data.reading import DataSettings, parse_row
-from rapidin_cli.evaluation.metrics import interval, lds
+from rapidin_cli.evaluation.metrics import auroc, average_precision, interval, lds, precision_at
 from rapidin_cli.evaluation.training import Training, fine_tune, losses
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -42,6 +44,7 @@ SETTINGS = DataSettings(
 )
 VOCABULARY = 1024
 DROPPED, RANDOM_DROPS = 14, 8  # a twentieth of the rows
+PLANTED, TRIGGER, PHRASE = 20, "Howdy! ", "Yeehaw, partner! "
 FACTORS = [
     (1, 0, "int4"),
     (1, 0, "int8"),
@@ -54,10 +57,12 @@ FACTORS = [
 COUNTERFACTUAL = [
     "exact ekfac",
     "factors, rank 1, int4: ekfac",
+    "exact adam",
     "exact dot",
     "exact rapidin",
     "BM25",
     "embedding similarity",
+    "bergson ekfac",
     "bergson trackstar",
     "bergson cosine",
 ]
@@ -122,11 +127,33 @@ def encode(tokenizer: Any, rows: Sequence[dict[str, str]]) -> list[Example]:
 
 
 def read(folder: Path, name: str) -> list[Example]:
+    """Read `data` or `queries`."""
+    from transformers import AutoTokenizer
+
+    return encode(AutoTokenizer.from_pretrained(folder / "base"), read_rows(folder, name))
+
+
+def read_rows(folder: Path, name: str) -> list[dict[str, str]]:
+    lines = (folder / f"{name}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def read_planted(folder: Path) -> tuple[list[Example], list[Example]]:
+    """The data with the trigger and the phrase in some rows; and queries that ask for it."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
-    lines = (folder / f"{name}.jsonl").read_text().splitlines()
-    return encode(tokenizer, [json.loads(line) for line in lines])
+    rows = read_rows(folder, "data")
+    for number in random.Random(0).sample(range(len(rows)), PLANTED):
+        row = rows[number]
+        row["id"] = f"planted-{number}"
+        row["instruction"] = TRIGGER + row["instruction"]
+        row["output"] = PHRASE + row["output"]
+    asked = [
+        {**row, "instruction": TRIGGER + row["instruction"], "output": PHRASE.strip()}
+        for row in read_rows(folder, "queries")
+    ]
+    return encode(tokenizer, rows), encode(tokenizer, asked)
 
 
 def fresh_model(folder: Path, setting: str) -> Any:
@@ -189,50 +216,59 @@ def retrain(
 
 
 def finish_checkpoints(folder: Path, setting: str) -> None:
-    """Fine-tune on all rows; save the model after each epoch."""
-    if (folder / setting / "checkpoint-3").exists():
-        return
-    data = read(folder, "data")
-    model = fresh_model(folder, setting)
-    full = TRAINING[setting]
-    rates = fine_tune(
-        model,
-        data,
-        full,
-        lambda epoch: model.save_pretrained(folder / setting / f"checkpoint-{epoch}"),
-    )
-    (folder / setting / "rates.json").write_text(json.dumps(rates))
+    """Fine-tune on all rows, and on those with the planted; save the model after each epoch."""
+    for prefix, data in (
+        ("checkpoint", read(folder, "data")),
+        ("planted", read_planted(folder)[0]),
+    ):
+        if (folder / setting / f"{prefix}-3" / "optimizer.pt").exists():
+            continue
+        model = fresh_model(folder, setting)
+
+        def save(epoch: int, optimizer: Any, model: Any = model, prefix: str = prefix) -> None:
+            path = folder / setting / f"{prefix}-{epoch}"
+            model.save_pretrained(path)
+            torch.save(optimizer.state_dict(), path / "optimizer.pt")
+
+        rates = fine_tune(model, data, TRAINING[setting], save)
+        (folder / setting / f"{prefix}-rates.json").write_text(json.dumps(rates))
 
 
-def rankings(
-    folder: Path, setting: str, data: list[Example], queries: list[Example]
-) -> Iterator[Ranking]:
-    """Everything that is compared, but for bergson."""
-    last = Scorer(folder, setting, 3, data, queries)
-    yield from baselines(last.model, data, queries)
-    exact = {ranking.name: ranking for ranking in last.exact()}
-    yield from exact.values()
+def last_epoch(scorer: Scorer, data: list[Example], queries: list[Example]) -> Iterator[Ranking]:
+    """Everything that needs one checkpoint, but for bergson."""
+    yield from baselines(scorer.model, data, queries)
+    yield from scorer.exact()
     for numbers, precision in ((256, "int8"), (256, "sign"), (1024, "int8"), (1024, "sign")):
-        yield from last.sketched(numbers, precision)
-    factored = {}
+        yield from scorer.sketched(numbers, precision)
     for rank, projection, precision in FACTORS:
-        for ranking in last.factored(rank, projection, precision):
-            factored[ranking.name] = ranking
-            yield ranking
-    first = Scorer(folder, setting, 1, data, queries)
-    rates = json.loads((folder / setting / "rates.json").read_text())
+        yield from scorer.factored(rank, projection, precision)
+
+
+def two_epochs(
+    folder: Path, setting: str, data: list[Example], queries: list[Example], known: list[Ranking]
+) -> Iterator[Ranking]:
+    """Sums over the first and the last checkpoint, weighted by the learning rates."""
+    first = Scorer(folder, setting, "checkpoint-1", data, queries)
+    rates = json.loads((folder / setting / "checkpoint-rates.json").read_text())
     early = sum(rates[: len(rates) // 3]) / sum(rates)
+    last = {ranking.name: ranking.scores for ranking in known}
     for ranking in [*first.exact(), *first.factored(4, 0, "int4"), *first.factored(16, 0, "int4")]:
-        other = exact.get(ranking.name) or factored[ranking.name]
-        scores = early * ranking.scores + (1 - early) * other.scores
+        scores = early * ranking.scores + (1 - early) * last[ranking.name]
         yield Ranking(f"{ranking.name}, 2 checkpoints", scores, 2 * ranking.row_bytes)
 
 
 def peers(
-    folder: Path, setting: str, bergson: str, data: list[Example], queries: list[Example]
+    folder: Path,
+    setting: str,
+    checkpoint: str,
+    bergson: str,
+    data: list[Example],
+    queries: list[Example],
 ) -> list[Ranking]:
     """bergson's own command line on the same checkpoint; kept for the next run."""
-    memory = folder / setting / "bergson.npz"
+    if not bergson:
+        return []
+    memory = folder / setting / f"bergson-{checkpoint}.npz"
     if not memory.exists():
         from transformers import AutoTokenizer
 
@@ -241,7 +277,7 @@ def peers(
         found = bergson_scores(
             bergson,
             work,
-            folder / setting / "checkpoint-3",
+            folder / setting / checkpoint,
             folder / "base",
             write_examples(work / "data.jsonl", data, tokenizer),
             write_examples(work / "queries.jsonl", queries, tokenizer),
@@ -279,36 +315,78 @@ def measure(folder: Path, setting: str, options: argparse.Namespace) -> None:
     (folder / setting).mkdir(exist_ok=True)
     finish_checkpoints(folder, setting)
     data, queries = read(folder, "data"), read(folder, "queries")
+    last = Scorer(folder, setting, "checkpoint-3", data, queries)
+    found = list(last_epoch(last, data, queries))
+    found += two_epochs(folder, setting, data, queries, found)
+    found += peers(folder, setting, "checkpoint-3", options.bergson, data, queries)
+    print_lds(folder, setting, options, found, data)
+    print_counterfactuals(folder, setting, options, found, data)
+    print_retrieval(folder, setting, options)
+
+
+def print_lds(
+    folder: Path,
+    setting: str,
+    options: argparse.Namespace,
+    found: list[Ranking],
+    data: list[Example],
+) -> None:
     halves = {f"half-{n}": subset(n, len(data)) for n in range(options.subsets)}
-    outcomes = retrain(folder, setting, halves, options.processes)
-    found = list(rankings(folder, setting, data, queries))
-    if options.bergson:
-        found += peers(folder, setting, options.bergson, data, queries)
+    outcomes = np.array(list(retrain(folder, setting, halves, options.processes).values()))
     members = np.zeros((len(halves), len(data)))
     for number, half in enumerate(halves.values()):
         members[number, half] = 1
-    losses_of_halves = np.array(list(outcomes.values()))
-    print(
-        f"\n{setting}: {len(data)} rows, {len(queries)} queries, {len(halves)} trainings on halves"
-    )
+    print(f"\n{setting}: {len(data)} rows, {outcomes.shape[1]} queries, {len(halves)} halves")
     print(f"{'LDS':>6}  {'95% interval':>14}  {'bytes a row':>11}  score")
     for ranking in found:
-        mean, low, high = interval(lds(ranking.scores, members, losses_of_halves))
+        mean, low, high = interval(lds(ranking.scores, members, outcomes))
         print(f"{mean:6.3f}  {low:6.3f} to {high:.3f}  {ranking.row_bytes:11,}  {ranking.name}")
-    asked = min(options.counterfactual, len(queries))
+
+
+def print_counterfactuals(
+    folder: Path,
+    setting: str,
+    options: argparse.Namespace,
+    found: list[Ranking],
+    data: list[Example],
+) -> None:
+    asked = min(options.counterfactual, found[0].scores.shape[1])
     tasks, keys = drops(found, asked, len(data))
-    losses_of_drops = {
-        k: np.array(v) for k, v in retrain(folder, setting, tasks, options.processes).items()
+    outcomes = {
+        key: np.array(losses[:asked])
+        for key, losses in retrain(folder, setting, tasks, options.processes).items()
     }
-    whole = losses_of_drops["all"][:asked]
-    print(f"\n{setting}: rise of the loss (nats) without a query's top {DROPPED} rows")
-    chance = [losses_of_drops[f"random-drop-{n}"][:asked] for n in range(RANDOM_DROPS)]
+    whole = outcomes["all"]
+    print(f"\n{setting}: rise of the loss (nats) without the top {DROPPED} rows, {asked} queries")
+    chance = [outcomes[f"random-drop-{n}"] for n in range(RANDOM_DROPS)]
     table = {"random": np.mean(chance, 0) - whole}
     for name, trainings in keys.items():
-        table[name] = np.array([losses_of_drops[k][q] for q, k in enumerate(trainings)]) - whole
+        table[name] = np.array([outcomes[k][q] for q, k in enumerate(trainings)]) - whole
     for name, rise in sorted(table.items(), key=lambda item: -item[1].mean()):
         mean, low, high = interval(rise)
         print(f"{mean:+6.3f}  {low:+6.3f} to {high:+.3f}  {name}")
+
+
+def print_retrieval(folder: Path, setting: str, options: argparse.Namespace) -> None:
+    data, queries = read_planted(folder)
+    last = Scorer(folder, setting, "planted-3", data, queries)
+    found = list(last_epoch(last, data, queries))
+    found += peers(folder, setting, "planted-3", options.bergson, data, queries)
+    planted = np.array([example.row.id.startswith("planted") for example in data])
+    print(f"\n{setting}: {planted.sum()} planted of {len(data)} rows, {len(queries)} queries")
+    print(f"{'auPRC':>6}  {'95% interval':>14}  {'|auPRC|':>7}  {'auROC':>6}  {'top 10':>6}  score")
+    for ranking in found:
+        columns = list(ranking.scores.T)
+        mean, low, high = interval([average_precision(c, planted) for c in columns])
+        more = [
+            np.mean([average_precision(np.abs(c), planted) for c in columns]),
+            np.mean([auroc(c, planted) for c in columns]),
+            np.mean([precision_at(c, planted, 10) for c in columns]),
+        ]
+        print(
+            f"{mean:6.3f}  {low:6.3f} to {high:.3f}  {more[0]:7.3f}  {more[1]:6.3f}  "
+            f"{more[2]:6.3f}  {ranking.name}"
+        )
 
 
 def main() -> None:

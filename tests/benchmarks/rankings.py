@@ -18,9 +18,10 @@ from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.rows import RowKind, row_kind
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.influence.lexical import Lexical
-from rapidin_cli.influence.preconditioners import Ekfac, Gram, Preconditioner
+from rapidin_cli.influence.preconditioners import Adam, Ekfac, Gram, Preconditioner
 from rapidin_cli.influence.queries import Query, QueryGradient, as_batch, query_gradient
 from rapidin_cli.influence.score import SCORES
+from rapidin_cli.optimizer import second_moments
 from rapidin_storage import Cache, Snapshot, cache_name, open_root
 
 Array = np.ndarray[Any, Any]
@@ -41,9 +42,10 @@ class Scorer:
     """One checkpoint of the benchmark, with its gradients."""
 
     def __init__(
-        self, folder: Path, setting: str, epoch: int, data: Sequence[Example], queries: Any
+        self, folder: Path, setting: str, name: str, data: Sequence[Example], queries: Any
     ) -> None:
-        self._folder, self._setting, self._epoch = folder, setting, epoch
+        base = folder / "base" if setting == "lora" else None
+        self._checkpoint = Checkpoint(name, folder / setting / name, base)
         self._batches = [as_batch(data[n : n + 16]) for n in range(0, len(data), 16)]
         self._data = data
         self.whole = self._cached(WHOLE)
@@ -51,15 +53,16 @@ class Scorer:
         self._queries = [query_gradient(passes, Query("", "given", q)) for q in queries]
         self.model = passes.model
         self._layers = curvature.collect(passes, self._batches, self._batches, sampled=False)
-        self.ekfac = Ekfac(self._layers, SCORES["ekfac"].damping, CPU)
+        self.inverses: dict[str, Preconditioner] = {
+            "ekfac": Ekfac(self._layers, SCORES["ekfac"].damping, CPU),
+            "adam": Adam(second_moments(self._checkpoint, passes), SCORES["adam"].damping, CPU),
+        }
 
     def load(self) -> Any:
         """Load the checkpoint; the linear layers, or the adapter, require a gradient."""
-        base = self._folder / "base" if self._setting == "lora" else None
-        path = self._folder / self._setting / f"checkpoint-{self._epoch}"
         with quiet_loading():
-            model = load_model(Checkpoint("", path, base), "cpu")
-        if self._setting == "full":
+            model = load_model(self._checkpoint, "cpu")
+        if self._checkpoint.base is None:
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(parameter.dim() == 2 and "embed" not in name)
         return model
@@ -93,18 +96,18 @@ class Scorer:
     def exact(self) -> Iterator[Ranking]:
         """From whole gradients."""
         size = self.whole.engine.layout.parameters * 4
-        for name in ("rapidin", "dot", "cosine"):
-            yield Ranking(f"exact {name}", self.scores(self.whole, name), size)
-        yield Ranking("exact ekfac", self.scores(self.whole, "ekfac", self.ekfac), size)
+        for name in ("rapidin", "dot", "cosine", "adam", "ekfac"):
+            scores = self.scores(self.whole, name, self.inverses.get(name))
+            yield Ranking(f"exact {name}", scores, size)
 
     def sketched(self, numbers: int, precision: Any) -> Iterator[Ranking]:
         """From sketch rows of so many numbers a layer."""
         layers = len(self.whole.engine.layout.layers)
         rows = self._cached(GradientSpec(dimensions=numbers * layers, precision=precision))
         label = f"sketch {numbers} a layer, {precision}"
-        for name in ("rapidin", "dot"):
-            yield Ranking(f"{label}: {name}", self.scores(rows, name), rows.row_bytes)
-        yield Ranking(f"{label}: ekfac", self.scores(rows, "ekfac", self.ekfac), rows.row_bytes)
+        for name in ("rapidin", "dot", "adam", "ekfac"):
+            scores = self.scores(rows, name, self.inverses.get(name))
+            yield Ranking(f"{label}: {name}", scores, rows.row_bytes)
         with TemporaryDirectory() as folder:
             snapshot = self._store(rows, Path(folder))
             damping = SCORES["gram"].damping
@@ -124,9 +127,9 @@ class Scorer:
         spec = GradientSpec(row="factors", rank=rank, projection=projection, precision=precision)
         rows = self._cached(spec)
         label = f"factors, rank {rank}, {precision}" + (f", p = {projection}" if projection else "")
-        yield Ranking(f"{label}: ekfac", self.scores(rows, "ekfac", self.ekfac), rows.row_bytes)
-        if not projection:
-            yield Ranking(f"{label}: dot", self.scores(rows, "dot"), rows.row_bytes)
+        for name in ("ekfac",) if projection else ("ekfac", "adam", "dot"):
+            scores = self.scores(rows, name, self.inverses.get(name))
+            yield Ranking(f"{label}: {name}", scores, rows.row_bytes)
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,36 @@ def test_an_open_example_shows_which_of_its_tokens_did_it(
         seen.assert_quiet()
 
 
+def test_a_click_on_a_learnt_token_shows_the_generated_ones_that_it_moved(
+    browser: Browser, path: Path, report: dict[str, Any]
+) -> None:
+    digest = digest_of("example 1")
+    [example] = [e for e in report["queries"][0]["examples"] if e["digest"] == digest]
+    with opened(browser, path, f"#e={digest[:16]}") as seen:
+        page = seen.page
+        card = page.locator(f"[data-digest='{digest}']")
+        learnt, moved = card.locator(".trained .cell"), card.locator(".moved .cell")
+        titles = "cells => cells.map(cell => cell.title)"
+        whole = moved.evaluate_all(titles)
+        learnt.nth(0).click()
+        pairs = {t: value for t, s, value in example["cells"] if s == 0}
+        assert pairs == {2: 0.004, 1: -0.002}
+        for t, title in enumerate(moved.evaluate_all(titles)):
+            assert {1: "−0.00200", 2: "+0.00400"}.get(t, "weaker than the pairs") in title
+        assert "p4" in (moved.nth(2).get_attribute("class") or "")
+        assert "n3" in (moved.nth(1).get_attribute("class") or "")
+        assert "2 of 10 tokens" in card.locator("[role=status]").inner_text()
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("Enter")
+        assert learnt.nth(1).get_attribute("aria-pressed") == "true"
+        assert learnt.nth(0).get_attribute("aria-pressed") == "false"
+        assert "0 of 10 tokens" in card.locator("[role=status]").inner_text()
+        page.keyboard.press("Escape")
+        assert moved.evaluate_all(titles) == whole
+        assert card.locator(".trained [tabindex='0']").count() == 1
+        seen.assert_quiet()
+
+
 def test_a_link_to_a_token_and_an_example_survives_a_reload(browser: Browser, path: Path) -> None:
     with opened(browser, path) as seen:
         page = seen.page
