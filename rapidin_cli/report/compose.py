@@ -109,7 +109,9 @@ def answer(
 def resolve_score(project: Project, opened: Sequence[Opened], name: str) -> str:
     """Return the score that `auto` means: the best by the README's evidence that can be had.
 
-    `ekfac` where curvature was collected; else `dot`, unless rows mix all layers.
+    `ekfac` where curvature was collected; else `dot`, unless rows mix all layers. Never `adam`,
+    better than `dot` as it is: its file lies on one machine only, is often twice as large as
+    the model, and may be of an optimizer or of parameters that do not fit.
     """
     if name != AUTO:
         return name

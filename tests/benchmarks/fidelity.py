@@ -54,23 +54,29 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=500)
     parser.add_argument("--queries", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=256, help="at most, of a row")
+    parser.add_argument("--scores", nargs="+", default=["rapidin", "dot", "ekfac"])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     adapter = next((options.folder / "out").glob("checkpoint-*"))
     checkpoint = Checkpoint("smollm2", adapter, options.folder / "base")
-    rows, asked = read(checkpoint, options.data, options.rows, options.queries)
+    rows, asked = read(checkpoint, options)
     start = time.monotonic()
     engines = make_engines(checkpoint)
     first = next(iter(engines.values()))
     queries = [query_gradient(first.passes, Query("", "given", q)) for q in asked]
     plan = plan_batches(rows, (), 2048)
     batches = [as_batch(part) for part in plan]
-    layers = curvature.collect(first.passes, batches, batches, sampled=False)
-    inverse = Ekfac(layers, SCORES["ekfac"].damping, CPU)
-    print(f"curvature of {len(rows)} rows: {time.monotonic() - start:.0f} s", flush=True)
+    tokens = sum(len(example.input_ids) for example in rows)
+    print(f"{len(rows)} rows, {tokens:,} tokens, {len(queries)} queries", flush=True)
+    inverse = None
+    if "ekfac" in options.scores:
+        layers = curvature.collect(first.passes, batches, batches, sampled=False)
+        inverse = Ekfac(layers, SCORES["ekfac"].damping, CPU)
+        print(f"curvature: {time.monotonic() - start:.0f} s", flush=True)
     exact, stored = one_pass(engines, queries, inverse, batches)
     print(f"with the rows: {time.monotonic() - start:.0f} s", flush=True)
-    for name in ("rapidin", "dot", "ekfac"):
+    for name in options.scores:
         for label, engine in engines.items():
             found = scanned(engine, stored[label], queries, inverse, name)
             size = sum(values[0].nbytes for values in stored[label].values())
@@ -78,13 +84,14 @@ def main() -> None:
 
 
 def read(
-    checkpoint: Checkpoint, data: Path, count: int, queries: int
+    checkpoint: Checkpoint, options: argparse.Namespace
 ) -> tuple[list[Example], list[Example]]:
     """The first rows, and as many others from the end as queries."""
-    settings = DataSettings(template="chat", max_tokens=256)
+    settings = DataSettings(template="chat", max_tokens=options.tokens)
     encoder = Encoder(load_tokenizer(checkpoint), settings)
-    values = json.loads(data.read_text())
-    chosen = [*values[:count], *values[-queries:]]
+    values = json.loads(options.data.read_text())
+    count = options.rows
+    chosen = [*values[:count], *values[-options.queries :]]
     parsed = (parse_row(v, "alpaca", settings, "data", n) for n, v in enumerate(chosen))
     made = list(encoder.examples(parsed))
     rows = [e for e in made[:count] if isinstance(e, Example)]
@@ -104,14 +111,17 @@ def make_engines(checkpoint: Checkpoint) -> dict[str, GradientEngine]:
 
 
 def one_pass(
-    engines: dict[str, GradientEngine], queries: list[Any], inverse: Ekfac, batches: list[Any]
+    engines: dict[str, GradientEngine],
+    queries: list[Any],
+    inverse: Ekfac | None,
+    batches: list[Any],
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
     """Exact scores (N, Q) by name, and the stored arrays of every kind of row."""
     passes = next(iter(engines.values())).passes
     plain = [
         torch.stack([q.layers[n].dense()[0] for q in queries]) for n in range(len(passes.targets))
     ]
-    curved = [inverse.change(n, matrices) for n, matrices in enumerate(plain)]
+    curved = [inverse.change(n, m) if inverse else None for n, m in enumerate(plain)]
     norms = torch.stack([q.norm for q in queries])  # (Q, L)
     exact: dict[str, list[np.ndarray]] = {"rapidin": [], "dot": [], "ekfac": []}
     parts: dict[str, list[dict[str, np.ndarray]]] = {label: [] for label in engines}
@@ -129,7 +139,8 @@ def one_pass(
             sums["rapidin"] += inner / (flat.norm(dim=1)[:, None] * norms[:, number]).clamp_min(
                 1e-30
             )
-            sums["ekfac"] += flat @ curved[number].flatten(1).T
+            if (direction := curved[number]) is not None:
+                sums["ekfac"] += flat @ direction.flatten(1).T
             for engine in engines.values():
                 engine._maker.add(number, x, d, None)
 
@@ -151,14 +162,14 @@ def one_pass(
 
 
 def scanned(
-    engine: GradientEngine, stored: Any, queries: list[Any], inverse: Ekfac, name: str
+    engine: GradientEngine, stored: Any, queries: list[Any], inverse: Ekfac | None, name: str
 ) -> np.ndarray:
     """Scores (N, Q) of cached rows."""
     score = SCORES[name]
     directions = []
     for query in queries:
         layers = query.layers
-        if score.curvature:
+        if inverse and score.curvature:
             layers = [inverse.direction(n, layer) for n, layer in enumerate(query.layers)]
         directions.append(engine.probe(layers, score.divisors(query.norm)))
     weights = score.row_weights(torch.from_numpy(stored["norm"]))
