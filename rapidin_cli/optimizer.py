@@ -26,8 +26,15 @@ _HINT = "choose a score that does not need it: rin retrieve --score dot, or rin 
 
 
 def has_second_moments(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint comes with the state of its optimizer."""
-    return (checkpoint.path / STATE_FILE).exists()
+    """Whether a checkpoint comes with the state of an Adam; its shapes are not looked at."""
+    path = checkpoint.path / STATE_FILE
+    if not path.exists():
+        return False
+    try:
+        _read(path)
+    except InputError:
+        return False
+    return True
 
 
 def second_moments(checkpoint: Checkpoint, passes: Passes) -> list[torch.Tensor]:
@@ -38,7 +45,7 @@ def second_moments(checkpoint: Checkpoint, passes: Passes) -> list[torch.Tensor]
         InputError: it is unreadable, is not Adam's, or is of other parameters.
     """
     path = checkpoint.path / STATE_FILE
-    if not has_second_moments(checkpoint):
+    if not path.exists():
         raise MissingError(
             f"checkpoint {checkpoint.name!r} has no {STATE_FILE}, and the score adam needs the "
             "optimizer's state (the Trainer saves it unless save_only_model is set)",

@@ -90,6 +90,7 @@ def retrieve(
     from rapidin_cli.errors import UsageError
     from rapidin_cli.influence.retrieve import Options
     from rapidin_cli.influence.score import AUTO
+    from rapidin_cli.optimizer import has_second_moments
     from rapidin_cli.project import Project
 
     if cells and not (exact and tokens):
@@ -134,8 +135,11 @@ def retrieve(
         from rapidin_cli.report import terminal
 
         terminal.show(report)
-    if score == AUTO and report["score"]["name"] != "ekfac":
-        console.say("for scores that predict retraining better: rin curvature, or --score adam")
+    if score == AUTO and report["score"]["name"] == "dot":
+        opened = [project.opened(member["name"]) for member in report["checkpoints"]]
+        adam = all(has_second_moments(one.checkpoint) for one in opened)
+        better = "rin curvature, or --score adam" if adam else "rin curvature"
+        console.say(f"for scores that predict retraining better: {better}")
 
 
 def _several(one: str, several: str) -> list[str] | None:

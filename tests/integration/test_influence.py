@@ -125,11 +125,17 @@ def test_adam_scores_by_the_trainers_optimizer(prepared, tmp_path):
     for parameter in trained:
         parameter.grad = torch.rand_like(parameter)
     optimizer.step()
+    plain = json.loads(rin(folder, *ways[:2], "dot", *ways[3:]).stdout)
+    shutil.rmtree(folder / ".rin")
+    (folder / "rin.lock").unlink()
+    Project.open(folder).cache()
+    asked = [ways[0], *ways[3:-1]]  # by default, without curvature
+    assert "retraining better: rin curvature\n" in rin(folder, *asked).stderr
     torch.save(optimizer.state_dict(), folder / "adapter" / "optimizer.pt")
+    assert "retraining better: rin curvature, or --score adam\n" in rin(folder, *asked).stderr
     report = json.loads(rin(folder, *ways).stdout)
     jsonschema.validate(report, SCHEMA)
     assert report["score"]["name"] == "adam"
-    plain = json.loads(rin(folder, *ways[:2], "dot", *ways[3:]).stdout)
     ours, dot = by_digest(report), by_digest(plain)
     scale = max(abs(example["score"]) for example in ours.values())
     for example in ours.values():

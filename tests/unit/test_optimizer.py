@@ -11,7 +11,7 @@ from rapidin_cli.checkpoints import Checkpoint
 from rapidin_cli.errors import InputError, MissingError
 from rapidin_cli.gradients.passes import Passes
 from rapidin_cli.influence.preconditioners import Adam
-from rapidin_cli.optimizer import second_moments
+from rapidin_cli.optimizer import has_second_moments, second_moments
 from tests import tiny
 from tests.unit.test_exact import CPU, EXAMPLES, MODELS
 
@@ -126,6 +126,8 @@ def test_other_files_are_refused(content, sentence, tmp_path, capsys):
         torch.save(made, path)
     with pytest.raises(InputError, match=sentence) as caught:
         second_moments(Checkpoint("", tmp_path, None), Passes(model, "", CPU, "float32"))
+    fits = "another model" in sentence or "parameters" in sentence  # as far as is known at once
+    assert has_second_moments(Checkpoint("", tmp_path, None)) == fits
     assert "rin retrieve" in caught.value.hint
     assert capsys.readouterr().out == ""
 
