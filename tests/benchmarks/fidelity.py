@@ -76,11 +76,14 @@ def main() -> None:
         print(f"curvature: {time.monotonic() - start:.0f} s", flush=True)
     exact, stored = one_pass(engines, queries, inverse, batches)
     print(f"with the rows: {time.monotonic() - start:.0f} s", flush=True)
+    kept = {f"{name} exact": exact[name] for name in options.scores}
     for name in options.scores:
         for label, engine in engines.items():
             found = scanned(engine, stored[label], queries, inverse, name)
+            kept[f"{name} {label}"] = found
             size = sum(values[0].nbytes for values in stored[label].values())
             print(f"{name:8} {label:24} {size:9,} bytes  {judge(found, exact[name])}", flush=True)
+    np.savez(options.folder / "fidelity.npz", **kept)  # type: ignore[arg-type]
 
 
 def read(
