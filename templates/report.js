@@ -144,7 +144,8 @@
   function exactness({ exact, distribution }) {
     if (exact === null) return "Scores are read from compressed gradients: small differences between neighbours mean nothing.";
     const share = distribution.std > 0 ? ` (${(100 * exact.sketch_error / distribution.std).toPrecision(2)}% of the spread of all scores)` : "";
-    return `Scores of the kept examples are exact: the best ${plural(exact.shortlist, "example")} by compressed gradients were scored from whole ones, which moved totals by ${exact.sketch_error.toPrecision(2)}${share}. Training tokens add up to the total within ${exact.residual.toPrecision(2)}.`;
+    const doubt = exact.doubtful > 0 ? `${plural(exact.doubtful, "other example")} may be among the best too, by that error: a larger --exact settles it. ` : "";
+    return `Scores of the kept examples are exact: the best ${plural(exact.shortlist, "example")} by compressed gradients were scored from whole ones, which moved totals by ${exact.sketch_error.toPrecision(2)}${share}. ${doubt}Training tokens add up to the total within ${exact.residual.toPrecision(2)}.`;
   }
 
   function wordsText({ of, agree, matches }) {

@@ -57,7 +57,9 @@ def retrieve(
     exact: Annotated[
         int,
         typer.Option(
-            min=0, help="Score so many times --top (and --token-top) exactly; 0: sketches decide."
+            min=0,
+            help="Score so many times --top (and --token-top) exactly, and up to four times as "
+            "many where sketches leave doubt; 0: sketches decide.",
         ),
     ] = 4,
     top: Annotated[int, typer.Option(min=1, help="Examples to keep of each sign.")] = 10,

@@ -123,7 +123,7 @@ class Evaluation:
             asked = retriever.ask(query, options, scan=False)
             return retriever.scorer(asked).scores(self.examples, tokens=False).totals.numpy()
         asked = retriever.ask(query, options)
-        return retriever.scores(asked, [example.digest for example in self.examples])[:, 0]
+        return retriever.everything(asked, [example.digest for example in self.examples]).totals
 
     def retrainer(self) -> Retrainer:
         """Return what trains again on parts of the examples."""

@@ -17,6 +17,7 @@ from rapidin_cli.influence.lexical import Lexical
 from rapidin_cli.influence.queries import Query, Question
 from rapidin_cli.influence.retrieve import Asked, Options, Retriever
 from rapidin_cli.influence.score import Array, Found, extremes
+from rapidin_cli.influence.shortlist import GROWTH, Shortlist, doubtful
 
 Progress = Callable[[str, int, int], None]
 """Is told what is being done, how much of it is done, and how much there is."""
@@ -50,6 +51,7 @@ class Exactness:
 
     Attributes:
         shortlist: how many examples were scored exactly.
+        doubtful: how many others may belong to the best, by the measured error of sketches.
         sketched: (m,) what the sketches said of the kept.
         training: for each kept example, the influence of each learnt token.
         cells: for some of the kept, by their number: (T, S), the influence of each learnt token
@@ -59,6 +61,7 @@ class Exactness:
     """
 
     shortlist: int
+    doubtful: int
     sketched: Array
     training: list[Array]
     cells: dict[int, Array]
@@ -104,8 +107,6 @@ class _Work:
 
     query: Query
     losses: list[list[float]] = field(default_factory=list)
-    found: Found = field(default_factory=Found.empty)
-    scores: Array | None = None
 
 
 class Asking:
@@ -143,76 +144,95 @@ class Asking:
         return answers
 
     def _answer(self, works: Sequence[_Work]) -> list[Answer]:
-        self._scan(works)
+        found = self._scan(works)
         if not self._options.exact:
-            return [self._finish(work, work.found, None) for work in works]
-        return self._refine(works)
+            return [self._finish(*pair, None) for pair in zip(works, found, strict=True)]
+        return self._refine(works, found)
 
-    def _scan(self, works: Sequence[_Work]) -> None:
+    def _scan(self, works: Sequence[_Work]) -> list[Found]:
         """Find each query's shortlist by its cached rows."""
         more = max(1, self._options.exact)
         top, token_top = self._options.top * more, self._options.token_top * more
+        found: list[Found] = []
         for weight, retriever in self._panel.each():
+            parts = []
             for work in works:
                 asked = retriever.ask(work.query, self._options)
                 work.losses = asked.gradient.losses
                 if len(self._panel) == 1:
-                    work.found = retriever.best(asked, self._digests, top, token_top)
-                    continue
-                scores = weight * retriever.scores(asked, self._digests)
-                work.scores = scores if work.scores is None else work.scores + scores
-        for work in works:
-            if work.scores is not None:
-                cached = np.flatnonzero(~np.isnan(work.scores[:, 0]))
-                everything = Found(work.scores[:, 0], cached, work.scores[cached])
-                work.found, work.scores = everything.best(top, token_top), None
+                    parts.append(retriever.best(asked, self._digests, top, token_top))
+                else:
+                    parts.append(retriever.everything(asked, self._digests).times(weight))
+            found = [a.plus(b) for a, b in zip(found, parts, strict=True)] if found else parts
+        return [part.best(top, token_top) for part in found]
 
-    def _refine(self, works: Sequence[_Work]) -> list[Answer]:
+    def _refine(self, works: Sequence[_Work], found: Sequence[Found]) -> list[Answer]:
         """Score shortlists exactly, and keep their best."""
-        exact, factors, forward_mode = self._exact_scores(works)
-        kept = []
-        for work, scores in zip(works, exact, strict=True):
-            totals = work.found.totals.copy()
-            totals[work.found.slots] = scores[:, 0]
-            best = extremes(scores, self._options.top, self._options.token_top)
-            kept.append((best, Found(totals, work.found.slots[best], scores[best])))
-        chosen = [found for _, found in kept]
-        own = [
-            [part[best] for part in parts] for parts, (best, _) in zip(factors, kept, strict=True)
+        lists, left = self._shortlists(works, found)
+        best = [extremes(s.scores, self._options.top, self._options.token_top) for s in lists]
+        kept = [
+            part.replaced(scored.slots, scored.scores).only(chosen)
+            for part, scored, chosen in zip(found, lists, best, strict=True)
         ]
-        training = self._training_tokens(works, chosen, own)
-        cells = self._cells(works, chosen, own)
+        own = [[part[n] for part in s.factors] for s, n in zip(lists, best, strict=True)]
+        training = self._training_tokens(works, kept, own)
+        cells = self._cells(works, kept, own)
         answers = []
-        whole = zip(works, exact, kept, training, cells, strict=True)
-        for work, scores, (best, found), parts, pairs in whole:
-            apart = work.found.scores[:, 0] - scores[:, 0]
-            error = float(np.sqrt(np.mean(apart**2))) if len(apart) else 0.0
-            sketched = work.found.scores[best, 0]
-            exactness = Exactness(len(scores), sketched, parts, pairs, error, forward_mode)
-            answers.append(self._finish(work, found, exactness))
+        for number, (work, scored, exact) in enumerate(zip(works, lists, kept, strict=True)):
+            sketched = found[number].totals
+            apart = sketched[scored.slots] - scored.scores[:, 0]
+            exactness = Exactness(
+                len(scored.slots),
+                left[number],
+                sketched[exact.slots],
+                training[number],
+                cells[number],
+                float(np.sqrt(np.mean(apart**2))) if len(apart) else 0.0,
+                scored.forward_mode,
+            )
+            answers.append(self._finish(work, exact, exactness))
         return answers
 
-    def _exact_scores(
-        self, works: Sequence[_Work]
-    ) -> tuple[list[Array], list[list[torch.Tensor]], bool]:
-        """Return the exact scores of each shortlist, and whether forward mode did it.
+    def _shortlists(
+        self, works: Sequence[_Work], found: Sequence[Found]
+    ) -> tuple[list[Shortlist], list[int]]:
+        """Score exactly all that may be among the best, as far as there is room.
 
-        In between: for each query and checkpoint, the examples' inverted divisors (m, L).
+        Returns also how many are left.
         """
-        sums: list[Array] = [np.zeros(work.found.scores.shape, np.float32) for work in works]
-        factors: list[list[torch.Tensor]] = [[] for _ in works]
-        forward_mode = True
+        top = self._options.top
+        first = 2 * top * self._options.exact
+        room = first * (GROWTH - 1)
+        # A turn moves the bar for the next one; loading several models again costs more.
+        step = first if len(self._panel) == 1 else room
+        lists = self._exact_scores(works, [part.slots for part in found])
+        while True:
+            others = [
+                doubtful(part, scored.slots, scored.scores[:, 0], top)
+                for part, scored in zip(found, lists, strict=True)
+            ]
+            more = [np.sort(slots[: min(step, room)]) for slots in others]
+            if not any(map(len, more)):
+                return lists, [len(slots) for slots in others]
+            room -= step
+            extra = self._exact_scores(works, more)
+            lists = [scored.extended(new) for scored, new in zip(lists, extra, strict=True)]
+
+    def _exact_scores(self, works: Sequence[_Work], slots: Sequence[Array]) -> list[Shortlist]:
+        """Score some examples exactly, for each query its own."""
+        width = [1 + work.query.explained * self._options.tokens for work in works]
+        made = [Shortlist.unscored(*shape) for shape in zip(slots, width, strict=True)]
         for weight, retriever in self._panel.each():
-            for number, work in enumerate(works):
-                first = self._first(work.found.slots)
+            for work, scored in zip(works, made, strict=True):
+                if not len(scored.slots):
+                    continue
+                first = self._first(scored.slots)
                 scorer = retriever.scorer(self._ask(retriever, work))
-                found = scorer.scores(
+                exact = scorer.scores(
                     first, tokens=self._options.tokens, progress=self._counter(len(first))
                 )
-                sums[number] += weight * found.table
-                factors[number].append(found.factors)
-                forward_mode &= scorer.forward_mode
-        return sums, factors, forward_mode
+                scored.add(weight, exact, scorer.forward_mode)
+        return made
 
     def _training_tokens(
         self,

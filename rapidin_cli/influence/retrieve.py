@@ -193,36 +193,41 @@ class Retriever:
         """Scan the cached rows of some examples, keeping the best overall and of each token.
 
         Args:
-            digests: of the examples; `slots` and `totals` of the result count these.
+            digests: of the examples; the slots of the result count these.
         """
-        wanted = np.zeros(self.snapshot.commit.slots, dtype=bool)
         slots, places = self._places(digests)
-        wanted[slots] = True
+        wanted, place_of = self._wanted(slots, places)
         assert asked.directions is not None
         found = scan(
             self.snapshot, self._kind, asked.directions, asked.score, wanted, top, token_top
         )
-        totals = np.full(len(digests), np.nan, dtype=np.float32)
-        totals[places] = found.totals[slots]
-        place_of = np.full(len(wanted), -1)
-        place_of[slots] = places
+        made = Found.nothing(len(digests), 1)
+        made.totals[places], made.sizes[places] = found.totals[slots], found.sizes[slots]
         order = np.argsort(place_of[found.slots], kind="stable")
-        return Found(totals, place_of[found.slots][order], found.scores[order])
+        kept = place_of[found.slots][order], found.scores[order]
+        return Found(made.totals, made.sizes, *kept)
 
-    def scores(self, asked: Asked, digests: Sequence[bytes]) -> Array:
-        """Return the scores of the cached rows of some examples, (n, 1 + T); NaN without one."""
+    def everything(self, asked: Asked, digests: Sequence[bytes]) -> Found:
+        """Do as `best`, keeping all that have a row."""
         assert asked.directions is not None
         slots, places = self._places(digests)
-        wanted = np.zeros(self.snapshot.commit.slots, dtype=bool)
-        wanted[slots] = True
-        place_of = np.full(len(wanted), -1)
-        place_of[slots] = places
-        made = np.full((len(digests), len(asked.directions)), np.nan, dtype=np.float32)
-        for at, scores in chunk_scores(
+        wanted, place_of = self._wanted(slots, places)
+        made = Found.nothing(len(digests), 1)
+        table = np.empty((len(digests), len(asked.directions)), dtype=np.float32)
+        for at, scores, sizes in chunk_scores(
             self.snapshot, self._kind, asked.directions, asked.score, wanted
         ):
-            made[place_of[at]] = scores
-        return made
+            chosen = place_of[at]
+            table[chosen] = scores
+            made.totals[chosen], made.sizes[chosen] = scores[:, 0], sizes
+        kept = np.sort(places)
+        return Found(made.totals, made.sizes, kept, table[kept])
+
+    def _wanted(self, slots: Array, places: Array) -> tuple[Array, Array]:
+        """Return, by slot, whether it is one of these, and its place."""
+        place_of = np.full(self.snapshot.commit.slots, -1)
+        place_of[slots] = places
+        return place_of >= 0, place_of
 
     def _places(self, digests: Sequence[bytes]) -> tuple[Array, Array]:
         """Return the slots of the examples that have a row, and their places in the list."""
@@ -255,8 +260,7 @@ class Retriever:
         """Return the sketched score of every cached row, by the row's digest."""
         digests = list(self.snapshot.index)
         asked = self.ask(query, replace(options, tokens=False, exact=0))
-        scores = self.scores(asked, digests)[:, 0].tolist()
-        return dict(zip(digests, scores, strict=True))
+        return dict(zip(digests, self.everything(asked, digests).totals.tolist(), strict=True))
 
     def _preconditioner(self, score: Score, damping: float) -> Preconditioner | None:
         """Return what a score multiplies gradients by, made once."""

@@ -61,6 +61,16 @@ class Score:
             return None
         return norm * reciprocal(self.divisors(norm))
 
+    def row_sizes(self, norm: torch.Tensor) -> torch.Tensor:
+        """Return the norms of the gradients that rows stand for, divided as they are scored.
+
+        From the norms (n, L) of their layers; (n,).
+        """
+        weights = self.row_weights(norm)
+        each = (norm > 0).float() if weights is None else weights
+        sizes: torch.Tensor = torch.linalg.vector_norm(each, dim=1)
+        return sizes
+
 
 AUTO = "auto"
 """The best score that can be had."""
@@ -151,23 +161,50 @@ class Found:
 
     Attributes:
         totals: (N,) float32 by slot; NaN where nothing was scored.
+        sizes: (N,) float32 by slot: of the scored gradients, see `Score.row_sizes`.
         slots: (m,) the kept slots.
         scores: (m, 1 + T): the total and each explained token's score of the kept slots.
     """
 
     totals: Array
+    sizes: Array
     slots: Array
     scores: Array
 
     @classmethod
-    def empty(cls) -> Found:
-        """Nothing yet."""
-        return cls(np.empty(0, np.float32), np.empty(0, np.int64), np.empty((0, 1), np.float32))
+    def nothing(cls, count: int, width: int) -> Found:
+        """N unscored slots, none of them kept."""
+        unscored = np.full(count, np.nan, np.float32)
+        empty = np.empty(0, np.int64), np.empty((0, width), np.float32)
+        return cls(unscored, np.zeros(count, np.float32), *empty)
 
     def best(self, top: int, token_top: int) -> Found:
         """Keep only the union of the overall best and of each token's."""
-        chosen = extremes(self.scores, top, token_top)
-        return Found(self.totals, self.slots[chosen], self.scores[chosen])
+        return self.only(extremes(self.scores, top, token_top))
+
+    def only(self, chosen: Array) -> Found:
+        """Keep only some of what is kept."""
+        return Found(self.totals, self.sizes, self.slots[chosen], self.scores[chosen])
+
+    def replaced(self, slots: Array, scores: Array) -> Found:
+        """Keep others, with better scores."""
+        totals = self.totals.copy()
+        totals[slots] = scores[:, 0]
+        return Found(totals, self.sizes, slots, scores)
+
+    def plus(self, other: Found) -> Found:
+        """Add the scores of another checkpoint; what only one of them has scored is dropped."""
+        mine, theirs = np.isin(self.slots, other.slots), np.isin(other.slots, self.slots)
+        return Found(
+            self.totals + other.totals,
+            np.hypot(self.sizes, other.sizes),
+            self.slots[mine],
+            self.scores[mine] + other.scores[theirs],
+        )
+
+    def times(self, weight: float) -> Found:
+        """Multiply all scores, and sizes, by a positive number."""
+        return Found(self.totals * weight, self.sizes * weight, self.slots, self.scores * weight)
 
 
 def scan(
@@ -188,29 +225,27 @@ def scan(
         directions: (1 + T, W): the query's direction, then one for each explained token.
         wanted: (N,) bool, the slots to score.
     """
-    totals = np.full(snapshot.commit.slots, np.nan, dtype=np.float32)
-    width = len(directions)
-    kept = Found(totals, np.empty(0, np.int64), np.empty((0, width), np.float32))
-    for slots, scores in chunk_scores(snapshot, kind, directions, score, wanted):
-        totals[slots] = scores[:, 0]
-        kept = Found(
-            totals, np.concatenate([kept.slots, slots]), np.concatenate([kept.scores, scores])
-        ).best(top, token_top)
+    kept = Found.nothing(snapshot.commit.slots, len(directions))
+    for slots, scores, sizes in chunk_scores(snapshot, kind, directions, score, wanted):
+        kept.totals[slots], kept.sizes[slots] = scores[:, 0], sizes
+        together = np.concatenate([kept.slots, slots]), np.concatenate([kept.scores, scores])
+        kept = Found(kept.totals, kept.sizes, *together).best(top, token_top)
     return kept
 
 
 def chunk_scores(
     snapshot: Snapshot, kind: RowKind, directions: torch.Tensor, score: Score, wanted: Array
-) -> Iterator[tuple[Array, Array]]:
-    """Yield (slots (n,), scores (n, 1 + T) float32) of the wanted rows of each chunk."""
+) -> Iterator[tuple[Array, Array, Array]]:
+    """Yield (slots (n,), scores (n, 1 + T), sizes (n,)) of the wanted rows of each chunk."""
     names = sorted(kind.arrays())
     for start, stop in snapshot.chunk_ranges():
         chosen = np.flatnonzero(wanted[start:stop])
         if not len(chosen):
             continue
         stored = {n: v[chosen] for n, v in snapshot.read(start, stop, names).items()}
-        weights = score.row_weights(torch.from_numpy(stored["norm"]))
-        yield start + chosen, kind.products(stored, directions, weights).numpy()
+        norm = torch.from_numpy(stored["norm"])
+        scores = kind.products(stored, directions, score.row_weights(norm))
+        yield start + chosen, scores.numpy(), score.row_sizes(norm).numpy()
 
 
 def extremes(scores: Array, top: int, token_top: int) -> Array:

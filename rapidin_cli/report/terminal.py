@@ -159,10 +159,13 @@ def _query(query: View, span: Span, top: int) -> RenderableType:
 def _exactness(query: View) -> Text:
     exact, spread = query["exact"], query["distribution"]["std"]
     share = f" ({exact['sketch_error'] / spread:.1%} of the scores' sd)" if spread else ""
-    return Text(
+    text = (
         f"exact scores of {exact['shortlist']:,} shortlisted; sketches were off by "
         f"{exact['sketch_error']:.3g}{share}"
     )
+    if exact["doubtful"]:
+        text += f"; {exact['doubtful']:,} more may be among the best: a larger --exact settles it"
+    return Text(text)
 
 
 def _words(words: View) -> Text:

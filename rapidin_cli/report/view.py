@@ -86,6 +86,7 @@ def _exact_view(answer: Answer) -> View | None:
     ]
     return {
         "shortlist": exact.shortlist,
+        "doubtful": exact.doubtful,
         "sketch_error": short(exact.sketch_error),
         "residual": short(max(apart, default=0)),
         "forward_mode": exact.forward_mode,

@@ -156,6 +156,7 @@ def make_query(
         "scored": 1200,
         "exact": {
             "shortlist": 136,
+            "doubtful": 0,
             "sketch_error": 0.0021,
             "residual": 1e-6,
             "forward_mode": True,

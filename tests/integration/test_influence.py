@@ -257,6 +257,39 @@ def test_what_is_cached_decides_the_shortlist_and_not_the_scores(tmp_path, score
     assert tops[0] == tops[1] == tops[2]
 
 
+def test_the_shortlist_grows_while_coarse_rows_leave_doubt(tmp_path):
+    """As far as there is room; what is left is told."""
+    folder = tiny.project(tmp_path, 40)
+    text = (folder / "rin.toml").read_text()
+    text = text.replace('precision = "int8"', 'precision = "sign"')
+    text = text.replace("dimensions = 2048", "dimensions = 448")
+    (folder / "rin.toml").write_text(text)
+    project = Project.open(folder)
+    project.cache()
+
+    def ask(**options):
+        report = project.retrieve([ASKED], Options(score="rapidin", tokens=False, **options))
+        query = report["queries"][0]
+        ranked = [(e["digest"], e["score"]) for e in query["examples"]]
+        return query["exact"], sorted(ranked, key=lambda pair: -pair[1])
+
+    everything, truth = ask(top=40)
+    assert everything["shortlist"] == 40
+    assert everything["doubtful"] == 0
+    narrow, _ = ask(top=1, exact=1)
+    assert narrow["shortlist"] == 8
+    assert narrow["doubtful"] > 0
+    wide, found = ask(top=2, exact=2)
+    assert 8 < wide["shortlist"] <= 32
+    expected = [*truth[:2], *truth[-2:]]
+    assert [d for d, _ in found] == [d for d, _ in expected]
+    assert [s for _, s in found] == pytest.approx([s for _, s in expected], rel=1e-4)
+    asked = "--prompt", ASKED.prompt, "--response", ASKED.response, "--score", "rapidin"
+    done = rin(folder, "retrieve", *asked, "--top", "1", "--exact", "1", "--no-tokens")
+    told = f"{narrow['doubtful']} more may be among the best: a larger --exact settles it"
+    assert told in " ".join(done.stdout.split())
+
+
 def test_self_influence_lists_the_largest_gradients(prepared):
     done = rin(prepared, "show", "--self-influence", "--top", "3", "--json")
     found = json.loads(done.stdout)

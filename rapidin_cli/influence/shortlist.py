@@ -1,0 +1,89 @@
+"""Whom the cached rows could have missed.
+
+A compressed gradient errs in proportion to its own size: the error of a sketch's inner product
+has the standard deviation c |g| with one c for all examples (DESIGN 4.2), and c is measured
+on the examples that have been scored both ways. So it is known which of the others may yet
+belong to the best; the shortlist grows by them until there is none left, or no room.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from rapidin_cli.influence.exact import ExactScores
+from rapidin_cli.influence.score import Array, Found
+
+ERRORS = 3.0
+"""So many of its errors must an example be away from the best to be left out.
+
+With 2, a tenth of the top lists were still wrong (tests/benchmarks/fidelity.py)."""
+
+GROWTH = 4
+"""So many times the first shortlist's `top` of each sign may be scored exactly at most."""
+
+
+def doubtful(found: Found, slots: Array, exact: Array, top: int) -> Array:
+    """Return who may belong among the `top` exact totals of either sign, likeliest first.
+
+    Args:
+        found: sketched totals and sizes of all examples.
+        slots: (m,) who has been scored exactly.
+        exact: (m,) their exact totals.
+    """
+    count = min(top, len(exact))
+    outside = ~np.isnan(found.totals)
+    outside[slots] = False
+    others = np.flatnonzero(outside)
+    if not count or not len(others):
+        return others[:0]
+    totals, sizes = found.totals.astype(np.float64), found.sizes.astype(np.float64)
+    present = sizes[slots] > 0
+    apart = (totals[slots] - exact)[present] / sizes[slots][present]
+    reach = ERRORS * np.sqrt(np.mean(apart**2)) * sizes[others] if len(apart) else 0 * others
+    ranked = np.sort(exact)
+    above, below = totals[others] - ranked[-count], ranked[count - 1] - totals[others]
+    excess = np.maximum(above, below) + reach
+    chosen = np.flatnonzero(excess > 0)
+    likeliest = np.argsort(-excess[chosen] / (reach[chosen] + 1e-30), kind="stable")
+    return others[chosen[likeliest]]
+
+
+@dataclass
+class Shortlist:
+    """Examples that have been scored exactly.
+
+    Attributes:
+        slots: (m,) their places.
+        scores: (m, 1 + T): total and each explained token's.
+        factors: for each checkpoint, their own divisors inverted, (m, L).
+        forward_mode: whether forward mode did it.
+    """
+
+    slots: Array
+    scores: Array
+    factors: list[torch.Tensor] = field(default_factory=list)
+    forward_mode: bool = True
+
+    @classmethod
+    def unscored(cls, slots: Array, width: int) -> Shortlist:
+        """What is yet to be scored, with 1 + T columns."""
+        return cls(slots, np.zeros((len(slots), width), np.float32))
+
+    def add(self, weight: float, exact: ExactScores, forward_mode: bool) -> None:
+        """Add the scores of a checkpoint."""
+        self.scores += weight * exact.table
+        self.factors.append(exact.factors)
+        self.forward_mode &= forward_mode
+
+    def extended(self, more: Shortlist) -> Shortlist:
+        """Return both, in the order of their places."""
+        if not len(more.slots):
+            return self
+        slots = np.concatenate([self.slots, more.slots])
+        order = np.argsort(slots, kind="stable")
+        factors = [torch.cat(pair)[order] for pair in zip(self.factors, more.factors, strict=True)]
+        scores = np.concatenate([self.scores, more.scores])[order]
+        return Shortlist(slots[order], scores, factors, self.forward_mode and more.forward_mode)
