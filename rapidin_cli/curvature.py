@@ -8,19 +8,18 @@ Rows of two collections never mix: a piece is named by what the whole collection
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from rapidin_cli.config import Labels
+from rapidin_cli.collecting import collect_on
 from rapidin_cli.data.examples import Dataset, Example, plan_batches
 from rapidin_cli.errors import MissingError
-from rapidin_cli.gradients.curvature import LayerCurvature, collect
-from rapidin_cli.gradients.passes import Batch, Passes
-from rapidin_cli.influence.queries import as_batch
+from rapidin_cli.gradients.curvature import LayerCurvature
+from rapidin_cli.workers import build_engine
 from rapidin_storage import ArraySpec, Cache, CorruptError, Snapshot
 
 if TYPE_CHECKING:
@@ -62,28 +61,6 @@ def chosen_examples(dataset: Dataset, rows: int) -> list[Example]:
 def digest_of(examples: Sequence[Example]) -> str:
     """Return the SHA-256 of a set of examples."""
     return Dataset(list(examples)).digest
-
-
-def collect_curvature(
-    passes: Passes,
-    examples: Sequence[Example],
-    labels: Labels,
-    batch_tokens: int,
-    progress: Callable[[int, int], None] = lambda *_: None,
-) -> list[LayerCurvature]:
-    """Collect it from examples; `progress` is told (done, all), each example counted twice."""
-    plan = plan_batches(examples, (), batch_tokens)
-    done = 0
-
-    def batches() -> Iterator[Batch]:
-        return map(as_batch, plan)
-
-    def advance(more: int) -> None:
-        nonlocal done
-        done += more
-        progress(done, 2 * len(examples))
-
-    return collect(passes, batches(), batches(), sampled=labels == "model", progress=advance)
 
 
 def store(cache: Cache, found: Collection, identity: dict[str, Any]) -> Snapshot:
@@ -169,27 +146,33 @@ def ensure(
     project: Project,
     opened: Opened,
     *,
-    device: str = "auto",
+    devices: str = "auto",
+    workers: int | None = None,
     again: bool = False,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> tuple[Collection, bool]:
     """Return a checkpoint's curvature, collected if there is none; and whether it was.
 
     Args:
+        devices, workers: see `Project.cache`.
         again: collect anew even if there is one.
+        progress: is told (done, all), each example counted twice.
     """
-    from rapidin_cli.workers import build_engine
-
-    engine = build_engine(opened.jobs(device, 1)[0])
-    targets = engine.passes.targets
+    jobs = opened.jobs(devices, workers)
     snapshot = None if again else project.newest(opened.curvature_cache.id)
     if snapshot is not None:
-        return load(snapshot, targets), False
+        return load(snapshot, build_engine(jobs[0]).passes.targets), False
     settings = project.config.curvature
     examples = chosen_examples(opened.dataset, settings.rows)
-    layers = collect_curvature(
-        engine.passes, examples, settings.labels, project.cache_settings.batch_tokens, progress
-    )
+    plan = plan_batches(examples, (), project.cache_settings.batch_tokens)
+    done = 0
+
+    def advance(more: int) -> None:
+        nonlocal done
+        done += more
+        progress(done, 2 * len(examples))
+
+    layers = collect_on(jobs, plan, sampled=settings.labels == "model", progress=advance)
     found = Collection(layers, digest_of(examples), len(examples))
     store(opened.curvature_cache, found, opened.curvature_identity)
     return found, True

@@ -41,6 +41,22 @@ def _rebuild(kind: type[RinError], message: str, hint: str) -> RinError:
     return kind(message, hint=hint)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the machine, has no memory left."""
+    # By its name: importing torch takes seconds.
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+def no_memory(error: BaseException) -> RinError:
+    """Return the sentence for it."""
+    told = ". ".join(str(error).split("\n")[0].split(". ")[:2])
+    return RinError(
+        f"out of memory: {told}",
+        hint="lower [cache] batch_tokens in rin.toml, or take another device",
+    )
+
+
 class UsageError(RinError):
     """Options that do not go together."""
 

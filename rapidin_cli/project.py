@@ -229,7 +229,8 @@ class Project:
         self,
         names: Sequence[str] = (),
         *,
-        device: str = "auto",
+        devices: str = "auto",
+        workers: int | None = None,
         again: bool = False,
         skip_bad: bool = False,
         progress: Callable[[str, int, int], None] = lambda *_: None,
@@ -238,7 +239,7 @@ class Project:
 
         Args:
             names: checkpoints; all by default.
-            device: `auto`, `cpu` or `cuda:N`.
+            devices, workers: see `cache`.
             again: collect anew what is there already.
             skip_bad: leave unusable rows out instead of stopping.
             progress: is told (checkpoint, done, all).
@@ -250,7 +251,8 @@ class Project:
             found, fresh = ensure(
                 self,
                 opened,
-                device=device,
+                devices=devices,
+                workers=workers,
                 again=again,
                 progress=partial(progress, settings.name),
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rapidin_cli.errors import ExitCode, RinError
+from rapidin_cli.errors import ExitCode, RinError, no_memory, out_of_memory
 from rapidin_storage import (
     AccessError,
     ConflictError,
@@ -39,6 +39,8 @@ def translated(error: Exception) -> tuple[RinError, ExitCode]:
         case OSError(strerror=str(reason), filename=filename):
             where = f"{filename}: " if filename else ""
             return RinError(f"{where}{reason}", hint="rin doctor"), ExitCode.FAILURE
+    if out_of_memory(error):
+        return no_memory(error), ExitCode.FAILURE
     return (
         RinError(
             f"unexpected {type(error).__name__}: {error}",

@@ -10,14 +10,14 @@ import contextlib
 import os
 import traceback
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rapidin_cli.checkpoints import Checkpoint, load_model
-from rapidin_cli.errors import RinError
+from rapidin_cli.errors import RinError, no_memory, out_of_memory
 from rapidin_cli.gradients.spec import GradientSpec
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _MAX_DEATHS = 3
 
+Serve = Callable[["Job", "Connection"], None]
 Arrays = dict[str, np.ndarray[Any, Any]]
 Tokens = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 """input_ids and labels of a padded batch, (B, T) each."""
@@ -138,19 +139,13 @@ class Worker:
             return self._kind.encode(self.engine(batch))
         except (torch.OutOfMemoryError, RuntimeError) as error:
             half = len(tokens[0]) // 2
-            if not half or not _out_of_memory(error):
+            if not half or not out_of_memory(error):
                 raise
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         first = self.rows((tokens[0][:half], tokens[1][:half]))
         second = self.rows((tokens[0][half:], tokens[1][half:]))
         return {name: np.concatenate([first[name], second[name]]) for name in first}
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @dataclass(frozen=True)
@@ -189,7 +184,7 @@ class ProcessPool:
     """Several devices, or several processes on a CPU."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
-        self._members = [_Member(job) for job in jobs]
+        self._members = [Member(job, serve_rows) for job in jobs]
         try:
             self.ready = self._members[0].wait_ready()
         except BaseException:
@@ -224,7 +219,7 @@ class ProcessPool:
                     message = member.connection.recv()
                 except (EOFError, OSError):
                     lost, manner = member.busy, member.buried()
-                    self._members[position] = _Member(member.job)
+                    self._members[position] = Member(member.job, serve_rows)
                     for number in lost:
                         deaths[number] += 1
                         if deaths[number] < _MAX_DEATHS:
@@ -249,10 +244,15 @@ class ProcessPool:
             member.stop()
 
 
-class _Member:
-    """The parent's side of one worker process."""
+class Member:
+    """The parent's side of one worker process.
 
-    def __init__(self, job: Job) -> None:
+    Args:
+        job: the worker's.
+        serve: what it does with its engine and the other end of the pipe; `serve_rows`.
+    """
+
+    def __init__(self, job: Job, serve: Serve) -> None:
         import torch.multiprocessing as mp
 
         self.job = job
@@ -262,12 +262,13 @@ class _Member:
         self.connection: Connection
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(
-            target=_serve, args=(job, theirs), daemon=True, name=f"rin-{job.device}"
+            target=_serve, args=(job, theirs, serve), daemon=True, name=f"rin-{job.device}"
         )
         self.process.start()
         theirs.close()
 
     def wait_ready(self) -> Ready:
+        """Return what it says once its model is loaded."""
         try:
             message = self.connection.recv()
         except EOFError:
@@ -283,10 +284,11 @@ class _Member:
         return WorkerError(
             f"the worker on {self.job.device} died while it loaded the model "
             f"({_manner(self.process.exitcode)})",
-            hint="try one worker: rin --debug cache --workers 1",
+            hint="try a single one: --workers 1",
         )
 
     def send(self, number: int, batches: Sequence[Tokens]) -> None:
+        """Hand out a batch."""
         self.busy.append(number)
         with contextlib.suppress(OSError):
             # If it is dead, the next `wait` finds that out and puts the batch back.
@@ -301,6 +303,7 @@ class _Member:
         return _manner(self.process.exitcode)
 
     def stop(self) -> None:
+        """End it."""
         self.connection.close()
         self.process.join(timeout=5)
         if self.process.is_alive():
@@ -316,22 +319,30 @@ def _manner(exitcode: int | None) -> str:
     return f"exit code {exitcode}"
 
 
-def _serve(job: Job, connection: Connection) -> None:
-    """Run in the worker: load, then answer batches until the pipe ends."""
+def serve_rows(job: Job, connection: Connection) -> None:
+    """Load, then answer batches until the pipe ends."""
+    worker = Worker(job)
+    connection.send(Ready(worker.engine.layout, worker.engine.skipped))
+    while True:
+        number, tokens = connection.recv()
+        connection.send((number, worker.rows(tokens)))
+
+
+def _serve(job: Job, connection: Connection, serve: Serve) -> None:
+    """Run in the worker until it has nothing more to do, or the pipe ends."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     try:
-        worker = Worker(job)
-        connection.send(Ready(worker.engine.layout, worker.engine.skipped))
-        while True:
-            number, tokens = connection.recv()
-            connection.send((number, worker.rows(tokens)))
+        serve(job, connection)
     except (EOFError, BrokenPipeError):
         return
     except RinError as error:
         connection.send(error)
     except Exception as error:  # whatever it is, the parent must hear of it
+        if out_of_memory(error):
+            connection.send(no_memory(error))
+            return
         detail = traceback.format_exc()
         connection.send(
             WorkerError(

@@ -17,7 +17,13 @@ def curvature(
     checkpoints: Annotated[
         list[str] | None, typer.Argument(help="Names from rin.toml; all by default.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    devices: Annotated[
+        str, typer.Option(help="auto, cpu, or a list such as cuda:0,cuda:1.")
+    ] = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes when the device is the CPU; they share its cores."),
+    ] = None,
     again: Annotated[
         bool, typer.Option("--again", help="Collect anew: after the data has changed much.")
     ] = False,
@@ -41,7 +47,12 @@ def curvature(
             bar.update(task, description=name, completed=done, total=total)
 
         for name, found, fresh in project.curvature(
-            checkpoints or [], device=device, again=again, skip_bad=skip_bad, progress=advance
+            checkpoints or [],
+            devices=devices,
+            workers=workers,
+            again=again,
+            skip_bad=skip_bad,
+            progress=advance,
         ):
             how = "collected" if fresh else "is there already: collected"
             console.say(

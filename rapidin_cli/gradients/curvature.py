@@ -9,15 +9,19 @@ examples' gradients in that basis (George et al. 2018, arXiv 1806.03884). Grosse
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from rapidin_cli.gradients.capture import Consumer
 from rapidin_cli.gradients.passes import Batch, Passes
 
 MAX_SIDE = 4096
 """A longer side keeps its own axes: its eigenvectors would cost more than the layer."""
+
+# Numbers of gradients that are formed at a time, 4 bytes each.
+_KEPT_NUMBERS = 2**27
 
 
 @dataclass(frozen=True)
@@ -40,66 +44,104 @@ def rotated(vectors: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
     return vectors @ basis if len(basis) else vectors
 
 
-def collect(
-    passes: Passes,
-    batches: Iterable[Batch],
-    again: Iterable[Batch],
-    *,
-    sampled: bool,
-    seed: int = 0,
-    progress: Callable[[int], None] = lambda _: None,
-) -> list[LayerCurvature]:
-    """Go over the examples twice: for the bases, then for the eigenvalues.
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""Of a layer's input side and of its output side."""
+
+Numbered = Iterable[tuple[int, Batch]]
+"""Batches with their numbers, which seed the draws of labels."""
+
+
+class Collector:
+    """Gathers sums over batches: first for the bases, then for the eigenvalues.
+
+    Several may share the batches; their sums are added up.
 
     Args:
         passes: the model.
-        batches, again: the examples, and the same once more.
         sampled: draw labels from the model's own predictions, as the Fisher matrix is
             defined, in place of those of the data (the empirical Fisher).
-        seed: of those draws.
         progress: is told how many examples of a batch are done.
     """
-    generator = torch.Generator(passes.device).manual_seed(seed) if sampled else None
-    sides = [(t.layer.in_features, t.layer.out_features) for t in passes.targets]
-    device = passes.device
-    moments = [tuple(_moment(n, device) for n in pair) for pair in sides]
 
-    def first(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
-        x, d = x.float().flatten(0, 1), d.float().flatten(0, 1)
-        real = d.any(1)  # no padding
-        for total, vectors in zip(moments[number], (x[real], d[real]), strict=True):
-            if len(total):
-                total += vectors.T @ vectors
+    def __init__(
+        self, passes: Passes, *, sampled: bool, progress: Callable[[int], None] = lambda _: None
+    ) -> None:
+        self._passes = passes
+        self._generator = torch.Generator(passes.device) if sampled else None
+        self._progress = progress
+        self._sides = [(t.layer.in_features, t.layer.out_features) for t in passes.targets]
 
-    for batch in batches:
-        passes.backward(batch, first, sampler=generator)
-        progress(len(batch.input_ids))
-    bases = [tuple(_eigenvectors(total) for total in pair) for pair in moments]
-    values = [torch.zeros(out, inner, device=device) for inner, out in sides]
-    count = 0
+    def moments(self, batches: Numbered) -> list[Pair]:
+        """Return the sums of x x^T (I, I) and of d d^T (O, O) over tokens, (0, 0) if too long."""
+        device = self._passes.device
+        moments = [(_moment(i, device), _moment(o, device)) for i, o in self._sides]
 
-    def second(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
-        inputs, outputs = bases[number]
-        x, d = rotated(x.float(), inputs), rotated(d.float(), outputs)
-        values[number] += (d.mT @ x).square_().sum(0)
+        def consume(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
+            x, d = x.float().flatten(0, 1), d.float().flatten(0, 1)
+            real = d.any(1)  # no padding
+            for total, vectors in zip(moments[number], (x[real], d[real]), strict=True):
+                if len(total):
+                    total += vectors.T @ vectors
 
-    for batch in again:
-        passes.backward(batch, second, sampler=generator)
-        count += len(batch.input_ids)
-        progress(len(batch.input_ids))
-    return [
-        LayerCurvature(inputs, outputs, total / max(1, count))
-        for (inputs, outputs), total in zip(bases, values, strict=True)
-    ]
+        self._run(batches, consume, 0)
+        return moments
+
+    def values(self, bases: Sequence[Pair], batches: Numbered) -> list[torch.Tensor]:
+        """Return the sums of the squares of the examples' gradients in these bases, (O, I)."""
+        values = [torch.zeros(o, i, device=self._passes.device) for i, o in self._sides]
+
+        def consume(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
+            inputs, outputs = bases[number]
+            x, d = rotated(x.float(), inputs), rotated(d.float(), outputs)
+            size = max(1, _KEPT_NUMBERS // values[number].numel())
+            for one, other in zip(x.split(size), d.split(size), strict=True):
+                values[number] += (other.mT @ one).square_().sum(0)
+
+        self._run(batches, consume, 1)
+        return values
+
+    def _run(self, batches: Numbered, consume: Consumer, turn: int) -> None:
+        for number, batch in batches:
+            if self._generator is not None:
+                self._generator.manual_seed(2 * number + turn)
+            self._passes.backward(batch, consume, sampler=self._generator)
+            self._progress(len(batch.input_ids))
+
+
+def collect(
+    passes: Passes,
+    batches: Sequence[Batch],
+    *,
+    sampled: bool,
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[LayerCurvature]:
+    """Go over the examples twice on one device: for the bases, then for the eigenvalues.
+
+    Args: see `Collector`.
+    """
+    collector = Collector(passes, sampled=sampled, progress=progress)
+    bases = [eigenvectors(pair) for pair in collector.moments(enumerate(batches))]
+    values = collector.values(bases, enumerate(batches))
+    return layers_of(bases, values, sum(len(batch.input_ids) for batch in batches))
+
+
+def layers_of(
+    bases: Sequence[Pair], values: Sequence[torch.Tensor], examples: int
+) -> list[LayerCurvature]:
+    """Return the curvature from the sums over so many examples."""
+    pairs = zip(bases, values, strict=True)
+    return [LayerCurvature(*basis, total / max(1, examples)) for basis, total in pairs]
+
+
+def eigenvectors(moments: Pair) -> Pair:
+    """Return the eigenvectors of both moments, in columns; (0, 0) for (0, 0)."""
+    inputs, outputs = (
+        torch.linalg.eigh(moment.double())[1].float() if len(moment) else moment
+        for moment in moments
+    )
+    return inputs, outputs
 
 
 def _moment(features: int, device: torch.device) -> torch.Tensor:
     size = features if features <= MAX_SIDE else 0
     return torch.zeros(size, size, device=device)
-
-
-def _eigenvectors(moment: torch.Tensor) -> torch.Tensor:
-    if not len(moment):
-        return moment
-    vectors: torch.Tensor = torch.linalg.eigh(moment.double())[1]
-    return vectors.float()

@@ -52,7 +52,7 @@ class Scorer:
         passes = self.whole.engine.passes
         self._queries = [query_gradient(passes, Query("", "given", q)) for q in queries]
         self.model = passes.model
-        self._layers = curvature.collect(passes, self._batches, self._batches, sampled=False)
+        self._layers = curvature.collect(passes, self._batches, sampled=False)
         self.inverses: dict[str, Preconditioner] = {
             "ekfac": Ekfac(self._layers, SCORES["ekfac"].damping, CPU),
             "adam": Adam(second_moments(self._checkpoint, passes), SCORES["adam"].damping, CPU),

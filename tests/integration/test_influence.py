@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 
 from rapidin_cli import Options, Project, Question
+from rapidin_cli.influence.preconditioners import Ekfac
 from rapidin_cli.influence.queries import read_questions
 from rapidin_cli.lock import read_lock
+from rapidin_cli.workers import WorkerError
 from tests import tiny
 from tests.forked import rin
 
@@ -103,6 +106,43 @@ def test_curvature_is_collected_once_and_shared(prepared, tmp_path):
     anew = rin(two, "curvature", "--again")
     assert "collected on 24 examples" in anew.stderr
     assert rin(two, "verify").returncode == 0
+
+
+@pytest.mark.parametrize("labels", ["data", "model"])
+def test_two_workers_collect_the_same_curvature(prepared, tmp_path, labels):
+    """Their bases may differ by signs; what they do to a gradient may not."""
+    folder = Path(shutil.copytree(prepared, tmp_path / "two"))
+    with (folder / "rin.toml").open("a") as file:
+        file.write(f'\n[curvature]\nlabels = "{labels}"\n')
+    project = Project.open(folder)
+    alone, together = (
+        next(project.curvature(devices="cpu", workers=count, again=True))[1] for count in (1, 2)
+    )
+    assert alone.data == together.data
+    generator = torch.Generator().manual_seed(1)
+    one, two = (Ekfac(c.layers, 0.1, torch.device("cpu")) for c in (alone, together))
+    for number, layer in enumerate(alone.layers):
+        gradient = torch.randn(1, *layer.values.shape, generator=generator)
+        expected = one.change(number, gradient)
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(
+            two.change(number, gradient), expected, rtol=0, atol=2e-3 * scale
+        )
+
+
+def test_a_worker_killed_over_curvature_is_named_and_nothing_is_stored(prepared, tmp_path):
+    folder = Path(shutil.copytree(prepared, tmp_path / "killed"))
+    project = Project.open(folder)
+    before = project.opened().curvature_cache.snapshot().commit.number
+
+    def kill(*_):
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    with pytest.raises(WorkerError, match=r"killed by signal 9.*no curvature was stored"):
+        list(project.curvature(devices="cpu", workers=2, again=True, progress=kill))
+    assert project.opened().curvature_cache.snapshot().commit.number == before
+    assert not multiprocessing.active_children()
 
 
 def test_without_curvature_ekfac_names_the_command(cached_project):

@@ -30,7 +30,7 @@ def batches(items=DATA):
 
 def collected(model, pattern="", *, sampled=False):
     passes = Passes(model, pattern, CPU, "float32")
-    return passes, curvature.collect(passes, batches(), batches(), sampled=sampled)
+    return passes, curvature.collect(passes, batches(), sampled=sampled)
 
 
 def explicit_inverses(model, damping):
@@ -190,7 +190,7 @@ def test_preconditioned_sums_equal_the_total(tmp_path, name, lora):
         sides = [(t.layer.out_features, t.layer.in_features) for t in passes.targets]
         chosen = Adam([torch.rand(pair) for pair in sides], DAMPING, CPU)
     else:
-        layers = curvature.collect(passes, batches(), batches(), sampled=False)
+        layers = curvature.collect(passes, batches(), sampled=False)
         chosen = Ekfac(layers, DAMPING, CPU)
     gradient = query_gradient(passes, CONTRAST)
     exact = ExactScorer(passes, SCORES[name], chosen, CONTRAST, gradient, 64)
