@@ -17,7 +17,7 @@ from rapidin_cli.influence.lexical import Lexical
 from rapidin_cli.influence.queries import Query, Question
 from rapidin_cli.influence.retrieve import Asked, Options, Retriever
 from rapidin_cli.influence.score import Array, Found, extremes
-from rapidin_cli.influence.shortlist import GROWTH, Shortlist, doubtful
+from rapidin_cli.influence.shortlist import GROWTH, Shortlist, doubtful, fitted
 
 Progress = Callable[[str, int, int], None]
 """Is told what is being done, how much of it is done, and how much there is."""
@@ -52,11 +52,11 @@ class Exactness:
     Attributes:
         shortlist: how many examples were scored exactly.
         doubtful: how many others may belong to the best, by the measured error of sketches.
-        sketched: (m,) what the sketches said of the kept.
+        sketched: (m,) what the sketches said of the kept, see `fitted`.
         training: for each kept example, the influence of each learnt token.
         cells: for some of the kept, by their number: (T, S), the influence of each learnt token
             on each explained one.
-        sketch_error: root mean square of sketched minus exact totals over the shortlist.
+        sketch_error: root mean square of these minus exact totals over the shortlist.
         forward_mode: whether tokens were scored by forward-mode passes.
     """
 
@@ -169,6 +169,10 @@ class Asking:
     def _refine(self, works: Sequence[_Work], found: Sequence[Found]) -> list[Answer]:
         """Score shortlists exactly, and keep their best."""
         lists, left = self._shortlists(works, found)
+        found = [
+            fitted(part, scored.slots, scored.scores[:, 0])
+            for part, scored in zip(found, lists, strict=True)
+        ]
         best = [extremes(s.scores, self._options.top, self._options.token_top) for s in lists]
         kept = [
             part.replaced(scored.slots, scored.scores).only(chosen)

@@ -117,7 +117,7 @@ SCORES = {
             "inner product through the inverse EK-FAC curvature (influence function)",
             "What up-weighting the example would do to the generation's log-probability near the "
             "optimum (Grosse et al. 2023, arXiv 2308.03296).",
-            damping=0.1,
+            damping=1.0,
         ),
         Score(
             "adam",

@@ -1,9 +1,10 @@
 """Whom the cached rows could have missed.
 
 A compressed gradient errs in proportion to its own size: the error of a sketch's inner product
-has the standard deviation c |g| with one c for all examples (DESIGN 4.2), and c is measured
-on the examples that have been scored both ways. So it is known which of the others may yet
-belong to the best; the shortlist grows by them until there is none left, or no room.
+has the standard deviation c |g| with one c for all examples (DESIGN 4.2), and signs also
+scale all products alike. Both numbers are measured on the examples that have been scored both
+ways. So it is known which of the others may yet belong to the best; the shortlist grows by
+them until there is none left, or no room.
 """
 
 from __future__ import annotations
@@ -25,6 +26,19 @@ GROWTH = 4
 """So many times the first shortlist's `top` of each sign may be scored exactly at most."""
 
 
+def fitted(found: Found, slots: Array, exact: Array) -> Found:
+    """Multiply sketched totals by the factor that fits the exact ones best.
+
+    Least squares over the shortlist, with errors in proportion to sizes. A shortlist is chosen
+    by its sketched totals, and that leaves the slope of exact on sketched ones as it is.
+
+    Args: see `doubtful`.
+    """
+    sketched, true = _by_size(found, slots, found.totals[slots], exact)
+    factor = float(sketched @ true / max(float(sketched @ sketched), 1e-30))
+    return found.times(factor) if factor > 0 else found
+
+
 def doubtful(found: Found, slots: Array, exact: Array, top: int) -> Array:
     """Return who may belong among the `top` exact totals of either sign, likeliest first.
 
@@ -33,22 +47,28 @@ def doubtful(found: Found, slots: Array, exact: Array, top: int) -> Array:
         slots: (m,) who has been scored exactly.
         exact: (m,) their exact totals.
     """
+    found = fitted(found, slots, exact)
     count = min(top, len(exact))
     outside = ~np.isnan(found.totals)
     outside[slots] = False
     others = np.flatnonzero(outside)
     if not count or not len(others):
         return others[:0]
-    totals, sizes = found.totals.astype(np.float64), found.sizes.astype(np.float64)
-    present = sizes[slots] > 0
-    apart = (totals[slots] - exact)[present] / sizes[slots][present]
-    reach = ERRORS * np.sqrt(np.mean(apart**2)) * sizes[others] if len(apart) else 0 * others
+    totals, sizes = found.totals[others].astype(np.float64), found.sizes[others]
+    sketched, true = _by_size(found, slots, found.totals[slots], exact)
+    error = np.sqrt(np.mean((sketched - true) ** 2)) if len(true) else 0.0
+    reach = ERRORS * error * sizes.astype(np.float64)
     ranked = np.sort(exact)
-    above, below = totals[others] - ranked[-count], ranked[count - 1] - totals[others]
-    excess = np.maximum(above, below) + reach
+    excess = np.maximum(totals - ranked[-count], ranked[count - 1] - totals) + reach
     chosen = np.flatnonzero(excess > 0)
     likeliest = np.argsort(-excess[chosen] / (reach[chosen] + 1e-30), kind="stable")
     return others[chosen[likeliest]]
+
+
+def _by_size(found: Found, slots: Array, *scores: Array) -> list[Array]:
+    """Divide scores by their gradients' sizes, leaving out gradients that are zero."""
+    sizes = found.sizes[slots].astype(np.float64)
+    return [part[sizes > 0] / sizes[sizes > 0] for part in scores]
 
 
 @dataclass

@@ -44,7 +44,7 @@ def test_the_default_uses_the_curvature_and_is_exact(prepared):
     report = json.loads(done.stdout)
     jsonschema.validate(report, SCHEMA)
     assert report["score"]["name"] == "ekfac"
-    assert report["score"]["damping"] == 0.1
+    assert report["score"]["damping"] == 1.0
     query = report["queries"][0]
     assert query["exact"]["forward_mode"]
     assert query["exact"]["shortlist"] == query["scored"] == 24

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rapidin_cli.influence.score import Found, extremes
-from rapidin_cli.influence.shortlist import doubtful
+from rapidin_cli.influence.shortlist import doubtful, fitted
 
 TOP, FIRST = 20, 40
 
@@ -43,6 +43,20 @@ def test_an_example_is_in_doubt_by_its_own_size():
     exact = np.array([5.0, 4.0, -4.0, -5.0])
     found = sketched([5.1, 3.9, -4.1, -4.9, 3.6, 3.6, 0.0], [1, 1, 1, 1, 0.1, 3, 3])
     assert doubtful(found, np.arange(4), exact, 2).tolist() == [5]
+
+
+def test_one_factor_makes_signs_comparable():
+    """Signs shorten, or lengthen, all products alike; the largest gradients err most."""
+    generator = np.random.default_rng(0)
+    sizes = generator.lognormal(0, 1, 4000)
+    exact = sizes * generator.standard_normal(4000)
+    noise = 0.02 * sizes * generator.standard_normal(4000)
+    found = sketched(0.6 * (exact + noise), sizes)
+    slots = extremes(found.totals[:, None], 100, 0)
+    better = fitted(found, slots, exact[slots])
+    np.testing.assert_allclose(better.totals, exact + noise, rtol=0.02)
+    assert len(doubtful(found, slots, exact[slots], 20)) < 20
+    assert fitted(found, slots, -exact[slots]).totals is found.totals
 
 
 def test_the_likeliest_come_first():
