@@ -56,64 +56,82 @@ def collect_on(
 
 
 class _Crew:
-    """Several workers who go through the same three turns."""
+    """Several workers who go through the same three turns.
+
+    Matrices travel one layer at a time: all of them, from all workers, may be more than the
+    machine's memory.
+    """
 
     def __init__(self, jobs: Sequence[Job], progress: Callable[[int], None]) -> None:
         self._members = [Member(job, _serve) for job in jobs]
         self._progress = progress
 
     def collect(self, plan: Sequence[Sequence[Example]], sampled: bool) -> list[LayerCurvature]:
-        numbered = list(enumerate(plan))
         count = len(self._members)
+        ready = [member.wait_ready() for member in self._members]
+        layers = len(ready[0].layout.layers)
+        numbered = list(enumerate(plan))
         for place, member in enumerate(self._members):
-            member.wait_ready()
-            member.connection.send((sampled, numbered[place::count]))
-        moments = [tuple(map(_sum, zip(*parts, strict=True))) for parts in self._turn()]
+            share = numbered[place::count]
+            self._tell(member, (sampled, share, len(range(place, layers, count))))
+        pairs = [_sums(parts) for parts in self._turn(layers)]
         # Decompositions cost as much as a pass where layers are wide: a share for each.
-        for place, member in enumerate(self._members):
-            member.connection.send(moments[place::count])
-        shares = self._answers()
-        bases = [shares[n % count][n // count] for n in range(len(moments))]
-        for member in self._members:
-            member.connection.send(bases)
-        values = [torch.from_numpy(_sum(parts)) for parts in self._turn()]
-        tensors = [_tensors(pair) for pair in bases]
-        return layers_of(tensors, values, sum(map(len, plan)))
+        for start in range(0, layers, count):
+            chosen = range(start, min(start + count, layers))
+            for member, number in zip(self._members, chosen, strict=False):
+                self._tell(member, pairs[number])
+            for member, number in zip(self._members, chosen, strict=False):
+                pairs[number] = self._hear(member)
+        for pair in pairs:
+            for member in self._members:
+                self._tell(member, pair)
+        values = [torch.from_numpy(_sum(parts)) for parts in self._turn(layers)]
+        return layers_of([_tensors(pair) for pair in pairs], values, sum(map(len, plan)))
 
-    def _turn(self) -> Iterator[tuple[Any, ...]]:
-        """Return for each layer what all workers say."""
-        return zip(*self._answers(), strict=True)
+    def _turn(self, layers: int) -> Iterator[list[Any]]:
+        """Yield for each layer what all workers say, once they have gone over their shares."""
+        yield self._first_answers()
+        for _ in range(1, layers):
+            yield [self._hear(member) for member in self._members]
 
-    def _answers(self) -> list[Any]:
-        """Wait until each worker has answered, passing on how far they are."""
+    def _first_answers(self) -> list[Any]:
+        """Pass on how far the workers are, until each has said something else."""
         from multiprocessing.connection import wait
 
         answers: dict[int, Any] = {}
         while len(answers) < len(self._members):
-            waiting = [m for n, m in enumerate(self._members) if n not in answers]
-            ready = wait([member.connection for member in waiting])
-            for place, member in enumerate(self._members):
-                if member.connection not in ready:
-                    continue
-                match self._heard(member):
-                    case int(done):
-                        self._progress(done)
-                    case answer:
-                        answers[place] = answer
+            waiting = {n: m for n, m in enumerate(self._members) if n not in answers}
+            ready = wait([member.connection for member in waiting.values()])
+            for place, member in waiting.items():
+                if member.connection in ready:
+                    match self._hear(member):
+                        case int(done):
+                            self._progress(done)
+                        case answer:
+                            answers[place] = answer
         return [answers[place] for place in range(len(answers))]
 
-    def _heard(self, member: Member) -> Any:
+    def _tell(self, member: Member, message: Any) -> None:
+        try:
+            member.connection.send(message)
+        except OSError:
+            while True:  # until what it said before it ended has been heard
+                self._hear(member)
+
+    def _hear(self, member: Member) -> Any:
         try:
             message = member.connection.recv()
         except (EOFError, OSError):
-            raise WorkerError(
-                f"the worker on {member.job.device} died ({member.buried()}); no curvature was "
-                "stored",
-                hint="rin curvature again, with fewer --workers or a lower [cache] batch_tokens",
-            ) from None
+            raise self._died(member) from None
         if isinstance(message, Exception):
             raise message
         return message
+
+    def _died(self, member: Member) -> WorkerError:
+        return WorkerError(
+            f"the worker on {member.job.device} died ({member.buried()}); no curvature was stored",
+            hint="rin curvature again, with fewer --workers or a lower [cache] batch_tokens",
+        )
 
     def close(self) -> None:
         for member in self._members:
@@ -124,19 +142,27 @@ def _serve(job: Job, connection: Connection) -> None:
     """Run in a worker: moments of its share, bases of some layers, values of its share."""
     engine = build_engine(job)
     connection.send(Ready(engine.layout, engine.skipped))
-    sampled, share = connection.recv()
+    sampled, share, decompositions = connection.recv()
     batches = [(number, as_batch(examples)) for number, examples in share]
     collector = Collector(engine.passes, sampled=sampled, progress=connection.send)
-    connection.send([_arrays(pair) for pair in collector.moments(batches)])
+    for pair in collector.moments(batches):
+        connection.send(_arrays(pair))
     device = engine.passes.device
-    connection.send([_arrays(eigenvectors(_tensors(pair, device))) for pair in connection.recv()])
-    bases = [_tensors(pair, device) for pair in connection.recv()]
-    connection.send([values.cpu().numpy() for values in collector.values(bases, batches)])
+    for _ in range(decompositions):
+        connection.send(_arrays(eigenvectors(_tensors(connection.recv(), device))))
+    bases = [_tensors(connection.recv(), device) for _ in engine.layout.layers]
+    for values in collector.values(bases, batches):
+        connection.send(values.cpu().numpy())
 
 
 def _sum(parts: Sequence[Array]) -> Array:
     total: Array = np.sum(parts, axis=0)
     return total
+
+
+def _sums(pairs: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
+    inputs, outputs = zip(*pairs, strict=True)
+    return _sum(inputs), _sum(outputs)
 
 
 def _arrays(pair: Pair) -> tuple[Array, Array]:
