@@ -91,11 +91,9 @@ class Collector:
         values = [torch.zeros(o, i, device=self._passes.device) for i, o in self._sides]
 
         def consume(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
-            inputs, outputs = bases[number]
-            x, d = rotated(x.float(), inputs), rotated(d.float(), outputs)
             size = max(1, _KEPT_NUMBERS // values[number].numel())
-            for one, other in zip(x.split(size), d.split(size), strict=True):
-                values[number] += (other.mT @ one).square_().sum(0)
+            for part in zip(x.float().split(size), d.float().split(size), strict=True):
+                values[number] += _gradients(*part, *bases[number]).square_().sum(0)
 
         self._run(batches, consume, 1)
         return values
@@ -123,6 +121,26 @@ def collect(
     bases = [eigenvectors(pair) for pair in collector.moments(enumerate(batches))]
     values = collector.values(bases, enumerate(batches))
     return layers_of(bases, values, sum(len(batch.input_ids) for batch in batches))
+
+
+def _gradients(
+    x: torch.Tensor, d: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor
+) -> torch.Tensor:
+    """Return Q_S^T (d^T x) Q_A, (B, O, I) from (B, T, O) and (B, T, I).
+
+    What has fewer rows is turned, tokens or gradients: of a LoRA matrix, the gradients.
+    """
+    tokens, out, inner = x.shape[1], d.shape[2], x.shape[2]
+    if tokens <= out:
+        x = rotated(x, inputs)
+    if tokens <= inner:
+        d = rotated(d, outputs)
+    gradients = d.mT @ x
+    if tokens > out:
+        gradients = rotated(gradients, inputs)
+    if tokens > inner:
+        gradients = rotated(gradients.mT, outputs).mT
+    return gradients
 
 
 def layers_of(

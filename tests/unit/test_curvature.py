@@ -28,16 +28,16 @@ def batches(items=DATA):
     return [as_batch(items[n : n + 5]) for n in range(0, len(items), 5)]
 
 
-def collected(model, pattern="", *, sampled=False):
+def collected(model, pattern="", *, sampled=False, data=DATA):
     passes = Passes(model, pattern, CPU, "float32")
-    return passes, curvature.collect(passes, batches(), sampled=sampled)
+    return passes, curvature.collect(passes, batches(data), sampled=sampled)
 
 
-def explicit_inverses(model, damping):
+def explicit_inverses(model, damping, data):
     """(Q diag(E[(Q^T g)^2]) Q^T + lambda)^-1 with whole matrices, from single examples."""
     targets = find_targets(model, LAYERS)[0]
     inputs, outputs, gradients = [], [], []
-    for item in DATA:
+    for item in data:
         xs, outs = {}, {}
 
         def hook(number, x, out, xs=xs, outs=outs):
@@ -71,9 +71,12 @@ def explicit_inverses(model, damping):
     return found
 
 
-def test_ekfac_is_the_explicit_inverse():
-    inverses = explicit_inverses(tiny.llama(), DAMPING)
-    passes, layers = collected(tiny.llama(), LAYERS)
+@pytest.mark.parametrize("length", [5, 18, 34])
+def test_ekfac_is_the_explicit_inverse(length):
+    """Whether sequences are shorter than both sides of the layers, than one, or than none."""
+    data = [example(100 + n, length + n % 9) for n in range(24)]
+    inverses = explicit_inverses(tiny.llama(), DAMPING, data)
+    passes, layers = collected(tiny.llama(), LAYERS, data=data)
     ekfac = Ekfac(layers, DAMPING, CPU)
     for query in (QUERY, CONTRAST):
         gradient = query_gradient(passes, query)
