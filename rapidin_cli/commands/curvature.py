@@ -59,4 +59,9 @@ def curvature(
                 f"{name}: curvature of {len(found.layers):,} layers {how} on "
                 f"{console.count(found.examples, 'example')}"
             )
+    if project.config.gradient.row == "sketch":
+        console.say(
+            'note: through curvature, rows of [gradient] row = "factors" shortlist better than '
+            "sketches do; which, and at how many bytes, is in the README"
+        )
     console.say("next: rin retrieve --score ekfac --prompt TEXT --response TEXT")
