@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rapidin_cli.commands.options import Checkpoints, Devices, Workers
 from rapidin_cli.console import size
 from rapidin_cli.errors import UsageError
 
@@ -24,16 +25,9 @@ def register(app: typer.Typer) -> None:
 
 def cache(
     context: typer.Context,
-    checkpoints: Annotated[
-        list[str] | None, typer.Argument(help="Names from rin.toml; all by default.")
-    ] = None,
-    devices: Annotated[
-        str, typer.Option(help="auto, cpu, or a list such as cuda:0,cuda:1.")
-    ] = "auto",
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Processes when the device is the CPU; they share its cores."),
-    ] = None,
+    checkpoints: Checkpoints = None,
+    devices: Devices = "auto",
+    workers: Workers = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be computed, and stop.")
     ] = False,

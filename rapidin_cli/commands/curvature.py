@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from rapidin_cli.commands.options import Checkpoints, Devices, Workers
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -14,16 +16,9 @@ def register(app: typer.Typer) -> None:
 
 def curvature(
     context: typer.Context,
-    checkpoints: Annotated[
-        list[str] | None, typer.Argument(help="Names from rin.toml; all by default.")
-    ] = None,
-    devices: Annotated[
-        str, typer.Option(help="auto, cpu, or a list such as cuda:0,cuda:1.")
-    ] = "auto",
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Processes when the device is the CPU; they share its cores."),
-    ] = None,
+    checkpoints: Checkpoints = None,
+    devices: Devices = "auto",
+    workers: Workers = None,
     again: Annotated[
         bool, typer.Option("--again", help="Collect anew: after the data has changed much.")
     ] = False,

@@ -156,7 +156,7 @@ def make_query(
         "scored": 1200,
         "exact": {
             "shortlist": 136,
-            "doubtful": 0,
+            "doubtful": 3,
             "sketch_error": 0.0021,
             "residual": 1e-6,
             "forward_mode": True,
