@@ -308,7 +308,7 @@ def test_the_shortlist_grows_while_coarse_rows_leave_doubt(tmp_path):
     project.cache()
 
     def ask(**options):
-        report = project.retrieve([ASKED], Options(score="rapidin", tokens=False, **options))
+        report = project.retrieve([ASKED], Options(score="cosine", tokens=False, **options))
         query = report["queries"][0]
         ranked = [(e["digest"], e["score"]) for e in query["examples"]]
         return query["exact"], sorted(ranked, key=lambda pair: -pair[1])
@@ -317,14 +317,14 @@ def test_the_shortlist_grows_while_coarse_rows_leave_doubt(tmp_path):
     assert everything["shortlist"] == 40
     assert everything["doubtful"] == 0
     narrow, _ = ask(top=1, exact=1)
-    assert narrow["shortlist"] == 8
+    assert narrow["shortlist"] == 8  # four times the first two
     assert narrow["doubtful"] > 0
     wide, found = ask(top=2, exact=2)
     assert 8 < wide["shortlist"] <= 32
     expected = [*truth[:2], *truth[-2:]]
     assert [d for d, _ in found] == [d for d, _ in expected]
     assert [s for _, s in found] == pytest.approx([s for _, s in expected], rel=1e-4)
-    asked = "--prompt", ASKED.prompt, "--response", ASKED.response, "--score", "rapidin"
+    asked = "--prompt", ASKED.prompt, "--response", ASKED.response, "--score", "cosine"
     done = rin(folder, "retrieve", *asked, "--top", "1", "--exact", "1", "--no-tokens")
     told = f"{narrow['doubtful']} more may be among the best: a larger --exact settles it"
     assert told in " ".join(done.stdout.split())
