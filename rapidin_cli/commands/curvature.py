@@ -8,6 +8,8 @@ import typer
 
 from rapidin_cli.commands.options import Checkpoints, Devices, Workers
 
+_LARGE = 4  # weights for each number of a sketch
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -35,6 +37,7 @@ def curvature(
     from rapidin_cli.project import Project
 
     project = Project.open(context.obj.directory)
+    parameters = 0
     with console.progress() as bar:
         task = bar.add_task("loading model", total=None)
 
@@ -54,9 +57,11 @@ def curvature(
                 f"{name}: curvature of {len(found.layers):,} layers {how} on "
                 f"{console.count(found.examples, 'example')}"
             )
-    if project.config.gradient.row == "sketch":
+            parameters = sum(layer.values.numel() for layer in found.layers)
+    gradient = project.config.gradient
+    if gradient.row == "sketch" and parameters > _LARGE * gradient.dimensions:
         console.say(
             'note: through curvature, rows of [gradient] row = "factors" shortlist better than '
-            "sketches do; which, and at how many bytes, is in the README"
+            "sketches of so large a gradient; which, and at how many bytes, is in the README"
         )
     console.say("next: rin retrieve --score ekfac --prompt TEXT --response TEXT")

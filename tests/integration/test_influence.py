@@ -89,6 +89,7 @@ def test_cells_join_training_tokens_and_generated_ones(prepared):
 def test_curvature_is_collected_once_and_shared(prepared, tmp_path):
     again = rin(prepared, "curvature")
     assert "is there already" in again.stderr
+    assert "note:" not in again.stderr
     entry = read_lock(prepared)["tuned"]
     assert entry.curvature
     one = Path(shutil.copytree(prepared, tmp_path / "one"))
@@ -326,6 +327,7 @@ def test_the_shortlist_grows_while_coarse_rows_leave_doubt(tmp_path):
     assert [s for _, s in found] == pytest.approx([s for _, s in expected], rel=1e-4)
     asked = "--prompt", ASKED.prompt, "--response", ASKED.response, "--score", "cosine"
     done = rin(folder, "retrieve", *asked, "--top", "1", "--exact", "1", "--no-tokens")
+    assert '[gradient] row = "factors"' in rin(folder, "curvature").stderr
     told = f"{narrow['doubtful']} more may be among the best: a larger --exact settles it"
     assert told in " ".join(done.stdout.split())
 
