@@ -20,8 +20,8 @@ from rapidin_cli.influence.score import Array, Found
 ERRORS = 3.5
 """So many of its errors must an example be away from the best to be left out.
 
-On SmolLM2 (tests/benchmarks/fidelity.py) 2.5 left 2 of 60 exact top lists of int8 and of sign
-rows incomplete, 3.5 none, at 15% more exact scores."""
+On SmolLM2 (tests/benchmarks/fidelity.py) 2.5 left 3 of 180 exact top lists of sketch rows
+incomplete, 3.5 none, at up to 28% more exact scores."""
 
 GROWTH = 4
 """So many times the first shortlist's `top` of each sign may be scored exactly at most."""
