@@ -150,7 +150,7 @@
 
   function wordsText({ of, agree, matches }) {
     const text = `Shared words alone (BM25) would put ${agree} of the ${of} most raising examples among its first 10.`;
-    const only = matches.filter((match) => match.percentile < 90).slice(0, 3).map((match) => match.id);
+    const only = matches.filter((match) => match.percentile > 10 && match.percentile < 90).slice(0, 3).map((match) => match.id);
     return only.length > 0 ? `${text} Alike in words, but of no special influence: ${only.join(", ")}.` : text;
   }
 

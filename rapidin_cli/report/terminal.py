@@ -34,7 +34,7 @@ _BINS = (
 _BARS = " ▁▂▃▄▅▆▇█"
 _SIDE_BY_SIDE = 100
 _TOKEN_TABLE = 10
-# A good match by words whose influence is not among the highest tenth is worth a mention.
+# A good match by words is worth a mention if its influence is in neither tenth at the ends.
 _UNMOVED = 90
 
 
@@ -168,9 +168,13 @@ def _exactness(query: View) -> Text:
     return Text(text)
 
 
+def _unmoved(match: View) -> bool:
+    return bool(100 - _UNMOVED < match["percentile"] < _UNMOVED)
+
+
 def _words(words: View) -> Text:
     """How much of the ranking shared words alone would give, and what only they would."""
-    only = [match for match in words["matches"] if match["percentile"] < _UNMOVED]
+    only = [match for match in words["matches"] if _unmoved(match)]
     text = f"shared words (BM25): {words['agree']} of the top {words['of']} raised are also its own"
     if only:
         names = ", ".join(visible(match["id"]) for match in only[:3])
