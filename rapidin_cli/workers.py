@@ -89,7 +89,7 @@ def choose_devices(requested: str, cpu_workers: int) -> list[tuple[str, int]]:
         if not present or (torch.device(name).index or 0) >= torch.cuda.device_count():
             raise RinError(
                 f"there is no device {name!r} ({torch.cuda.device_count()} CUDA devices found)",
-                hint="give --devices cpu, or leave it out",
+                hint="give cpu, or leave the option out",
             )
     return [(name, 0) for name in names]
 
