@@ -48,15 +48,15 @@ def collect_on(
         passes = build_engine(jobs[0]).passes
         batches = [as_batch(batch) for batch in plan]
         return collect(passes, batches, sampled=sampled, progress=progress)
-    crew = _Crew(jobs, progress)
+    pool = _Pool(jobs, progress)
     try:
-        return crew.collect(plan, sampled)
+        return pool.collect(plan, sampled)
     finally:
-        crew.close()
+        pool.close()
 
 
-class _Crew:
-    """Several workers who go through the same three turns.
+class _Pool:
+    """Workers that go through the same phases: moments, bases, values.
 
     Matrices travel one layer at a time: all of them, from all workers, may be more than the
     machine's memory.
@@ -67,32 +67,33 @@ class _Crew:
         self._progress = progress
 
     def collect(self, plan: Sequence[Sequence[Example]], sampled: bool) -> list[LayerCurvature]:
+        """Do as `gradients.curvature.collect`."""
         count = len(self._members)
         ready = [member.wait_ready() for member in self._members]
         layers = len(ready[0].layout.layers)
         numbered = list(enumerate(plan))
         for place, member in enumerate(self._members):
             share = numbered[place::count]
-            self._tell(member, (sampled, share, len(range(place, layers, count))))
-        pairs = [_sums(parts) for parts in self._turn(layers)]
+            self._send(member, (sampled, share, len(range(place, layers, count))))
+        pairs = [_sums(parts) for parts in self._by_layer(layers)]
         # Decompositions cost as much as a pass where layers are wide: a share for each.
         for start in range(0, layers, count):
             chosen = range(start, min(start + count, layers))
             for member, number in zip(self._members, chosen, strict=False):
-                self._tell(member, pairs[number])
+                self._send(member, pairs[number])
             for member, number in zip(self._members, chosen, strict=False):
-                pairs[number] = self._hear(member)
+                pairs[number] = self._receive(member)
         for pair in pairs:
             for member in self._members:
-                self._tell(member, pair)
-        values = [torch.from_numpy(_sum(parts)) for parts in self._turn(layers)]
+                self._send(member, pair)
+        values = [torch.from_numpy(_sum(parts)) for parts in self._by_layer(layers)]
         return layers_of([_tensors(pair) for pair in pairs], values, sum(map(len, plan)))
 
-    def _turn(self, layers: int) -> Iterator[list[Any]]:
+    def _by_layer(self, layers: int) -> Iterator[list[Any]]:
         """Yield for each layer what all workers say, once they have gone over their shares."""
         yield self._first_answers()
         for _ in range(1, layers):
-            yield [self._hear(member) for member in self._members]
+            yield [self._receive(member) for member in self._members]
 
     def _first_answers(self) -> list[Any]:
         """Pass on how far the workers are, until each has said something else."""
@@ -104,21 +105,21 @@ class _Crew:
             ready = wait([member.connection for member in waiting.values()])
             for place, member in waiting.items():
                 if member.connection in ready:
-                    match self._hear(member):
+                    match self._receive(member):
                         case int(done):
                             self._progress(done)
                         case answer:
                             answers[place] = answer
         return [answers[place] for place in range(len(answers))]
 
-    def _tell(self, member: Member, message: Any) -> None:
+    def _send(self, member: Member, message: Any) -> None:
         try:
             member.connection.send(message)
         except OSError:
-            while True:  # until what it said before it ended has been heard
-                self._hear(member)
+            while True:  # until what it sent before it ended has been read
+                self._receive(member)
 
-    def _hear(self, member: Member) -> Any:
+    def _receive(self, member: Member) -> Any:
         try:
             message = member.connection.recv()
         except (EOFError, OSError):
@@ -134,6 +135,7 @@ class _Crew:
         )
 
     def close(self) -> None:
+        """End all workers."""
         for member in self._members:
             member.stop()
 

@@ -8,8 +8,6 @@ import typer
 
 from rapidin_cli.commands.options import Checkpoints, Devices, Workers
 
-_LARGE = 4  # weights for each number of a sketch
-
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -59,9 +57,9 @@ def curvature(
             )
             parameters = sum(layer.values.numel() for layer in found.layers)
     gradient = project.config.gradient
-    if gradient.row == "sketch" and parameters > _LARGE * gradient.dimensions:
+    if gradient.row == "sketch" and parameters > gradient.dimensions:
         console.say(
             'note: through curvature, rows of [gradient] row = "factors" shortlist better than '
-            "sketches of so large a gradient; which, and at how many bytes, is in the README"
+            "sketches shorter than the gradient; which, and at how many bytes, is in the README"
         )
     console.say("next: rin retrieve --score ekfac --prompt TEXT --response TEXT")

@@ -42,7 +42,8 @@ class Options:
 
     Attributes:
         score: a key of `SCORES`; `auto` where `Project.retrieve` is to choose.
-        exact: how many times as many as are kept are scored exactly; 0: sketches decide.
+        exact: how many times as many as are kept are scored exactly, and up to four times
+            that where sketches leave doubt; 0: sketches decide.
         top: kept overall, of each sign.
         token_top: kept for each explained token, of each sign.
         cells: for so many examples of each sign, the influence of each training token on each
@@ -201,18 +202,17 @@ class Retriever:
         found = scan(
             self.snapshot, self._kind, asked.directions, asked.score, wanted, top, token_top
         )
-        made = Found.nothing(len(digests), 1)
+        made = Found.nothing(len(digests), len(asked.directions))
         made.totals[places], made.sizes[places] = found.totals[slots], found.sizes[slots]
         order = np.argsort(place_of[found.slots], kind="stable")
-        kept = place_of[found.slots][order], found.scores[order]
-        return Found(made.totals, made.sizes, *kept)
+        return replace(made, slots=place_of[found.slots][order], scores=found.scores[order])
 
     def everything(self, asked: Asked, digests: Sequence[bytes]) -> Found:
         """Do as `best`, keeping all that have a row."""
         assert asked.directions is not None
         slots, places = self._places(digests)
         wanted, place_of = self._wanted(slots, places)
-        made = Found.nothing(len(digests), 1)
+        made = Found.nothing(len(digests), len(asked.directions))
         table = np.empty((len(digests), len(asked.directions)), dtype=np.float32)
         for at, scores, sizes in chunk_scores(
             self.snapshot, self._kind, asked.directions, asked.score, wanted
@@ -221,7 +221,7 @@ class Retriever:
             table[chosen] = scores
             made.totals[chosen], made.sizes[chosen] = scores[:, 0], sizes
         kept = np.sort(places)
-        return Found(made.totals, made.sizes, kept, table[kept])
+        return replace(made, slots=kept, scores=table[kept])
 
     def _wanted(self, slots: Array, places: Array) -> tuple[Array, Array]:
         """Return, by slot, whether it is one of these, and its place."""

@@ -1,10 +1,11 @@
 """Whom the cached rows could have missed.
 
-A compressed gradient errs in proportion to its own size: the error of a sketch's inner product
-has the standard deviation c |g| with one c for all examples (DESIGN 4.2), and signs also
-scale all products alike. Both numbers are measured on the examples that have been scored both
-ways. So it is known which of the others may yet belong to the best; the shortlist grows by
-them until there is none left, or no room.
+A compressed gradient errs in proportion to its own size: the variance of a TensorSketch's inner
+product with a query q is bounded by a constant times |q|^2 |g|^2 / k (Pham & Pagh 2013), so its
+error is taken as c |g| with one c for all examples; signs also scale all products alike. Both
+numbers are measured on the examples that have been scored both ways. So it is known which of
+the others may yet belong to the best; the shortlist grows by them until there is none left, or
+no room.
 """
 
 from __future__ import annotations

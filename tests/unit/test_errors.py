@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from rapidin_cli.errors import ExitCode
+from rapidin_cli.checkpoints import Checkpoint
+from rapidin_cli.errors import ExitCode, RinError
+from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.translate import translated
+from rapidin_cli.workers import Job, Member
 
 
 @pytest.mark.parametrize("allocate", [torch.empty, np.empty])
@@ -17,6 +20,21 @@ def test_memory_that_is_not_there_is_named(allocate):
     assert "\n" not in problem.message
     assert "batch_tokens" in problem.hint
     assert code == ExitCode.FAILURE
+
+
+def exhaust(*_):
+    """Stand in for a worker's whole work."""
+    torch.empty(2**56)
+
+
+def test_a_worker_without_memory_says_so_to_the_parent(tmp_path):
+    job = Job(Checkpoint("none", tmp_path, None), GradientSpec(), "cpu", 1, "float32")
+    member = Member(job, exhaust)
+    try:
+        with pytest.raises(RinError, match=r"^out of memory: "):
+            member.wait_ready()
+    finally:
+        member.stop()
 
 
 def test_a_cuda_device_says_which_and_how_much():
