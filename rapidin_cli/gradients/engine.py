@@ -134,6 +134,11 @@ class GradientEngine:
         return self._prober.finish()[0].cpu()
 
     @property
+    def direction_width(self) -> int:
+        """W, the numbers of a direction."""
+        return self._prober.layout.dimensions
+
+    @property
     def sketches(self) -> list[BlockSketch]:
         """The sketch of each layer, where rows are made of them."""
         assert isinstance(self._maker, _TensorSketchRows)

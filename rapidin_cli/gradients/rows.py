@@ -13,10 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from rapidin_cli.gradients.products import Array, FactorProducts, Products, SketchProducts
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_storage import ArraySpec
 
-Array = np.ndarray[Any, Any]
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -115,15 +116,15 @@ class RowKind(Protocol):
     def encode(self, rows: GradientRows) -> dict[str, Array]:
         """Turn a batch into store arrays of B rows."""
 
-    def products(
-        self, stored: dict[str, Array], directions: torch.Tensor, weights: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Return sum over layers of weights[n, l] <row_nl, direction_ql>, (n, Q) float32.
+    scored: tuple[str, ...]
+    """Names of the arrays that `products` reads."""
+
+    def products(self, directions: torch.Tensor, device: torch.device = _CPU) -> Products:
+        """Return what multiplies stored rows with directions.
 
         Args:
-            stored: arrays of n rows.
             directions: (Q, W) float32, what `GradientEngine.directions` returned.
-            weights: (n, L) float32, or None for all ones.
+            device: where to.
         """
 
 
@@ -133,6 +134,8 @@ class SketchRows:
     Each block is first scaled by sqrt(k), so that small and large blocks have numbers of
     the same size and share one scale per row. `scale` turns stored numbers back.
     """
+
+    scored: tuple[str, ...] = ("norm", "scale", "sketch")
 
     def __init__(self, layout: RowLayout) -> None:
         self.layout = layout
@@ -189,15 +192,9 @@ class SketchRows:
             return values
         return torch.from_numpy(sketch).float()
 
-    def products(
-        self, stored: dict[str, Array], directions: torch.Tensor, weights: torch.Tensor | None
-    ) -> torch.Tensor:
+    def products(self, directions: torch.Tensor, device: torch.device = _CPU) -> Products:
         """See `RowKind.products`."""
-        values = self._values(stored)
-        if weights is not None:
-            values *= torch.repeat_interleave(weights, self._sizes, dim=1)
-        products = values @ (directions / self._root).T
-        return products * torch.from_numpy(stored["scale"])[:, None]
+        return SketchProducts(self.layout, directions, device)
 
 
 class FactorRows:
@@ -206,6 +203,8 @@ class FactorRows:
     Each u and each v is quantised by its own largest number; `scale`, one for each pair,
     turns the product of both back.
     """
+
+    scored: tuple[str, ...] = ("factors", "norm", "scale")
 
     def __init__(self, layout: RowLayout) -> None:
         self.layout = layout
@@ -250,33 +249,9 @@ class FactorRows:
         scale = (step[:, self._left] * step[:, self._right]).astype(np.float32)
         return {"factors": factors, "scale": scale, **_common_values(rows)}
 
-    def products(
-        self, stored: dict[str, Array], directions: torch.Tensor, weights: torch.Tensor | None
-    ) -> torch.Tensor:
+    def products(self, directions: torch.Tensor, device: torch.device = _CPU) -> Products:
         """See `RowKind.products`."""
-        packed = stored["factors"]
-        if self.layout.spec.precision == "int4":
-            packed = _unpack_nibbles(packed, self.layout.dimensions)
-        values = torch.from_numpy(packed)
-        count, queries, layers = len(values), len(directions), len(self.layout.layers)
-        scale = torch.from_numpy(stored["scale"]).view(count, layers, self._rank)
-        if weights is not None:
-            scale = scale * weights[:, :, None]
-        total = torch.zeros(count, queries)
-        rank = directions.shape[1] // sum(map(sum, self.layout.sides))
-        at, place = 0, 0  # in rows and in directions
-        for number, (out, inner) in enumerate(self.layout.sides):
-            u = values[:, at : at + self._rank * out].float().view(-1, out)
-            at += self._rank * out
-            v = values[:, at : at + self._rank * inner].float().view(-1, inner)
-            at += self._rank * inner
-            left = directions[:, place : place + rank * out].reshape(-1, out)
-            place += rank * out
-            right = directions[:, place : place + rank * inner].reshape(-1, inner)
-            place += rank * inner
-            products = ((u @ left.T) * (v @ right.T)).view(count, self._rank, queries, rank).sum(3)
-            total += (products * scale[:, number, :, None]).sum(1)
-        return total
+        return FactorProducts(self.layout, directions, device)
 
 
 def _pack_nibbles(values: Array) -> Array:
@@ -285,12 +260,6 @@ def _pack_nibbles(values: Array) -> Array:
     bits = (even & 15).astype(np.uint8)
     packed: Array = bits[:, ::2] | (bits[:, 1::2] << 4)
     return packed
-
-
-def _unpack_nibbles(packed: Array, width: int) -> Array:
-    bits = np.stack([packed & 15, packed >> 4], axis=2).reshape(len(packed), -1)[:, :width]
-    values: Array = (bits.astype(np.int8) ^ 8) - 8
-    return values
 
 
 def _common_arrays(layout: RowLayout) -> dict[str, ArraySpec]:

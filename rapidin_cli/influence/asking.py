@@ -19,6 +19,8 @@ from rapidin_cli.influence.retrieve import Asked, Options, Retriever
 from rapidin_cli.influence.score import Array, Found, extremes
 from rapidin_cli.influence.shortlist import GROWTH, Shortlist, doubtful, fitted
 
+_DIRECTION_BYTES = 2**28
+
 Progress = Callable[[str, int, int], None]
 """Is told what is being done, how much of it is done, and how much there is."""
 
@@ -133,15 +135,33 @@ class Asking:
         """Answer questions, in order."""
         last = self._panel.at(-1)
         queries = [last.query(question, self._options) for question in questions]
-        # With one checkpoint a query at a time is in memory, else a checkpoint at a time.
-        single = len(self._panel) == 1
-        groups = [[query] for query in queries] if single else [queries]
         answers: list[Answer] = []
-        for group in groups:
+        for group in self._groups(queries):
             self._progress("queries", len(answers), len(queries))
             answers += self._answer([_Work(query) for query in group])
         self._progress("queries", len(queries), len(queries))
         return answers
+
+    def _groups(self, queries: Sequence[Query]) -> Iterator[list[Query]]:
+        """Cut queries into groups whose directions fit in memory: each reads the cache once.
+
+        Several checkpoints are loaded in turn for every group, and scanned query by query.
+        """
+        if len(self._panel) > 1:
+            yield list(queries)
+            return
+        last = self._panel.at(-1)
+        group: list[Query] = []
+        room = _DIRECTION_BYTES
+        for query in queries:
+            size = last.direction_bytes(query, self._options)
+            if group and size > room:
+                yield group
+                group, room = [], _DIRECTION_BYTES
+            group.append(query)
+            room -= size
+        if group:
+            yield group
 
     def _answer(self, works: Sequence[_Work]) -> list[Answer]:
         found = self._scan(works)
@@ -155,14 +175,16 @@ class Asking:
         top, token_top = self._options.top * more, self._options.token_top * more
         found: list[Found] = []
         for weight, retriever in self._panel.each():
-            parts = []
+            directions, parts = [], []
             for work in works:
                 asked = retriever.ask(work.query, self._options)
                 work.losses = asked.gradient.losses
-                if len(self._panel) == 1:
-                    parts.append(retriever.best(asked, self._digests, top, token_top))
-                else:
+                if len(self._panel) > 1:
                     parts.append(retriever.everything(asked, self._digests).times(weight))
+                elif asked.directions is not None:
+                    directions.append(asked.directions)
+            if directions:
+                parts = retriever.best(directions, asked.score, self._digests, top, token_top)
             found = [a.plus(b) for a, b in zip(found, parts, strict=True)] if found else parts
         return [part.best(top, token_top) for part in found]
 

@@ -28,7 +28,8 @@ from rapidin_cli.influence.queries import (
     query_gradient,
     token_directions,
 )
-from rapidin_cli.influence.score import AUTO, Array, Found, Score, choose_score, chunk_scores, scan
+from rapidin_cli.influence.scan import CachedRows, Hold, chunk_scores, scan
+from rapidin_cli.influence.score import AUTO, Array, Found, Score, choose_score
 from rapidin_cli.influence.tokens import token_texts
 from rapidin_storage import Snapshot
 
@@ -89,7 +90,10 @@ class Asked:
 
 
 class Retriever:
-    """Answers questions about one checkpoint; loads model and cache once.
+    """Answers questions about one checkpoint; loads the model once.
+
+    Args:
+        hold: where cached rows are kept, see `CachedRows`.
 
     Raises:
         MissingError: the engine and the cached rows disagree about the layers.
@@ -104,6 +108,7 @@ class Retriever:
         snapshot: Snapshot,
         curvature: Callable[[], Collection],
         second_moments: Callable[[], list[torch.Tensor]],
+        hold: Hold = "disk",
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
@@ -113,7 +118,7 @@ class Retriever:
         self._curvature = curvature
         self._second_moments = second_moments
         self._inverses: dict[tuple[str, float], Preconditioner] = {}
-        self._kind = row_kind(engine.layout)
+        self._rows = CachedRows(snapshot, row_kind(engine.layout), hold, engine.passes.device)
         stored = snapshot.attributes.get("rin", {}).get("layout")
         if stored != engine.layout.to_json():
             raise MissingError(
@@ -190,22 +195,37 @@ class Retriever:
             directions = self._directions(query, gradient, score, inverse, options)
         return Asked(query, score, inverse, gradient, directions, passes, options.batch_tokens)
 
-    def best(self, asked: Asked, digests: Sequence[bytes], top: int, token_top: int) -> Found:
-        """Scan the cached rows of some examples, keeping the best overall and of each token.
+    def best(
+        self,
+        directions: Sequence[torch.Tensor],
+        score: Score,
+        digests: Sequence[bytes],
+        top: int,
+        token_top: int,
+    ) -> list[Found]:
+        """Scan the cached rows of some examples once, for all queries.
+
+        Kept are each query's best overall and of each token.
 
         Args:
-            digests: of the examples; the slots of the result count these.
+            directions: of each query, see `Asked`.
+            digests: of the examples; the slots of the results count these.
         """
         slots, places = self._places(digests)
         wanted, place_of = self._wanted(slots, places)
-        assert asked.directions is not None
-        found = scan(
-            self.snapshot, self._kind, asked.directions, asked.score, wanted, top, token_top
-        )
-        made = Found.nothing(len(digests), len(asked.directions))
-        made.totals[places], made.sizes[places] = found.totals[slots], found.sizes[slots]
-        order = np.argsort(place_of[found.slots], kind="stable")
-        return replace(made, slots=place_of[found.slots][order], scores=found.scores[order])
+        made = []
+        for found in scan(self._rows, directions, score, wanted, top, token_top):
+            whole = Found.nothing(len(digests), found.scores.shape[1])
+            whole.totals[places], whole.sizes[places] = found.totals[slots], found.sizes[slots]
+            order = np.argsort(place_of[found.slots], kind="stable")
+            slots_of = place_of[found.slots][order]
+            made.append(replace(whole, slots=slots_of, scores=found.scores[order]))
+        return made
+
+    def direction_bytes(self, query: Query, options: Options) -> int:
+        """Return the memory of what cached rows are multiplied by for a query."""
+        width = self._engine.direction_width
+        return 4 * width * (1 + (query.explained if options.tokens else 0))
 
     def everything(self, asked: Asked, digests: Sequence[bytes]) -> Found:
         """Do as `best`, keeping all that have a row."""
@@ -214,9 +234,7 @@ class Retriever:
         wanted, place_of = self._wanted(slots, places)
         made = Found.nothing(len(digests), len(asked.directions))
         table = np.empty((len(digests), len(asked.directions)), dtype=np.float32)
-        for at, scores, sizes in chunk_scores(
-            self.snapshot, self._kind, asked.directions, asked.score, wanted
-        ):
+        for at, scores, sizes in chunk_scores(self._rows, asked.directions, asked.score, wanted):
             chosen = place_of[at]
             table[chosen] = scores
             made.totals[chosen], made.sizes[chosen] = scores[:, 0], sizes

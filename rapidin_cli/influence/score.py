@@ -1,8 +1,7 @@
-"""Scores: what they mean, and streaming them over a cache with bounded memory."""
+"""Scores: what they mean, and what is kept of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,9 +9,8 @@ import numpy as np
 import torch
 
 from rapidin_cli.errors import UsageError
-from rapidin_cli.gradients.rows import RowKind, RowLayout
+from rapidin_cli.gradients.rows import RowLayout
 from rapidin_cli.gradients.scaling import reciprocal
-from rapidin_storage import Snapshot
 
 Array = np.ndarray[Any, Any]
 
@@ -207,53 +205,20 @@ class Found:
         return Found(self.totals * weight, self.sizes * weight, self.slots, self.scores * weight)
 
 
-def scan(
-    snapshot: Snapshot,
-    kind: RowKind,
-    directions: torch.Tensor,
-    score: Score,
-    wanted: Array,
-    top: int,
-    token_top: int,
-) -> Found:
-    """Score all wanted rows, one chunk at a time.
-
-    Kept are the union of the overall `top` of each sign and every token's own `token_top`
-    of each sign: re-ranking inside the overall best would miss a token's true best.
-
-    Args:
-        directions: (1 + T, W): the query's direction, then one for each explained token.
-        wanted: (N,) bool, the slots to score.
-    """
-    kept = Found.nothing(snapshot.commit.slots, len(directions))
-    for slots, scores, sizes in chunk_scores(snapshot, kind, directions, score, wanted):
-        kept.totals[slots], kept.sizes[slots] = scores[:, 0], sizes
-        together = np.concatenate([kept.slots, slots]), np.concatenate([kept.scores, scores])
-        kept = Found(kept.totals, kept.sizes, *together).best(top, token_top)
-    return kept
-
-
-def chunk_scores(
-    snapshot: Snapshot, kind: RowKind, directions: torch.Tensor, score: Score, wanted: Array
-) -> Iterator[tuple[Array, Array, Array]]:
-    """Yield (slots (n,), scores (n, 1 + T), sizes (n,)) of the wanted rows of each chunk."""
-    names = sorted(kind.arrays())
-    for start, stop in snapshot.chunk_ranges():
-        chosen = np.flatnonzero(wanted[start:stop])
-        if not len(chosen):
-            continue
-        stored = {n: v[chosen] for n, v in snapshot.read(start, stop, names).items()}
-        norm = torch.from_numpy(stored["norm"])
-        scores = kind.products(stored, directions, score.row_weights(norm))
-        yield start + chosen, scores.numpy(), score.row_sizes(norm).numpy()
-
-
 def extremes(scores: Array, top: int, token_top: int) -> Array:
     """Return the rows that are among the highest or lowest of some column, ascending."""
-    keep: set[int] = set()
-    for column in range(scores.shape[1]):
-        count = min(top if column == 0 else token_top, len(scores))
-        if count:
-            order = np.argsort(scores[:, column], kind="stable")
-            keep.update(order[:count].tolist(), order[-count:].tolist())
-    return np.array(sorted(keep), dtype=np.int64)
+    keep = [np.empty(0, np.int64)]
+    for columns, count in ((scores[:, :1], top), (scores[:, 1:], token_top)):
+        count = min(count, len(scores))
+        if not count or not columns.shape[1]:
+            continue
+        bounds = np.partition(columns, sorted({count - 1, len(scores) - count}), axis=0)
+        low, high = bounds[count - 1], bounds[len(scores) - count]
+        for column, least, most in zip(columns.T, low, high, strict=True):
+            for near, last in ((column <= least, False), (column >= most, True)):
+                places = np.flatnonzero(near)
+                if len(places) > count:  # a tie: of the lowest the first, of the highest the last
+                    order = np.argsort(column[places], kind="stable")
+                    places = places[order[-count:] if last else order[:count]]
+                keep.append(places)
+    return np.unique(np.concatenate(keep))

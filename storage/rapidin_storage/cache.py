@@ -15,6 +15,7 @@ from rapidin_storage.errors import CorruptError, NotFoundError
 from rapidin_storage.objects import ObjectStore, canonical_json, is_digest, object_path
 from rapidin_storage.refs import Commit, CommitLog
 from rapidin_storage.roots import FORMAT_VERSION, Root
+from rapidin_storage.stream import Buffers, stream
 from rapidin_storage.zarr_store import CacheStore
 
 if TYPE_CHECKING:
@@ -154,6 +155,12 @@ class Snapshot:
             raise CorruptError(
                 f"rows {start} to {stop} of array {name} of {self} cannot be decoded: {error}"
             ) from error
+
+    def stream(
+        self, names: Sequence[str], chunks: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, int, Buffers]]:
+        """See `rapidin_storage.stream.stream`."""
+        return stream(self, names, chunks)
 
     def chunk_ranges(self) -> Iterator[tuple[int, int]]:
         """Yield (start, stop) slots of each chunk, in order."""

@@ -8,9 +8,11 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rapidin_storage.errors import NotFoundError, StorageError
 from rapidin_storage.roots import Entry, Root, checked
+from rapidin_storage.verified import Verified
 
 TEMPORARY = ".tmp-"
 """How the names of files that are being written begin."""
@@ -33,6 +35,10 @@ class LocalRoot(Root):
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder).absolute()
         self.url = str(self.folder)
+        self.verified = Verified(self.folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.folder,)
 
     def _path(self, path: str) -> Path:
         return self.folder / checked(path)
@@ -52,6 +58,22 @@ class LocalRoot(Root):
             # Never ask for more than there is: a mangled manifest may claim any size.
             size = os.fstat(file.fileno()).st_size
             return file.read(size if at_most is None else min(size, at_most))
+
+    def read_into(self, path: str, buffer: memoryview) -> os.stat_result:
+        """Fill a buffer with a file of its size; of another, nothing is read.
+
+        Returns:
+            The file's status as it was before.
+        """
+        with self._explained("read", path), self._path(path).open("rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            done = 0
+            while status.st_size == len(buffer) != done:
+                count = file.readinto(buffer[done:])
+                if not count:
+                    raise StorageError(f"{self.url}/{path} became shorter while it was read")
+                done += count
+            return status
 
     def entry(self, path: str) -> Entry | None:
         """See `Root.entry`."""

@@ -183,7 +183,7 @@ def scanned(
         directions.append(engine.probe(layers, score.divisors(query.norm)))
     norm = torch.from_numpy(stored["norm"])
     kind = row_kind(engine.layout)
-    found = kind.products(stored, torch.stack(directions), score.row_weights(norm))
+    found = kind.products(torch.stack(directions))(stored, score.row_weights(norm))
     return found.numpy(), score.row_sizes(norm).numpy()
 
 

@@ -83,7 +83,7 @@ class Scorer:
         if inverse is not None and inverse.on_rows:
             directions = inverse.apply_to_rows(directions)
         weights = score.row_weights(torch.from_numpy(rows.stored["norm"]))
-        return rows.kind.products(rows.stored, directions, weights).numpy()
+        return rows.kind.products(directions)(rows.stored, weights).numpy()
 
     def _direction(
         self, rows: _Rows, query: QueryGradient, name: str, inverse: Preconditioner | None

@@ -60,7 +60,7 @@ def scores(spec: GradientSpec, name: str) -> tuple[np.ndarray, np.ndarray]:
     query = query_gradient(engine.passes, QUERY)
     direction = engine.probe(query.layers, score.divisors(query.norm))[None]
     weights = score.row_weights(torch.from_numpy(stored["norm"]))
-    found = kind.products(stored, direction, weights)[:, 0]
+    found = kind.products(direction)(stored, weights)[:, 0]
     model = tiny.llama()
     asked = plain_gradients(model, QUERY.example)
     expected = []

@@ -34,7 +34,7 @@ def test_stored_rows_give_nearly_the_same_products(precision, agreement, width):
     assert stored["sketch"].shape == (20, width)
     directions = rows.blocks[:5]
     exact = (rows.blocks @ directions.T).flatten()
-    products = kind(precision).products(stored, directions, None).flatten()
+    products = kind(precision).products(directions)(stored, None).flatten()
     assert torch.corrcoef(torch.stack([exact, products]))[0, 1] > agreement
 
 
@@ -47,8 +47,8 @@ def test_weights_multiply_each_layer(precision):
     for n, start in enumerate((0, 64, 464)):
         only = torch.zeros_like(rows.blocks[:4])
         only[:, start : start + BLOCKS[n]] = rows.blocks[:4, start : start + BLOCKS[n]]
-        parts.append(kind(precision).products(stored, only, None) * weights[:, n : n + 1])
-    products = kind(precision).products(stored, rows.blocks[:4], weights)
+        parts.append(kind(precision).products(only)(stored, None) * weights[:, n : n + 1])
+    products = kind(precision).products(rows.blocks[:4])(stored, weights)
     torch.testing.assert_close(products, sum(parts), rtol=1e-4, atol=1e-4)
 
 
@@ -62,7 +62,7 @@ def test_zero_gradients_score_zero(precision):
     stored = kind(precision).encode(rows)
     direction = torch.zeros(1, 864)
     direction[0, :64] = 1
-    products = kind(precision).products(stored, direction, None)[:, 0]
+    products = kind(precision).products(direction)(stored, None)[:, 0]
     assert torch.isfinite(products).all()
     assert products[1] == 0
     assert products[2] == 0

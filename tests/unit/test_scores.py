@@ -7,7 +7,8 @@ import torch
 from rapidin_cli.errors import UsageError
 from rapidin_cli.gradients.rows import GradientRows, Layer, RowLayout, row_kind
 from rapidin_cli.gradients.spec import GradientSpec
-from rapidin_cli.influence.score import SCORES, choose_score, scan
+from rapidin_cli.influence.scan import CachedRows, scan
+from rapidin_cli.influence.score import SCORES, choose_score, extremes
 from rapidin_storage import Cache, open_root
 from rapidin_storage.cache import cache_name
 
@@ -54,6 +55,14 @@ def snapshot(tmp_path):
     return writer.commit()
 
 
+def cached(snapshot, hold="disk") -> CachedRows:
+    return CachedRows(snapshot, row_kind(LAYOUT), hold, torch.device("cpu"))
+
+
+def scanned(snapshot, rows, name, wanted, top, token_top):
+    return scan(cached(snapshot), [rows], SCORES[name], wanted, top, token_top)[0]
+
+
 def directions(name: str):
     tokens = gradients(TOKENS, 1)
     query = [g.sum(0) for g in tokens]
@@ -67,7 +76,7 @@ def directions(name: str):
 def test_scores_are_what_they_say(snapshot, name):
     query, tokens, rows = directions(name)
     everything = np.ones(COUNT, dtype=bool)
-    found = scan(snapshot, row_kind(LAYOUT), rows, SCORES[name], everything, COUNT, 0)
+    found = scanned(snapshot, rows, name, everything, COUNT, 0)
     train = gradients(COUNT, 0)
     scale = np.abs(found.scores).max()
     expected = definition(name, query, query, train).numpy()
@@ -83,8 +92,8 @@ def test_the_scan_keeps_the_union_of_all_extremes(snapshot):
     _, _, rows = directions("rapidin")
     wanted = np.ones(COUNT, dtype=bool)
     wanted[[3, 17]] = False
-    found = scan(snapshot, row_kind(LAYOUT), rows, SCORES["rapidin"], wanted, 3, 2)
-    full = scan(snapshot, row_kind(LAYOUT), rows, SCORES["rapidin"], wanted, COUNT, COUNT)
+    found = scanned(snapshot, rows, "rapidin", wanted, 3, 2)
+    full = scanned(snapshot, rows, "rapidin", wanted, COUNT, COUNT)
     union = set()
     for column in range(1 + TOKENS):
         order = full.slots[np.argsort(full.scores[:, column], kind="stable")]
@@ -93,6 +102,56 @@ def test_the_scan_keeps_the_union_of_all_extremes(snapshot):
     assert set(found.slots.tolist()) == union
     assert np.isnan(found.totals[[3, 17]]).all()
     assert np.isfinite(np.delete(found.totals, [3, 17])).all()
+
+
+def test_several_queries_in_one_scan_are_as_if_each_were_alone(snapshot):
+    wanted = np.ones(COUNT, dtype=bool)
+    _, _, rows = directions("dot")
+    queries = [rows, rows[:2] * 3, rows[1:]]
+    together = scan(cached(snapshot), queries, SCORES["dot"], wanted, 4, 1)
+    for query, found in zip(queries, together, strict=True):
+        alone = scanned(snapshot, query, "dot", wanted, 4, 1)
+        np.testing.assert_array_equal(found.slots, alone.slots)
+        np.testing.assert_allclose(found.scores, alone.scores, rtol=1e-5)
+        np.testing.assert_allclose(found.totals, alone.totals, rtol=1e-5)
+        np.testing.assert_array_equal(found.sizes, alone.sizes)
+
+
+def test_rows_held_in_memory_are_read_once_and_only_if_wanted(snapshot, monkeypatch):
+    read = []
+    stream = type(snapshot).stream
+
+    def watched(self, names, chunks):
+        read.extend(chunks)
+        return stream(self, names, chunks)
+
+    monkeypatch.setattr(type(snapshot), "stream", watched)
+    _, _, rows = directions("dot")
+    few = np.zeros(COUNT, dtype=bool)
+    few[[9, 20, 21]] = True  # chunks 1 and 2, of 8 rows each
+    held = cached(snapshot, "cpu")
+    first = scan(held, [rows], SCORES["dot"], few, 2, 1)[0]
+    assert read == [1, 2]
+    everything = np.ones(COUNT, dtype=bool)
+    scan(held, [rows], SCORES["dot"], everything, 2, 1)
+    assert sorted(read) == list(range(7))
+    again = scan(held, [rows], SCORES["dot"], few, 2, 1)[0]
+    assert sorted(read) == list(range(7))
+    np.testing.assert_array_equal(first.slots, again.slots)
+    np.testing.assert_array_equal(first.scores, again.scores)
+
+
+def test_extremes_of_equal_scores_are_the_first_low_and_the_last_high_ones():
+    """As sorting would have it, which is what this is compared with."""
+    scores = np.random.default_rng(0).integers(0, 5, (60, 4)).astype(np.float32)
+    for top, token_top in ((3, 2), (60, 1), (100, 100), (1, 0), (0, 3)):
+        kept = set()
+        for column in range(4):
+            count = min(top if column == 0 else token_top, 60)
+            order = np.argsort(scores[:, column], kind="stable").tolist()
+            kept |= set(order[:count]) | set(order[60 - count :])
+        assert extremes(scores, top, token_top).tolist() == sorted(kept)
+    assert len(extremes(scores[:0], 3, 2)) == 0
 
 
 def test_scores_that_the_rows_cannot_answer_are_refused():

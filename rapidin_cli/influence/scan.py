@@ -1,0 +1,109 @@
+"""Streaming scores over a cache: every wanted row once, for all queries, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from rapidin_cli.gradients.products import Stored
+from rapidin_cli.gradients.rows import RowKind
+from rapidin_cli.influence.score import Array, Found, Score
+from rapidin_storage import Snapshot
+
+Hold = Literal["disk", "cpu", "gpu"]
+
+
+class CachedRows:
+    """The rows of a snapshot, as a scan wants them.
+
+    Args:
+        snapshot, kind: the rows.
+        hold: `disk` reads them for every scan; `cpu` and `gpu` keep what the first one has
+            read, as it was stored, in memory or on the device.
+        device: where products are taken; the CPU where the model is on it.
+    """
+
+    def __init__(self, snapshot: Snapshot, kind: RowKind, hold: Hold, device: torch.device) -> None:
+        self.snapshot = snapshot
+        self.kind = kind
+        self.device = device
+        self._hold = hold
+        self._held: dict[int, tuple[int, int, Stored]] = {}
+
+    def chunks(self, numbers: Sequence[int]) -> Iterator[tuple[int, int, Stored]]:
+        """Yield (start, stop, arrays) of the slots of some chunks, until the next step valid."""
+        missing = [number for number in numbers if number not in self._held]
+        fresh = iter(self.snapshot.stream(self.kind.scored, missing))
+        for number in numbers:
+            if number in self._held:
+                yield self._held[number]
+                continue
+            start, stop, stored = next(fresh)
+            if self._hold == "disk":
+                yield start, stop, stored
+                continue
+            # numpy's copy: what was read is overwritten by a later chunk.
+            kept = {name: torch.from_numpy(values.copy()) for name, values in stored.items()}
+            if self._hold == "gpu":
+                kept = {name: values.to(self.device) for name, values in kept.items()}
+            self._held[number] = start, stop, kept
+            yield self._held[number]
+
+
+def scan(
+    rows: CachedRows,
+    directions: Sequence[torch.Tensor],
+    score: Score,
+    wanted: Array,
+    top: int,
+    token_top: int,
+) -> list[Found]:
+    """Score all wanted rows against some queries.
+
+    Kept are, for each query, the union of the overall `top` of each sign and every token's own
+    `token_top` of each sign: re-ranking inside the overall best would miss a token's true best.
+
+    Args:
+        directions: for each query (1 + T, W): its direction, then one for each explained token.
+        wanted: (N,) bool, the slots to score.
+    """
+    widths = [len(part) for part in directions]
+    slots = rows.snapshot.commit.slots
+    found = [Found.nothing(slots, width) for width in widths]
+    ends = np.cumsum(widths)
+    for at, scores, sizes in chunk_scores(rows, torch.cat(list(directions)), score, wanted):
+        for number, part in enumerate(np.split(scores, ends[:-1], axis=1)):
+            kept = found[number]
+            kept.totals[at], kept.sizes[at] = part[:, 0], sizes
+            together = np.concatenate([kept.slots, at]), np.concatenate([kept.scores, part])
+            more = replace(kept, slots=together[0], scores=together[1])
+            found[number] = more.best(top, token_top)
+    return found
+
+
+def chunk_scores(
+    rows: CachedRows, directions: torch.Tensor, score: Score, wanted: Array
+) -> Iterator[tuple[Array, Array, Array]]:
+    """Yield (slots (n,), scores (n, Q), sizes (n,)) of the wanted rows of each chunk."""
+    products = rows.kind.products(directions, rows.device)
+    size = rows.snapshot.commit.chunk_rows
+    numbers = np.unique(np.flatnonzero(wanted) // size)
+    for start, stop, whole in rows.chunks(numbers.tolist()):
+        chosen = np.flatnonzero(wanted[start:stop])
+        stored = whole if len(chosen) == stop - start else _some(whole, chosen)
+        norm = torch.as_tensor(stored["norm"]).cpu()
+        scores = products(stored, score.row_weights(norm))
+        yield start + chosen, scores.numpy(), score.row_sizes(norm).numpy()
+
+
+def _some(stored: Stored, chosen: Array) -> Stored:
+    def pick(values: Any) -> Any:
+        if isinstance(values, torch.Tensor):
+            return values[torch.from_numpy(chosen).to(values.device)]
+        return values[chosen]
+
+    return {name: pick(values) for name, values in stored.items()}
