@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,6 +29,8 @@ Stored = Mapping[str, Array | torch.Tensor]
 # launches of large ones.
 _COLUMNS = 2048
 _NUMBERS = {"cpu": 2**18, "cuda": 2**26}
+# MKL multiplies a matrix with so few vectors faster one by one: 8 of them three times.
+_SINGLY = 8
 
 
 class Products(Protocol):
@@ -42,11 +45,26 @@ class Products(Protocol):
         """
 
 
-class _Threads:
-    """As many threads as torch would use, in which its operators use one each."""
+@contextmanager
+def one_thread_each() -> Iterator[int]:
+    """Let each operator of torch run in one thread; yield how many threads may run at once.
 
-    def __init__(self) -> None:
-        self._count = torch.get_num_threads()
+    For the whole process: MKL knows only one number, and threads that spin between two small
+    operators take the cores from those that work.
+    """
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield count
+    finally:
+        torch.set_num_threads(count)
+
+
+class _Threads:
+    """Divides rows among threads, in which torch's operators use one each."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
         self._pool: ThreadPoolExecutor | None = None
 
     def each(self, work: Callable[[slice], None], rows: int) -> None:
@@ -57,11 +75,10 @@ class _Threads:
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(
-                self._count, "rin-scan", initializer=lambda: torch.set_num_threads(1)
+                count, "rin-scan", initializer=lambda: torch.set_num_threads(1)
             )
         ends = [rows * n // count for n in range(count + 1)]
         list(self._pool.map(work, map(slice, ends[:-1], ends[1:])))
-        torch.set_num_threads(self._count)  # the pool's threads changed what all share
 
 
 @dataclass(frozen=True)
@@ -94,9 +111,12 @@ class SketchProducts:
         layout: of the rows.
         directions: (Q, K) float32; rows have been scaled by the root of their blocks' sizes.
         device: where products are taken.
+        threads: how many share the work on a CPU, see `one_thread_each`.
     """
 
-    def __init__(self, layout: RowLayout, directions: torch.Tensor, device: torch.device) -> None:
+    def __init__(
+        self, layout: RowLayout, directions: torch.Tensor, device: torch.device, threads: int
+    ) -> None:
         sizes = torch.tensor(layout.blocks)
         root = torch.repeat_interleave(sizes.float().sqrt(), sizes)
         self._columns = (directions / root).T.contiguous().to(device)
@@ -111,7 +131,7 @@ class SketchProducts:
             parts = self._columns.split(list(layout.blocks))
             self._sums = torch.stack([part.sum(0) for part in parts])  # (L, Q)
             self._columns *= 2
-        self._threads = _Threads()
+        self._threads = _Threads(threads)
 
     def __call__(self, stored: Stored, weights: torch.Tensor | None) -> torch.Tensor:
         """See `Products`."""
@@ -149,7 +169,7 @@ class SketchProducts:
                 if weights is not None:
                     of_tile = weights[part, tile.layers, None]
                     values.view(len(into), of_tile.shape[1], -1).mul_(of_tile)
-                torch.addmm(into, values, self._columns[tile.start : tile.stop], out=into)
+                _add_product(into, values, self._columns[tile.start : tile.stop])
 
     def _fill(self, values: torch.Tensor, sketch: torch.Tensor, tile: _Tile) -> None:
         if not self._signs:
@@ -166,6 +186,15 @@ class SketchProducts:
         values.copy_(bits[:, inside])
 
 
+def _add_product(into: torch.Tensor, values: torch.Tensor, columns: torch.Tensor) -> None:
+    """Add values @ columns, (n, m) @ (m, Q), to (n, Q)."""
+    if columns.shape[1] > _SINGLY or values.device.type != "cpu":
+        torch.addmm(into, values, columns, out=into)
+        return
+    for query in range(columns.shape[1]):
+        into[:, query] += values @ columns[:, query]
+
+
 class FactorProducts:
     """For factor rows.
 
@@ -173,9 +202,12 @@ class FactorProducts:
         layout: of the rows.
         directions: (Q, W) float32, for each layer factors of some rank r, (r, O) and (r, I).
         device: where products are taken.
+        threads: how many share the work on a CPU, see `one_thread_each`.
     """
 
-    def __init__(self, layout: RowLayout, directions: torch.Tensor, device: torch.device) -> None:
+    def __init__(
+        self, layout: RowLayout, directions: torch.Tensor, device: torch.device, threads: int
+    ) -> None:
         self._device = device
         self._rank = layout.spec.rank
         self._queries = len(directions)
@@ -197,7 +229,7 @@ class FactorProducts:
                 place += rank * side
             self._layers.append(tuple(parts))  # type: ignore[arg-type]
         self._widest = max(out + inner for out, inner in sides) * self._rank
-        self._threads = _Threads()
+        self._threads = _Threads(threads)
 
     def __call__(self, stored: Stored, weights: torch.Tensor | None) -> torch.Tensor:
         """See `Products`."""

@@ -119,12 +119,15 @@ class RowKind(Protocol):
     scored: tuple[str, ...]
     """Names of the arrays that `products` reads."""
 
-    def products(self, directions: torch.Tensor, device: torch.device = _CPU) -> Products:
+    def products(
+        self, directions: torch.Tensor, device: torch.device = _CPU, threads: int = 1
+    ) -> Products:
         """Return what multiplies stored rows with directions.
 
         Args:
             directions: (Q, W) float32, what `GradientEngine.directions` returned.
             device: where to.
+            threads: how many share the work on a CPU, see `products.one_thread_each`.
         """
 
 
@@ -192,9 +195,11 @@ class SketchRows:
             return values
         return torch.from_numpy(sketch).float()
 
-    def products(self, directions: torch.Tensor, device: torch.device = _CPU) -> Products:
+    def products(
+        self, directions: torch.Tensor, device: torch.device = _CPU, threads: int = 1
+    ) -> Products:
         """See `RowKind.products`."""
-        return SketchProducts(self.layout, directions, device)
+        return SketchProducts(self.layout, directions, device, threads)
 
 
 class FactorRows:
@@ -249,9 +254,11 @@ class FactorRows:
         scale = (step[:, self._left] * step[:, self._right]).astype(np.float32)
         return {"factors": factors, "scale": scale, **_common_values(rows)}
 
-    def products(self, directions: torch.Tensor, device: torch.device = _CPU) -> Products:
+    def products(
+        self, directions: torch.Tensor, device: torch.device = _CPU, threads: int = 1
+    ) -> Products:
         """See `RowKind.products`."""
-        return FactorProducts(self.layout, directions, device)
+        return FactorProducts(self.layout, directions, device, threads)
 
 
 def _pack_nibbles(values: Array) -> Array:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from rapidin_cli.gradients.products import Stored
+from rapidin_cli.gradients.products import Stored, one_thread_each
 from rapidin_cli.gradients.rows import RowKind
 from rapidin_cli.influence.score import Array, Found, Score
 from rapidin_storage import Snapshot
@@ -89,15 +89,16 @@ def chunk_scores(
     rows: CachedRows, directions: torch.Tensor, score: Score, wanted: Array
 ) -> Iterator[tuple[Array, Array, Array]]:
     """Yield (slots (n,), scores (n, Q), sizes (n,)) of the wanted rows of each chunk."""
-    products = rows.kind.products(directions, rows.device)
     size = rows.snapshot.commit.chunk_rows
     numbers = np.unique(np.flatnonzero(wanted) // size)
-    for start, stop, whole in rows.chunks(numbers.tolist()):
-        chosen = np.flatnonzero(wanted[start:stop])
-        stored = whole if len(chosen) == stop - start else _some(whole, chosen)
-        norm = torch.as_tensor(stored["norm"]).cpu()
-        scores = products(stored, score.row_weights(norm))
-        yield start + chosen, scores.numpy(), score.row_sizes(norm).numpy()
+    with one_thread_each() as threads:
+        products = rows.kind.products(directions, rows.device, threads)
+        for start, stop, whole in rows.chunks(numbers.tolist()):
+            chosen = np.flatnonzero(wanted[start:stop])
+            stored = whole if len(chosen) == stop - start else _some(whole, chosen)
+            norm = torch.as_tensor(stored["norm"]).cpu()
+            scores = products(stored, score.row_weights(norm))
+            yield start + chosen, scores.numpy(), score.row_sizes(norm).numpy()
 
 
 def _some(stored: Stored, chosen: Array) -> Stored:

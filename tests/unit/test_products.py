@@ -16,12 +16,10 @@ SIDES = ((5, 7), (8, 3), (9, 11), (40, 33))
 COUNT, QUERIES = 150, 3
 
 
-@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"], autouse=True)
+@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
 def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
+    with products.one_thread_each():
+        yield request.param
 
 
 def rows_of(width: int, layers: int) -> GradientRows:
@@ -38,7 +36,7 @@ def weights_of(layers: int, *, wanted: bool) -> torch.Tensor | None:
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("precision", ["int8", "float16", "sign"])
-def test_products_of_sketches_are_sums_over_layers(precision, weighted):
+def test_products_of_sketches_are_sums_over_layers(precision, weighted, threads):
     layers = tuple(Layer(str(n), size, 1000) for n, size in enumerate(BLOCKS))
     kind = row_kind(RowLayout(GradientSpec(precision=precision), layers, BLOCKS))
     rows = rows_of(sum(BLOCKS), len(BLOCKS))
@@ -56,13 +54,13 @@ def test_products_of_sketches_are_sums_over_layers(precision, weighted):
             factor = 1.0 if weights is None else weights[n, layer]
             expected[n] += factor * (directions[:, block] @ values[n, block])
             start += size
-    found = kind.products(directions)(stored, weights)
+    found = kind.products(directions, torch.device("cpu"), threads)(stored, weights)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("precision", ["int4", "int8", "float16"])
-def test_products_of_factors_are_those_of_the_matrices(precision, weighted, monkeypatch):
+def test_products_of_factors_are_those_of_the_matrices(precision, weighted, threads, monkeypatch):
     monkeypatch.setitem(products._NUMBERS, "cpu", 2000)  # several tiles of rows
     rank, other = 3, 2
     layers = tuple(Layer(str(n), *sides) for n, sides in enumerate(SIDES))
@@ -90,7 +88,7 @@ def test_products_of_factors_are_those_of_the_matrices(precision, weighted, monk
                 right = d[place + other * out : place + other * (out + inner)].view(other, inner)
                 expected[n, query] += (matrix * (left.T @ right)).sum()
             place += other * (out + inner)
-    found = kind.products(directions)(stored, weights)
+    found = kind.products(directions, torch.device("cpu"), threads)(stored, weights)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
