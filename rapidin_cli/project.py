@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from rapidin_cli.curvature import Collection
     from rapidin_cli.influence.queries import Question
     from rapidin_cli.influence.retrieve import Options, Retriever
+    from rapidin_cli.report.compose import Session
     from rapidin_cli.workers import Job
 
 _RIN_IGNORE = (
@@ -412,6 +413,7 @@ class Project:
         device: str = "auto",
         snapshot: Snapshot | None = None,
         opened: Opened | None = None,
+        hold: str = "disk",
     ) -> tuple[Retriever, Opened]:
         """Load a checkpoint and its cache, the newest or the given snapshot of it.
 
@@ -433,8 +435,32 @@ class Project:
             snapshot or self.snapshot(opened),
             partial(load_for, self, opened, engine.passes.targets),
             partial(second_moments, opened.checkpoint, engine.passes),
+            hold,
         )
         return retriever, opened
+
+    def session(
+        self,
+        checkpoint: str = "",
+        *,
+        checkpoints: Sequence[str] | None = None,
+        device: str = "auto",
+        hold: str = "disk",
+    ) -> Session:
+        """Load checkpoints once, to ask them any number of times.
+
+        Args:
+            checkpoint: whom to ask; the last by default.
+            checkpoints: several whose scores are added, weighted by their learning rates; an
+                empty list means all.
+            hold: where cached rows stay after the first question: they are read for each on
+                `disk`, and once into the memory of the `cpu` or the `gpu`.
+        """
+        from rapidin_cli.report.compose import Session
+
+        names = [checkpoint] if checkpoint else []
+        chosen = self.checkpoint_settings(names if checkpoints is None else checkpoints)
+        return Session(self, chosen[-1:] if checkpoints is None else chosen, device, hold)
 
     def retrieve(
         self,
@@ -444,27 +470,16 @@ class Project:
         checkpoint: str = "",
         checkpoints: Sequence[str] | None = None,
         device: str = "auto",
+        hold: str = "disk",
         command: str = "",
         progress: Callable[[str, int, int], None] = lambda *_: None,
     ) -> dict[str, Any]:
         """Answer questions and save the result; return the report (`rin.report/1`).
 
-        Args:
-            checkpoint: whom to ask; the last by default.
-            checkpoints: several whose scores are added, weighted by their learning rates; an
-                empty list means all.
+        Loads everything for these questions; see `session`, which has the same arguments.
         """
-        from rapidin_cli.influence.retrieve import Options
-        from rapidin_cli.report.compose import answer
-
-        options = options or Options(batch_tokens=self.config.cache.batch_tokens)
-        names = [checkpoint] if checkpoint else []
-        chosen = self.checkpoint_settings(names if checkpoints is None else checkpoints)
-        if checkpoints is None:
-            chosen = chosen[-1:]
-        report = answer(self, chosen, questions, options, device, command, progress)
-        self.results.save(report)
-        return report
+        asked = self.session(checkpoint, checkpoints=checkpoints, device=device, hold=hold)
+        return asked.retrieve(questions, options, command=command, progress=progress)
 
 
 def prepare_rin_folder(root: Path) -> None:

@@ -28,8 +28,8 @@ def curvature(
 ) -> None:
     """Collect the EK-FAC curvature of checkpoints, once, for `rin retrieve --score ekfac`.
 
-    Goes over the data twice, at about the cost of caching it twice. The cached rows stay as
-    they are, and rows added to the data later do not need it again.
+    Goes over the data twice. The cached rows stay as they are, and rows added to the data later
+    do not need it again.
     """
     from rapidin_cli import console
     from rapidin_cli.project import Project

@@ -79,6 +79,10 @@ def retrieve(
     ] = True,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Limit for --generate.")] = 64,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    hold: Annotated[
+        str,
+        typer.Option(help="For many queries: keep cached rows in the memory of cpu or gpu."),
+    ] = "disk",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report as JSON (rin.report/1).")
     ] = False,
@@ -128,6 +132,7 @@ def retrieve(
             checkpoint=checkpoint,
             checkpoints=_several(checkpoint, checkpoints),
             device=device,
+            hold=hold,
             command=shlex.join(["rin", *sys.argv[1:]]),
             progress=advance,
         )

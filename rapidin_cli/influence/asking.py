@@ -117,19 +117,25 @@ class Asking:
     Args:
         panel: whom to ask.
         dataset: the training data.
+        lexical: of its distinct examples.
         options: how.
         progress: is told what goes on.
     """
 
     def __init__(
-        self, panel: Panel, dataset: Dataset, options: Options, progress: Progress
+        self,
+        panel: Panel,
+        dataset: Dataset,
+        lexical: Lexical,
+        options: Options,
+        progress: Progress,
     ) -> None:
         self._panel = panel
         self._options = options
         self._progress = progress
         self._digests = list(dataset.by_digest)
         self._examples = list(dataset.by_digest.values())
-        self._lexical = Lexical([rows[0] for rows in self._examples])
+        self._lexical = lexical
 
     def answers(self, questions: Sequence[Question]) -> list[Answer]:
         """Answer questions, in order."""

@@ -28,7 +28,7 @@ from rapidin_cli.influence.queries import (
     query_gradient,
     token_directions,
 )
-from rapidin_cli.influence.scan import CachedRows, Hold, chunk_scores, scan
+from rapidin_cli.influence.scan import CachedRows, chunk_scores, scan
 from rapidin_cli.influence.score import AUTO, Array, Found, Score, choose_score
 from rapidin_cli.influence.tokens import token_texts
 from rapidin_storage import Snapshot
@@ -108,7 +108,7 @@ class Retriever:
         snapshot: Snapshot,
         curvature: Callable[[], Collection],
         second_moments: Callable[[], list[torch.Tensor]],
-        hold: Hold = "disk",
+        hold: str = "disk",
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer

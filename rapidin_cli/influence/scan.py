@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
+from rapidin_cli.errors import UsageError
 from rapidin_cli.gradients.products import Stored, one_thread_each
 from rapidin_cli.gradients.rows import RowKind
 from rapidin_cli.influence.score import Array, Found, Score
 from rapidin_storage import Snapshot
 
-Hold = Literal["disk", "cpu", "gpu"]
+HOLDS = "disk", "cpu", "gpu"
 
 
 class CachedRows:
@@ -25,9 +26,17 @@ class CachedRows:
         hold: `disk` reads them for every scan; `cpu` and `gpu` keep what the first one has
             read, as it was stored, in memory or on the device.
         device: where products are taken; the CPU where the model is on it.
+
+    Raises:
+        UsageError: there is no such place.
     """
 
-    def __init__(self, snapshot: Snapshot, kind: RowKind, hold: Hold, device: torch.device) -> None:
+    def __init__(self, snapshot: Snapshot, kind: RowKind, hold: str, device: torch.device) -> None:
+        if hold not in HOLDS or (hold == "gpu" and device.type == "cpu"):
+            raise UsageError(
+                f"cached rows cannot be held on {hold!r} with the model on {device}",
+                hint=f"choose one of {', '.join(HOLDS)}; gpu needs --device cuda:N",
+            )
         self.snapshot = snapshot
         self.kind = kind
         self.device = device

@@ -6,6 +6,7 @@ import datetime
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,8 @@ import transformers
 from rapidin_cli import __version__
 from rapidin_cli.config import CheckpointSettings
 from rapidin_cli.data.examples import Dataset
-from rapidin_cli.influence.asking import Asking, Panel, Progress
+from rapidin_cli.influence.asking import Answer, Asking, Panel, Progress
+from rapidin_cli.influence.lexical import Lexical
 from rapidin_cli.influence.score import AUTO, SCORES, SIGN
 from rapidin_cli.lock import read_lock
 from rapidin_cli.rates import checkpoint_weights
@@ -28,82 +30,117 @@ if TYPE_CHECKING:
     from rapidin_storage import Snapshot
 
 
-def answer(
-    project: Project,
-    chosen: Sequence[CheckpointSettings],
-    questions: Sequence[Question],
-    options: Options,
-    device: str,
-    command: str,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Ask one or more checkpoints; return the report (`rin.report/1`).
+class Session:
+    """Checkpoints that are loaded once and asked any number of times.
+
+    Args:
+        project: whose.
+        chosen: the checkpoints, whose scores are added; the last one stays in memory.
+        device: `auto`, `cpu` or `cuda:N`.
+        hold: where its cached rows stay after the first question: `disk`, `cpu` or `gpu`.
 
     Raises:
-        MissingError: a checkpoint has no cached rows, or lacks the curvature for the score.
-        UsageError: the rows cannot answer the score.
+        MissingError: a checkpoint has no cached rows.
     """
-    opened = [project.opened(settings.name) for settings in chosen]
-    folders = [one.checkpoint.path for one in opened]
-    weights, source = checkpoint_weights(chosen, folders)
-    options = replace(options, score=resolve_score(project, opened, options.score))
-    snapshots = [project.snapshot(one) for one in opened]
 
-    def opener(one: Opened, snapshot: Snapshot) -> Callable[[], Retriever]:
-        return lambda: project.retriever(device=device, snapshot=snapshot, opened=one)[0]
+    def __init__(
+        self, project: Project, chosen: Sequence[CheckpointSettings], device: str, hold: str
+    ) -> None:
+        self._project = project
+        self._chosen = chosen
+        self._opened = [project.opened(settings.name) for settings in chosen]
+        folders = [one.checkpoint.path for one in self._opened]
+        self._weights, self._source = checkpoint_weights(chosen, folders)
+        self._snapshots = [project.snapshot(one) for one in self._opened]
 
-    openers = [opener(*pair) for pair in zip(opened, snapshots, strict=True)]
-    panel = Panel(openers, weights)
-    dataset = opened[-1].dataset
-    asking = Asking(panel, dataset, options, progress)
-    answers = asking.answers(questions)
-    last = panel.at(-1)
-    examples = list(dataset.by_digest.values())
-    views = []
-    for found in answers:
-        texts = [last.texts(part) for part, _ in found.query.parts]
-        learnt = [last.learnt_texts(rows[0]) for rows in found.examples]
-        views.append(query_view(found, texts, learnt, examples))
-    score = SCORES[options.score]
-    warnings = _warnings(last.missing, dataset, opened[-1].checkpoint.name)
-    if len(chosen) > 1 and source.startswith("equal"):
-        warnings.append(f"{source}: set learning_rate in [[checkpoints]] of rin.toml")
-    if any(found.exact is not None and not found.exact.forward_mode for found in answers):
-        warnings.append(
-            "the model has an operator without forward-mode derivative: tokens were scored by one "
-            "backward pass each, which is slower"
+        def opener(one: Opened, snapshot: Snapshot) -> Callable[[], Retriever]:
+            return lambda: project.retriever(
+                device=device, snapshot=snapshot, opened=one, hold=hold
+            )[0]
+
+        openers = [opener(*pair) for pair in zip(self._opened, self._snapshots, strict=True)]
+        self._panel = Panel(openers, self._weights)
+
+    @cached_property
+    def _lexical(self) -> Lexical:
+        return Lexical([rows[0] for rows in self._opened[-1].dataset.by_digest.values()])
+
+    def retrieve(
+        self,
+        questions: Sequence[Question],
+        options: Options | None = None,
+        *,
+        command: str = "",
+        progress: Progress = lambda *_: None,
+    ) -> dict[str, Any]:
+        """Answer questions and save the result; return the report (`rin.report/1`).
+
+        Raises:
+            MissingError: a checkpoint lacks the curvature for the score.
+            UsageError: the rows cannot answer the score.
+        """
+        from rapidin_cli.influence.retrieve import Options
+
+        project = self._project
+        options = options or Options(batch_tokens=project.config.cache.batch_tokens)
+        options = replace(options, score=resolve_score(project, self._opened, options.score))
+        dataset = self._opened[-1].dataset
+        asking = Asking(self._panel, dataset, self._lexical, options, progress)
+        report = self._report(asking.answers(questions), options, command)
+        project.results.save(report)
+        return report
+
+    def _report(self, answers: Sequence[Answer], options: Options, command: str) -> dict[str, Any]:
+        last = self._panel.at(-1)
+        dataset = self._opened[-1].dataset
+        examples = list(dataset.by_digest.values())
+        views = []
+        for found in answers:
+            texts = [last.texts(part) for part, _ in found.query.parts]
+            learnt = [last.learnt_texts(rows[0]) for rows in found.examples]
+            views.append(query_view(found, texts, learnt, examples))
+        score = SCORES[options.score]
+        warnings = _warnings(last.missing, dataset, self._opened[-1].checkpoint.name)
+        if len(self._chosen) > 1 and self._source.startswith("equal"):
+            warnings.append(f"{self._source}: set learning_rate in [[checkpoints]] of rin.toml")
+        if any(found.exact is not None and not found.exact.forward_mode for found in answers):
+            warnings.append(
+                "the model has an operator without forward-mode derivative: tokens were scored "
+                "by one backward pass each, which is slower"
+            )
+        members = [
+            {
+                "name": one.checkpoint.name,
+                "weight": short(weight),
+                "fingerprint": one.fingerprint,
+                "cache": one.cache.id,
+                "snapshot": snapshot.commit.number,
+                "tree": snapshot.commit.tree,
+            }
+            for one, weight, snapshot in zip(
+                self._opened, self._weights, self._snapshots, strict=True
+            )
+        ]
+        return make_report(
+            provenance=_provenance(command),
+            checkpoints=members,
+            data={
+                "files": list(self._project.config.data.files),
+                "digest": dataset.digest,
+                "rows": len(dataset.examples),
+                "examples": len(dataset.by_digest),
+            },
+            score={
+                "name": score.name,
+                "unit": score.unit,
+                "sign": SIGN,
+                "description": score.description,
+                "damping": (options.damping or score.damping) if score.curvature else None,
+                "row": last.layout.describe(),
+            },
+            warnings=warnings,
+            queries=views,
         )
-    members = [
-        {
-            "name": one.checkpoint.name,
-            "weight": short(weight),
-            "fingerprint": one.fingerprint,
-            "cache": one.cache.id,
-            "snapshot": snapshot.commit.number,
-            "tree": snapshot.commit.tree,
-        }
-        for one, weight, snapshot in zip(opened, weights, snapshots, strict=True)
-    ]
-    return make_report(
-        provenance=_provenance(command),
-        checkpoints=members,
-        data={
-            "files": list(project.config.data.files),
-            "digest": dataset.digest,
-            "rows": len(dataset.examples),
-            "examples": len(dataset.by_digest),
-        },
-        score={
-            "name": score.name,
-            "unit": score.unit,
-            "sign": SIGN,
-            "description": score.description,
-            "damping": (options.damping or score.damping) if score.curvature else None,
-            "row": last.layout.describe(),
-        },
-        warnings=warnings,
-        queries=views,
-    )
 
 
 def resolve_score(project: Project, opened: Sequence[Opened], name: str) -> str:

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from rapidin_cli import Options, Project, Question
+from rapidin_cli.influence import asking
 from rapidin_cli.influence.preconditioners import Ekfac
 from rapidin_cli.influence.queries import read_questions
 from rapidin_cli.lock import read_lock
 from rapidin_cli.workers import WorkerError
+from rapidin_storage import Snapshot
 from tests import tiny
 from tests.forked import rin
 
@@ -36,6 +38,49 @@ def prepared(tmp_path_factory):
 
 def by_digest(report, number=0):
     return {example["digest"]: example for example in report["queries"][number]["examples"]}
+
+
+def scores_of(queries):
+    """The kept examples and their scores, of all tokens; rounding depends on what is beside."""
+    return [
+        {e["digest"]: pytest.approx([e["score"], *e["tokens"]], rel=1e-4) for e in q["examples"]}
+        for q in queries
+    ]
+
+
+def test_a_session_reads_the_cache_once_and_answers_as_single_questions_do(prepared, monkeypatch):
+    project = Project.open(prepared)
+    questions = [ASKED, Question("q2", prompt=PROMPT, response="It sleeps.")]
+    options = Options(score="dot", exact=0, top=5, token_top=2)
+    expected = scores_of([project.retrieve([q], options)["queries"][0] for q in questions])
+    reads, stream = [], Snapshot.stream
+
+    def watched(snapshot, names, chunks):
+        reads.append(list(chunks))
+        return stream(snapshot, names, chunks)
+
+    def found(asked):
+        return [
+            {e["digest"]: [e["score"], *e["tokens"]] for e in q["examples"]}
+            for q in asked.retrieve(questions, options)["queries"]
+        ]
+
+    monkeypatch.setattr(Snapshot, "stream", watched)
+    assert found(project) == expected
+    assert len(reads) == 1, "both queries in one pass"
+    monkeypatch.setattr(asking, "_DIRECTION_BYTES", 1)  # a group for each query
+    assert found(project) == expected
+    assert len(reads) == 3
+    session = project.session(hold="cpu")
+    assert found(session) == found(session) == expected
+    assert [chunk for chunks in reads[3:] for chunk in chunks] == reads[0]
+
+
+def test_rows_cannot_be_held_where_there_is_no_gpu(prepared):
+    asked = ["--prompt", PROMPT, "--response", "x"]
+    done = rin(prepared, "retrieve", *asked, "--hold", "gpu", "--device", "cpu")
+    assert done.returncode == 2
+    assert "cannot be held on 'gpu' with the model on cpu" in done.stderr
 
 
 def test_the_default_uses_the_curvature_and_is_exact(prepared):
