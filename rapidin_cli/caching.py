@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from rapidin_cli.gradients.rows import RowLayout
 
 _CHUNK_BYTES = 16 * 2**20
-_MAX_PENDING_BYTES = 256 * 2**20
+MAX_PENDING_BYTES = 128 * 2**20
+"""Rows that are computed and not committed yet take no more."""
 
 
 class Progress(Protocol):
@@ -133,7 +134,7 @@ def cache_rows(
         try:
             for number, device, rows in pool.run(_Padded(plan.batches)):
                 run.take(number, device, rows)
-                if clock.due() or run.pending_bytes > _MAX_PENDING_BYTES:
+                if clock.due() or run.pending_bytes > MAX_PENDING_BYTES:
                     run.commit()
                     clock.restart()
         finally:

@@ -97,6 +97,16 @@ def size(count: float) -> str:
     return f"{count:,.1f} TB"
 
 
+def duration(seconds: float) -> str:
+    """Return a time as people say it: `40 s`, `12 min`, `3.5 h`."""
+    for unit, length in (("s", 60.0), ("min", 60.0), ("h", 48.0)):
+        if seconds < length:
+            few = unit != "s" and seconds < 10
+            return f"{seconds:.1f} {unit}" if few else f"{max(1, round(seconds))} {unit}"
+        seconds /= 60 if unit != "h" else 24
+    return f"{seconds:,.1f} days"
+
+
 @contextmanager
 def progress(*columns: Any) -> Iterator[Progress]:
     """A progress display on stderr; nothing at all when that is not a terminal."""

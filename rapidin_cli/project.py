@@ -42,6 +42,7 @@ from rapidin_storage.sync import synchronise
 
 if TYPE_CHECKING:
     from rapidin_cli.curvature import Collection
+    from rapidin_cli.forecast import Forecast
     from rapidin_cli.influence.queries import Question
     from rapidin_cli.influence.retrieve import Options, Retriever
     from rapidin_cli.report.compose import Session
@@ -225,6 +226,27 @@ class Project:
             self._lock(settings.name, opened, snapshot)
             done.append(Cached(settings.name, plan.rows, snapshot, opened.dataset))
         return done
+
+    def forecast(
+        self,
+        names: Sequence[str] = (),
+        *,
+        devices: str = "auto",
+        workers: int | None = None,
+        skip_bad: bool = False,
+        part: Part = WHOLE,
+    ) -> Iterator[Forecast]:
+        """Yield what `cache`, with the same arguments, would take for each checkpoint.
+
+        Loads each model that there is work for and computes a few rows, which are not kept.
+        """
+        from rapidin_cli.forecast import forecast
+
+        for settings in self.checkpoint_settings(names):
+            opened = Opened(self, settings, skip_bad=skip_bad)
+            plan = opened.plan(opened.cache.snapshot(), part)
+            jobs = opened.jobs(devices, workers)
+            yield forecast(settings.name, plan, jobs, self.cache_settings.commit_seconds)
 
     def curvature(
         self,

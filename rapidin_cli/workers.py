@@ -120,16 +120,35 @@ def build_engine(job: Job) -> GradientEngine:
 
 
 class Worker:
-    """An engine with the row encoding and the retreat from running out of memory."""
+    """An engine with the row encoding, and batches no larger than memory.
+
+    Attributes:
+        limit: padded tokens that a batch may have.
+    """
 
     def __init__(self, job: Job) -> None:
+        from rapidin_cli.gradients.memory import batch_limit
         from rapidin_cli.gradients.rows import row_kind
 
         self.engine = build_engine(job)
         self._kind = row_kind(self.engine.layout)
+        self.limit = batch_limit(self.engine.passes)
 
     def rows(self, tokens: Tokens) -> Arrays:
-        """Return the store arrays of a batch; halves it for as long as memory runs out."""
+        """Return the store arrays of a batch.
+
+        It is cut into parts that memory is meant to hold, and those that it does not hold
+        after all are halved.
+        """
+        count, length = tokens[0].shape
+        most = max(1, self.limit // length)
+        parts = [
+            self._rows((tokens[0][first : first + most], tokens[1][first : first + most]))
+            for first in range(0, count, most)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _rows(self, tokens: Tokens) -> Arrays:
         import torch
 
         from rapidin_cli.gradients.passes import Batch
@@ -143,8 +162,8 @@ class Worker:
                 raise
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        first = self.rows((tokens[0][:half], tokens[1][:half]))
-        second = self.rows((tokens[0][half:], tokens[1][half:]))
+        first = self._rows((tokens[0][:half], tokens[1][:half]))
+        second = self._rows((tokens[0][half:], tokens[1][half:]))
         return {name: np.concatenate([first[name], second[name]]) for name in first}
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rapidin_cli.commands.options import Checkpoints, Devices, Workers
-from rapidin_cli.console import size
+from rapidin_cli.console import duration, size
 from rapidin_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from rapidin_cli.caching import Part
-    from rapidin_cli.project import Cached, Project
+    from rapidin_cli.forecast import Forecast
+    from rapidin_cli.project import Cached
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +30,8 @@ def cache(
     devices: Devices = "auto",
     workers: Workers = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be computed, and stop.")
+        bool,
+        typer.Option("--dry-run", help="Say what it would take, and stop."),
     ] = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave unusable rows out and list them.")
@@ -62,8 +64,10 @@ def cache(
             hint="cache into local folders, and rin push them one after the other",
         )
     if dry_run:
-        for settings in project.checkpoint_settings(names):
-            console.say(_forecast(project, settings.name, skip_bad, share))
+        for found in project.forecast(
+            names, devices=devices, workers=workers, skip_bad=skip_bad, part=share
+        ):
+            console.say(_forecast(found))
         return
     with _Watch() as watch:
         done = project.cache(
@@ -94,14 +98,16 @@ def _share(text: str) -> Part:
     raise UsageError(f"--part {text} is not a share such as 3/16", hint="rin cache --part 1/2")
 
 
-def _forecast(project: Project, name: str, skip_bad: bool, part: Part) -> str:
-    opened = project.opened(name, skip_bad=skip_bad)
-    plan = opened.plan(opened.cache.snapshot(), part)
-    row_bytes = project.config.gradient.row_bytes()
-    space = "" if row_bytes is None else f", at most {size(plan.rows * row_bytes)}"
+def _forecast(found: Forecast) -> str:
+    text = f"{found.checkpoint}: {found.rows:,} rows to compute ({found.present:,} cached)"
+    if not found.rows:
+        return text
+    memory = f"{size(found.memory_bytes)} of memory for each process"
+    if found.device_bytes:
+        memory += f" and {size(found.device_bytes)} of its GPU's"
     return (
-        f"{name}: {plan.rows:,} rows to compute ({plan.present:,} cached), {plan.tokens:,} tokens "
-        f"in {len(plan.batches):,} batches{space}"
+        f"{text}, {found.tokens:,} tokens: about {duration(found.seconds)}, "
+        f"{size(found.store_bytes)} in the store, {memory}"
     )
 
 

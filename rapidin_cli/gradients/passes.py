@@ -21,6 +21,9 @@ from rapidin_cli.gradients.capture import Consumer, captured, find_targets
 
 Compute = Literal["float32", "bfloat16"]
 
+# Numbers of the logits that are computed at once.
+_LOGITS = {"cpu": 2**23, "cuda": 2**27}
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -56,6 +59,7 @@ class Passes:
     Attributes:
         trained: names of all trainable parameters.
         targets: the watched layers. skipped: trainable parameters that are not, and why.
+        vocabulary: tokens that the model knows.
     """
 
     def __init__(
@@ -65,11 +69,12 @@ class Passes:
         self.model = model
         self.device = device
         self.compute = compute
-        self._vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+        self.vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
         self._positions = _absolute_positions(_inner(model))
         self.trained = [name for name, p in model.named_parameters() if p.requires_grad]
         self.targets, self.skipped = find_targets(model, pattern)
         model.requires_grad_(False)
+        self._separate = self._find_head()
         self._keeps_logits = "logits_to_keep" in inspect.signature(_inner(model).forward).parameters
 
     def backward(
@@ -94,11 +99,46 @@ class Passes:
             For each sequence, the loss of each labelled token in order, nats, not weighted.
         """
         ids, labels = self._moved(batch)
+        row = (labels[:, 1:] != IGNORED).nonzero()[:, 0]
+        factors = None if weights is None else weights.to(self.device)[row]
         with captured(self.model, self.targets, consume):
-            row, losses = self._token_losses(ids, labels, sampler)
-            scaled = losses if weights is None else losses * weights.to(self.device)[row]
-            scaled.sum().backward()
+            if self._separate is not None:
+                losses = self._backward_in_parts(*self._separate, ids, labels, factors, sampler)
+            else:
+                losses = self.token_losses(ids, labels, sampler)
+                _weighted(losses, factors).backward()
         return _by_row(row, losses.detach(), len(ids))
+
+    def _backward_in_parts(
+        self,
+        decoder: nn.Module,
+        head: nn.Module,
+        ids: torch.Tensor,
+        labels: torch.Tensor,
+        factors: torch.Tensor | None,
+        sampler: torch.Generator | None,
+    ) -> torch.Tensor:
+        """Run both passes with the logits of a few tokens at a time, and of no unlabelled one.
+
+        Logits are the largest tensors by far, and several copies of them are needed at once.
+        """
+        wanted = labels[:, 1:] != IGNORED
+        targets = labels[:, 1:][wanted]
+        with self._autocast():
+            hidden = decoder(input_ids=ids, use_cache=False)[0][:, :-1][wanted]
+        size = max(1, _LOGITS[self.device.type] // self.vocabulary)
+        losses, gradients = [], []
+        for first in range(0, len(targets), size):
+            part = slice(first, first + size)
+            leaf = hidden[part].detach().requires_grad_()
+            with self._autocast():
+                logits = head(leaf)
+            loss = _cross_entropy(logits.float(), targets[part], sampler)
+            total = _weighted(loss, None if factors is None else factors[part])
+            gradients += torch.autograd.grad(total, leaf)
+            losses.append(loss.detach())
+        hidden.backward(torch.cat(gradients))
+        return torch.cat(losses)
 
     def tangents(self, batch: Batch, perturb: Perturbation) -> list[torch.Tensor]:
         """Differentiate each token's loss along a change of the target layers' weights.
@@ -129,7 +169,7 @@ class Passes:
 
             handles = [t.module.register_forward_hook(watch(n)) for n, t in enumerate(self.targets)]
             try:
-                row, losses = self._token_losses(ids, labels)
+                losses = self.token_losses(ids, labels)
             except NotImplementedError as error:
                 raise NoForwardModeError(str(error).split("\n")[0]) from error
             finally:
@@ -138,7 +178,7 @@ class Passes:
             tangent = forward_ad.unpack_dual(losses).tangent
         if tangent is None:  # nothing labelled depends on any target
             tangent = torch.zeros_like(losses)
-        return _by_row(row, tangent, len(ids))
+        return _by_row((labels[:, 1:] != IGNORED).nonzero()[:, 0], tangent, len(ids))
 
     def exactly(self) -> Passes:
         """Return the same passes in float32, where the weights are: without autocast."""
@@ -158,9 +198,9 @@ class Passes:
         Raises:
             InputError: a token or a length that the model does not know.
         """
-        if int(ids.max()) >= self._vocabulary:
+        if int(ids.max()) >= self.vocabulary:
             raise InputError(
-                f"token {int(ids.max())} is beyond the model's {self._vocabulary:,}: tokenizer "
+                f"token {int(ids.max())} is beyond the model's {self.vocabulary:,}: tokenizer "
                 "and model do not belong together",
                 hint="correct [model] base or the checkpoint's path in rin.toml",
             )
@@ -171,10 +211,10 @@ class Passes:
                 hint=f"set [data] max_tokens = {self._positions} in rin.toml",
             )
 
-    def _token_losses(
+    def token_losses(
         self, ids: torch.Tensor, labels: torch.Tensor, sampler: torch.Generator | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the example number and the loss of each labelled token, in reading order.
+    ) -> torch.Tensor:
+        """Return the loss of each labelled token, in reading order.
 
         Logits are asked for only where some example has a label. There is no attention
         mask: padding is on the right and attention is causal, so nothing reads it.
@@ -187,17 +227,44 @@ class Passes:
         if not keep:
             logits = logits[:, positions]
         mask = wanted[:, positions]
-        targets = labels[:, 1:][:, positions][mask]
-        logits = logits[mask].float()
-        if sampler is not None:
-            targets = torch.multinomial(logits.detach().softmax(1), 1, generator=sampler)[:, 0]
-        losses = F.cross_entropy(logits, targets, reduction="none")
-        return mask.nonzero()[:, 0], losses
+        return _cross_entropy(logits[mask].float(), labels[:, 1:][:, positions][mask], sampler)
+
+    def _find_head(self) -> tuple[nn.Module, nn.Module] | None:
+        """Return the decoder and the output layer, if the model is one after the other.
+
+        Tried, not guessed: models may scale or cap logits. Not where a target is in the output
+        layer, whose inputs must be seen example by example.
+        """
+        inner = _inner(self.model)
+        decoder: Any = getattr(inner, "base_model", inner)
+        find: Any = getattr(inner, "get_output_embeddings", lambda: None)
+        head: Any = find()
+        watched = {target.module for target in self.targets}
+        if decoder is inner or head is None or not watched.isdisjoint(head.modules()):
+            return None
+        ids = torch.arange(6, device=self.device).view(2, 3) % self.vocabulary
+        with torch.no_grad(), self._autocast():
+            whole = self.model(input_ids=ids, use_cache=False).logits
+            apart = head(decoder(input_ids=ids, use_cache=False)[0])
+        return (decoder, head) if torch.equal(whole, apart) else None
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.compute == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def _cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, sampler: torch.Generator | None
+) -> torch.Tensor:
+    """Return each token's loss; with a sampler, that of targets drawn from the predictions."""
+    if sampler is not None:
+        targets = torch.multinomial(logits.detach().softmax(1), 1, generator=sampler)[:, 0]
+    return F.cross_entropy(logits, targets, reduction="none")
+
+
+def _weighted(losses: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
+    return losses.sum() if factors is None else (losses * factors).sum()
 
 
 def _absolute_positions(model: nn.Module) -> int | None:
