@@ -18,7 +18,6 @@ rows where there are fewer than 200), both as means over queries that are not am
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -43,20 +42,11 @@ from rapidin_cli.data.loading import load_dataset
 from rapidin_cli.data.reading import DataSettings
 from rapidin_cli.demo.training import BASE, DATA_FILE, build_demo
 from rapidin_cli.evaluation.metrics import spearman
+from tests.benchmarks.peers_environment import INSTALL, make_environment, process_environment
 
-ROOT = Path(__file__).parents[2]
 TOKENS = 2048
 SKETCH_BYTES = 65_536
 COMMON = ("torch", "transformers", "peft", "numpy")
-
-# What works together on Python 3.11; transformers and peft are those of rin's environment.
-INSTALL: dict[str, list[list[str]]] = {
-    "bergson": [["bergson==2.5.1"]],
-    "dattri-llm": [["dattri-llm==0.1.0", "dattri==0.3.0"]],
-    "TRAK": [["traker==0.3.2"]],
-    # It says Python < 3.11, and runs on later ones.
-    "LogIX": [["einops", "pyyaml"], ["--no-deps", "--ignore-requires-python", "logix-ai==0.1.1"]],
-}
 
 
 @dataclass(frozen=True)
@@ -68,10 +58,6 @@ class Contender:
     packages: tuple[str, ...] = ()
     dimension: int = 16
     limited: bool = False
-
-    @property
-    def ours(self) -> bool:
-        return self.name.startswith("rin")
 
     @property
     def peer(self) -> bool:
@@ -107,34 +93,6 @@ class Case:
         """How many linear layers are covered."""
         config = json.loads((self.model / "config.json").read_text())
         return int(config["num_hidden_layers"]) * (14 if self.adapter else 7)
-
-
-def make_environment(folder: Path) -> tuple[Path, dict[str, str]]:
-    """The peers' Python, and why peers are not in it."""
-    home = folder.absolute() / "peers-env"
-    python, known = home / "bin/python", home / "failed.json"
-    if not known.exists():
-        print(f"installing the peers in {home} (a few minutes)", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
-        pinned = [f"{name}=={version(name)}" for name in ("transformers", "peft")]
-        pip(python, f"torch=={version('torch').split('+')[0]}", *pinned)
-        failed = {}
-        for peer, steps in INSTALL.items():
-            try:
-                for step in steps:
-                    pip(python, *step, *([] if step[0][0] == "-" else pinned))
-            except subprocess.CalledProcessError as error:
-                failed[peer] = f"pip: {error.stderr.strip().splitlines()[-1]}"
-        # Those of bergson's requirements do not import beside a CPU build of torch.
-        command = [str(python), "-m", "pip", "uninstall", "-qy", "torchvision", "torchaudio"]
-        subprocess.run(command, check=True)
-        known.write_text(json.dumps(failed))
-    return python, json.loads(known.read_text())
-
-
-def pip(python: Path, *what: str) -> None:
-    command = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *what]
-    subprocess.run(command, check=True, capture_output=True, text=True)
 
 
 def read_rows(model: Path, data: Path, rows: int, queries: int) -> list[list[list[Example]]]:
@@ -203,7 +161,7 @@ def run(
     job = {
         "contender": contender.name,
         "kind": contender.kind,
-        "module": "tests.benchmarks." + ("peers_rin" if contender.ours else "peers_contenders"),
+        "module": f"tests.benchmarks.peers_{'theirs' if contender.peer else 'ours'}",
         "model": str(case.model.absolute()),
         "adapter": str(case.adapter) if case.adapter else None,
         "rows": as_json(case.rows),
@@ -218,34 +176,26 @@ def run(
         "spawned": time.time(),
     }
     (work / "job.json").write_text(json.dumps(job))
-    done = subprocess.run(
-        [str(python), "-m", "tests.benchmarks.peers_worker", str(work / "job.json")],
-        capture_output=True,
-        text=True,
-        cwd=work,
-        env=process_environment(options.threads, work),
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [str(python), "-m", "tests.benchmarks.peers_worker", str(work / "job.json")],
+            capture_output=True,
+            text=True,
+            cwd=work,
+            env=process_environment(options.threads, work),
+            timeout=options.timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done after {options.timeout} s"}
     if options.verbose or done.returncode:
         print(done.stderr[-3000:], file=sys.stderr)
+    if done.returncode < 0:
+        return {"failed": f"killed by signal {-done.returncode}"}
     if done.returncode:
-        last = (done.stderr.strip() or f"exit {done.returncode}").splitlines()[-1]
-        return {"failed": last}
+        return {"failed": (done.stderr.strip() or "no message").splitlines()[-1]}
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
-
-
-def process_environment(threads: int, work: Path) -> dict[str, str]:
-    return {
-        **os.environ,
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'storage'}",
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "TOKENIZERS_PARALLELISM": "false",
-        "CUDA_VISIBLE_DEVICES": "",
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(work / "hub"),
-    }
 
 
 def judge(found: np.ndarray[Any, Any], exact: np.ndarray[Any, Any]) -> dict[str, float]:
@@ -264,7 +214,7 @@ def compare(case: Case, options: argparse.Namespace, folder: Path) -> list[dict[
     rows = sum(map(len, case.rows))
     print(f"\n{case.name}: {rows} rows, {len(case.rows)} batches, {case.layers} layers", flush=True)
     print(f"{'':22} rows/s  ratio  start  bytes/row  peak MB    rho  recall", flush=True)
-    reference = run(case, Contender("exact", ""), options, folder / "exact")
+    reference = run(case, Contender("exact", "exact"), options, folder / "exact")
     if "failed" in reference:
         raise RuntimeError(f"exact gradients: {reference['failed']}")
     exact = np.load(folder / "exact/exact.npz")
@@ -311,6 +261,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--timeout", type=int, default=3600, help="seconds a contender may take")
     parser.add_argument("--env", type=Path, default=Path(tempfile.gettempdir()) / "rin-peers")
     parser.add_argument("--only", nargs="+", help="contenders whose names begin so")
     parser.add_argument("--verbose", action="store_true", help="show what the processes say")

@@ -131,13 +131,6 @@ def loss_of(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
     )
 
 
-def own_gradients(model: Any, ids: list[int], labels: list[int]) -> list[torch.Tensor]:
-    """Gradients of one row, of every trainable parameter."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    loss = loss_of(model, torch.tensor([ids]), torch.tensor([labels]))
-    return list(torch.autograd.grad(loss, parameters))
-
-
 class ProjectedRows:
     """Contenders whose score is the inner product of stored rows."""
 
@@ -158,45 +151,19 @@ class ProjectedRows:
         return found
 
 
-class Exact(ProjectedRows):
-    """Not a contender: whole gradients, their inner products and those of unit layers."""
-
-    note = "inner products of whole gradients"
-
-    def __init__(self, job: Job) -> None:
-        self.model = load(job)
-        covered = {f"{name}.weight" for name in linear_layers(self.model)}
-        trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
-        self.linear = torch.tensor([name in covered for name in trained])
-
-    def gradients(self, data: Data) -> Iterator[list[torch.Tensor]]:
-        for ids, labels in zip(data.ids, data.labels, strict=True):
-            yield [part.flatten() for part in own_gradients(self.model, ids, labels)]
-
-    def both(self, data: Data, queries: Data) -> tuple[Array, Array]:
-        """Over the linear layers, and of all parameters each divided by its norm: (N, Q)."""
-        asked = [torch.stack(parts) for parts in zip(*self.gradients(queries), strict=True)]
-        norms = torch.stack([part.norm(dim=1) for part in asked])  # (P, Q)
-        dots, units = [], []
-        for row in self.gradients(data):
-            inner = torch.stack([q @ part for q, part in zip(asked, row, strict=True)])
-            sizes = torch.stack([part.norm() for part in row])[:, None] * norms
-            dots.append(inner[self.linear].sum(0))
-            units.append((inner / sizes.clamp_min(1e-30)).sum(0))
-        return torch.stack(dots).numpy(), torch.stack(units).numpy()
+def reference(job: Job) -> dict[str, Any]:
+    """Write the inner products of whole gradients."""
+    exact = import_module(job["module"]).make(job)
+    dot, unit = exact.products(Data(job["rows"]), Data(job["queries"]))
+    np.savez(Path(job["folder"]) / "exact.npz", dot=dot, unit=unit)
+    return {}
 
 
 def measure(job: Job) -> dict[str, Any]:
     """Run a contender; return what was measured."""
-    torch.set_num_threads(job["threads"])
     work = Path(job["folder"])
-    data, queries = Data(job["rows"]), Data(job["queries"])
-    if job["contender"] == "exact":
-        dot, unit = Exact(job).both(data, queries)
-        np.savez(work / "exact.npz", dot=dot, unit=unit)
-        return {}
+    data, queries = Data(job["timed"]), Data(job["queries"])
     contender: Contender = import_module(job["module"]).make(job)
-    data = Data(job["timed"])
     folder = work / job["contender"]
     turns = Turns(len(data.batches))
     contender.cache(data, turns, folder)
@@ -268,4 +235,6 @@ def versions(*packages: str) -> dict[str, str]:
 
 if __name__ == "__main__":
     read = json.loads(Path(sys.argv[1]).read_text())
-    print(json.dumps(measure(read)), flush=True)
+    torch.set_num_threads(read["threads"])
+    work = reference if read["kind"] == "exact" else measure
+    print(json.dumps(work(read)), flush=True)

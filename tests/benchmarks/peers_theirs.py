@@ -1,9 +1,4 @@
-"""The contenders of `peers.py` that are not rin, each through its own public Python API.
-
-The released RapidIn's procedure is written anew from its description: one example at a time,
-the whole trainable gradient, each parameter's divided by its norm, padded to a multiple of
-2^24, forty permutations of a matrix's rows or columns, random signs, sums of neighbours, fp16.
-"""
+"""The contenders of `peers.py` that are not ours, each through its own Python API."""
 
 # mypy: disable-error-code="import-not-found"
 
@@ -15,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from tests.benchmarks.peers_worker import (
     Array,
@@ -28,7 +22,6 @@ from tests.benchmarks.peers_worker import (
     linear_layers,
     load,
     loss_of,
-    own_gradients,
 )
 
 ONE_BLOCK_BYTES = 6 * 2**30
@@ -249,72 +242,11 @@ def keep_only(model: Any, kept: set[int]) -> None:
                 module.register_buffer(name, parameter.detach())
 
 
-class RapidIn(ProjectedRows):
-    """The released RapidIn's procedure at K = 65,536 (see the module's docstring)."""
-
-    K, PADDING, ROUNDS = 65_536, 2**24, 20
-    note = "K = 65,536, fp16, batch 1; fidelity with its forty permutations composed into one"
-
-    def __init__(self, job: Job) -> None:
-        self.job, self.model = job, load(job)
-        size = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        self.length = -(-size // self.PADDING) * self.PADDING
-        draw = torch.Generator().manual_seed(0)
-        # Every round has views of its own, as powers of two that divide the length.
-        self.steps = []
-        for _ in range(self.ROUNDS):
-            rows, columns = (2 ** int(torch.randint(6, 19, (), generator=draw)) for _ in "rc")
-            self.steps.append(
-                (torch.randperm(rows, generator=draw), torch.randperm(columns, generator=draw))
-            )
-        self.signs = torch.randint(0, 2, (self.length,), generator=draw).float() * 2 - 1
-
-    def shuffle(self, vector: torch.Tensor) -> torch.Tensor:
-        for rows, columns in self.steps:
-            vector = vector.view(len(rows), -1)[rows].view(-1)
-            vector = vector.view(-1, len(columns))[:, columns].view(-1)
-        return vector
-
-    def gradient(self, data: Data, number: int) -> torch.Tensor:
-        parts = own_gradients(self.model, data.ids[number], data.labels[number])
-        return torch.cat([F.normalize(part.flatten(), dim=0) for part in parts])
-
-    def cache(self, data: Data, turns: Turns, folder: Path) -> None:
-        folder.mkdir()
-        for number in turns:
-            for row in data.members[number]:
-                whole = self.gradient(data, row)
-                mixed = self.shuffle(F.pad(whole, (0, self.length - len(whole)))) * self.signs
-                sketch = mixed.view(self.K, -1).sum(1).half()
-                torch.save(sketch, folder / f"{row:06}.pt")
-
-    def composed(self, data: Data) -> Array:
-        """The same sketches for the cost of one permutation, (N, K)."""
-        size = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        place = torch.empty(self.length, dtype=torch.int64)
-        place[self.shuffle(torch.arange(self.length))] = torch.arange(self.length)
-        place = place[:size]
-        group, sign = place // (self.length // self.K), self.signs[place]
-        rows = torch.zeros(len(data), self.K)
-        for number in range(len(data)):
-            rows[number].index_add_(0, group, self.gradient(data, number) * sign)
-        return rows.half().float().numpy()
-
-    def scores(self, data: Data, folder: Path, queries: Data, other: Path) -> Array:
-        """Of all rows, by the composed permutation; what is stored must be the same."""
-        del other
-        stored = np.stack([torch.load(file).numpy() for file in sorted(folder.glob("*.pt"))])
-        np.testing.assert_allclose(stored, self.composed(data), atol=1e-2)
-        found: Array = self.composed(Data(self.job["rows"])) @ self.composed(queries).T
-        return found
-
-
 KINDS: dict[str, Callable[[Job], Contender]] = {
     "bergson": Bergson,
     "dattri-llm": Dattri,
     "LogIX": Logix,
     "TRAK": Trak,
-    "RapidIn": RapidIn,
 }
 
 
