@@ -45,7 +45,7 @@ from rapidin_cli.evaluation.metrics import spearman
 from tests.benchmarks.peers_environment import INSTALL, make_environment, process_environment
 
 TOKENS = 2048
-SKETCH_BYTES = 65_536
+SKETCH_BYTES = 65_536  # of rin's default rows before compression
 COMMON = ("torch", "transformers", "peft", "numpy")
 
 
@@ -70,7 +70,7 @@ CONTENDERS = [
     Contender("rin, sketch sign", "sign"),
     Contender("rin, factors 4 int4", "factors"),
     Contender("bergson", "bergson", ("bergson",)),
-    Contender("bergson, rin's bytes", "bergson", ("bergson",), dimension=0),
+    Contender("bergson, 64 KiB a row", "bergson", ("bergson",), dimension=0),
     Contender("dattri-llm", "dattri-llm", ("dattri-llm", "dattri")),
     Contender("LogIX", "LogIX", ("logix-ai",)),
     Contender("TRAK", "TRAK", ("traker",)),
