@@ -13,7 +13,8 @@ is caching over training, the median of the rounds. What is written is written t
 rho and recall compare the inner products of cached rows with those of whole gradients (RapidIn:
 of gradients divided by each parameter's norm, as its rows are): rank correlation over all rows,
 and the share of the exact top 20 among the contender's own 80 (a tenth and four tenths of the
-rows where there are fewer than 200), both as means over queries that are not among the rows.
+rows where there are fewer than 200), both as means over queries that are not among the rows. A
+dash where there is none; the JSON says why.
 """
 
 import argparse
@@ -46,6 +47,7 @@ from tests.benchmarks.peers_environment import INSTALL, make_environment, proces
 
 TOKENS = 2048
 SKETCH_BYTES = 65_536  # of rin's default rows before compression
+FEWEST = 50
 COMMON = ("torch", "transformers", "peft", "numpy")
 
 
@@ -228,10 +230,12 @@ def compare(case: Case, options: argparse.Namespace, folder: Path) -> list[dict[
         if scores.exists():
             truth = exact["unit" if contender.kind == "RapidIn" else "dot"]
             found = np.load(scores)
-            if found.shape == truth.shape:
-                result |= judge(found, truth)
-            else:
+            if found.shape != truth.shape:
                 result["no_fidelity"] = f"only {len(found)} rows were cached"
+            elif len(truth) < FEWEST:
+                result["no_fidelity"] = f"{len(truth)} rows are too few"
+            else:
+                result |= judge(found, truth)
         results.append({"case": case.name, "contender": contender.name, **result})
         print(line(contender.name, result), flush=True)
     return results
