@@ -246,7 +246,7 @@ def line(name: str, result: dict[str, Any]) -> str:
         return f"{name:22} - ({result['failed']})"
     fidelity = [f"{result[key]:.3f}" if key in result else "-" for key in ("rho", "recall")]
     return (
-        f"{name:22} {result['examples_per_second']:6.1f} {result['ratio']:6.2f} "
+        f"{name:22} {result['examples_per_second']:6.4g} {result['ratio']:6.2f} "
         f"{result['startup_seconds']:5.1f}s {result['row_bytes']:10,} "
         f"{result['peak_rss'] / 1e6:8,.0f}  {fidelity[0]:>5}   {fidelity[1]:>5}"
     )
