@@ -73,9 +73,8 @@ class Rin:
         directions = torch.cat(
             [self.engine.directions(Batch(*batch), divisors) for batch in queries.batches]
         )
-        found: Array = self.kind.products(
-            stored, directions, SCORES["dot"].row_weights(norm)
-        ).numpy()
+        products = self.kind.products(directions)
+        found: Array = products(stored, SCORES["dot"].row_weights(norm)).numpy()
         return found
 
 
