@@ -8,6 +8,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -79,6 +81,23 @@ def gpt2(vocabulary: int = 400) -> GPT2LMHeadModel:
         vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=1
     )
     return GPT2LMHeadModel(config).eval()
+
+
+def cohere(vocabulary: int = 400) -> CohereForCausalLM:
+    """A model whose logits are more than its output layer's: scaled by a half."""
+    torch.manual_seed(0)
+    config = CohereConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        logit_scale=0.5,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    return CohereForCausalLM(config).eval()
 
 
 def lora(model: torch.nn.Module) -> torch.nn.Module:

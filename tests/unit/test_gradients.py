@@ -49,6 +49,7 @@ MODELS = {
     "llama": tiny.llama,
     "llama, untied": lambda: tiny.llama(tie_word_embeddings=False),
     "gpt2 (Conv1D)": tiny.gpt2,
+    "cohere (scaled logits)": lambda: tiny.cohere(),
     "lora": lambda: tiny.lora(tiny.llama()),
     "lora on gpt2": lambda: tiny.lora(tiny.gpt2()),
     "shared": lambda: (torch.manual_seed(0), Shared())[1],

@@ -1,0 +1,100 @@
+"""Batches that fit: what a token takes is measured, and larger batches are cut."""
+
+import numpy as np
+import pytest
+import torch
+
+from rapidin_cli.checkpoints import Checkpoint
+from rapidin_cli.gradients import passes as passes_module
+from rapidin_cli.gradients.engine import GradientEngine
+from rapidin_cli.gradients.memory import batch_limit, token_bytes
+from rapidin_cli.gradients.passes import Batch, Passes
+from rapidin_cli.gradients.spec import GradientSpec
+from rapidin_cli.workers import Job, Worker
+from tests import tiny
+
+CPU = torch.device("cpu")
+
+
+def passes_of(model) -> Passes:
+    return Passes(model, "", CPU, "float32")
+
+
+def test_a_token_takes_what_the_passes_keep_of_it():
+    """Per layer at least the inputs of its seven linear layers and what they come from."""
+    hidden, inner, layers = 64, 160, 3
+    model = tiny.llama(hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers)
+    passes = passes_of(model)
+    found = token_bytes(passes)
+    kept = layers * 4 * (4 * hidden + 4 * inner)  # norms' outputs, values; gate, up, products
+    assert kept < found < 8 * kept
+    assert batch_limit(passes) * found <= 768 * 2**20
+    assert batch_limit(passes) % 16 == 0
+    deeper = tiny.llama(hidden_size=hidden, intermediate_size=inner, num_hidden_layers=2 * layers)
+    assert token_bytes(passes_of(deeper)) == pytest.approx(2 * found, rel=0.15)
+
+
+def test_weights_and_labels_do_not_count():
+    few = token_bytes(passes_of(tiny.llama()))
+    assert token_bytes(passes_of(tiny.llama(vocabulary=4000))) < few + 4 * 4000
+
+
+def test_a_batch_over_the_limit_is_cut_and_its_rows_are_the_same(tmp_path):
+    folder = tiny.project(tmp_path / "project", 2)
+    job = Job(
+        Checkpoint("tuned", folder / "adapter", folder / "base"),
+        GradientSpec(dimensions=2048, precision="float16"),
+        "cpu",
+        1,
+        "float32",
+    )
+    worker = Worker(job)
+    assert worker.limit > 1000
+    ids = np.random.default_rng(0).integers(1, 300, (10, 12))
+    whole = worker.rows((ids, ids))
+    sizes = []
+    engine = worker.engine
+
+    def watched(batch):
+        sizes.append(tuple(batch.input_ids.shape))
+        return engine(batch)
+
+    worker.engine = watched  # type: ignore[assignment]
+    worker.limit = 50
+    cut = worker.rows((ids, ids))
+    assert sizes == [(4, 12), (4, 12), (2, 12)]
+    for name, values in whole.items():
+        np.testing.assert_allclose(cut[name], values, rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+def test_logits_come_in_parts_only_where_they_are_the_output_layers():
+    assert passes_of(tiny.llama())._separate is not None
+    assert passes_of(tiny.lora(tiny.gpt2()))._separate is not None
+    # Here the output layer is trained, and its inputs are wanted example by example.
+    assert passes_of(tiny.llama(tie_word_embeddings=False))._separate is None
+    assert passes_of(tiny.cohere())._separate is None
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_parts_of_the_logits_make_no_difference(monkeypatch, weighted):
+    ids = torch.randint(1, 300, (3, 14), generator=torch.Generator().manual_seed(0))
+    labels = ids.clone()
+    labels[:, :5] = -100
+    labels[2] = -100  # nothing to learn
+    weights = torch.tensor([0.5, -2.0, 1.0]) if weighted else None
+    found = []
+    for numbers in (2**23, 400, 1600):  # all at once; one token, four tokens at a time
+        monkeypatch.setitem(passes_module._LOGITS, "cpu", numbers)
+        engine = GradientEngine(tiny.lora(tiny.llama()), GradientSpec(), CPU, "float32")
+        gradients: dict[int, torch.Tensor] = {}
+
+        def keep(number, x, d, gradients=gradients):
+            gradients[number] = d.mT @ x
+
+        losses = engine.passes.backward(Batch(ids, labels), keep, weights)
+        assert [len(part) for part in losses] == [9, 9, 0]
+        found.append((torch.cat(losses), [gradients[n] for n in sorted(gradients)]))
+    for losses, gradients in found[1:]:
+        torch.testing.assert_close(losses, found[0][0])
+        for ours, theirs in zip(gradients, found[0][1], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
