@@ -62,8 +62,8 @@ class Verified:
         try:
             if self._path.stat().st_size > _MAX_BYTES:
                 self._path.unlink()
-            lines = self._path.read_text("ascii").splitlines()
-        except (OSError, ValueError):
+            lines = self._path.read_text("ascii", "replace").splitlines()
+        except OSError:
             return {}
         pairs = (line.partition(" ") for line in lines)
         return {digest: state for digest, _, state in pairs}
