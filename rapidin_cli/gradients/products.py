@@ -29,8 +29,14 @@ Stored = Mapping[str, Array | torch.Tensor]
 # launches of large ones.
 _COLUMNS = 2048
 _NUMBERS = {"cpu": 2**18, "cuda": 2**26}
-# MKL multiplies a matrix with so few vectors faster one by one: 8 of them three times.
-_SINGLY = 8
+# The signs of each byte's bits, highest first, and eight floats as one item of an array.
+_EIGHT = np.dtype("V32")
+_SIGNS = (
+    (np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1) * np.float32(2) - 1)
+    .astype(np.float32)
+    .view(_EIGHT)
+    .ravel()
+)
 
 
 class Products(Protocol):
@@ -119,18 +125,13 @@ class SketchProducts:
     ) -> None:
         sizes = torch.tensor(layout.blocks)
         root = torch.repeat_interleave(sizes.float().sqrt(), sizes)
-        self._columns = (directions / root).T.contiguous().to(device)
+        self._directions = (directions / root).to(device)
         self._device = device
         self._numbers = _NUMBERS[device.type]
         most = _COLUMNS if device.type == "cpu" else self._numbers
         self._tiles = list(_tiles(layout.blocks, most))
         self._signs = layout.spec.precision == "sign"
         self._layered = layout.per_layer
-        if self._signs:
-            # A bit b stands for 2b - 1: sum_i q_i (2b_i - 1) = sum_i 2 q_i b_i - sum_i q_i.
-            parts = self._columns.split(list(layout.blocks))
-            self._sums = torch.stack([part.sum(0) for part in parts])  # (L, Q)
-            self._columns *= 2
         self._threads = _Threads(threads)
 
     def __call__(self, stored: Stored, weights: torch.Tensor | None) -> torch.Tensor:
@@ -143,13 +144,11 @@ class SketchProducts:
             if not present.all():
                 weights = present.float() if weights is None else weights * present
         count = len(sketch)
-        total = torch.zeros(count, self._columns.shape[1], device=self._device)
+        total = torch.zeros(count, len(self._directions), device=self._device)
         if self._device.type == "cpu":
             self._threads.each(lambda rows: self._add(total, sketch, weights, rows), count)
         else:
             self._add(total, sketch, weights, slice(0, count))
-        if self._signs:
-            total -= self._sums.sum(0) if weights is None else weights @ self._sums
         scale = torch.as_tensor(stored["scale"], device=self._device)
         return (total * scale[:, None]).cpu()
 
@@ -158,41 +157,46 @@ class SketchProducts:
     ) -> None:
         width = max(tile.stop - tile.start for tile in self._tiles)
         step = max(1, self._numbers // width)
-        room = torch.empty(step * width, device=self._device)
+        # Signs come by whole bytes, of which one more may be needed.
+        room = torch.empty(step * (width + 16), device=self._device)
         for first in range(rows.start, rows.stop, step):
             part = slice(first, min(first + step, rows.stop))
             into = total[part]
             for tile in self._tiles:
-                columns = tile.stop - tile.start
-                values = room[: len(into) * columns].view(len(into), columns)
-                self._fill(values, sketch[part], tile)
+                values = (self._of_signs if self._signs else _as_floats)(sketch[part], tile, room)
                 if weights is not None:
                     of_tile = weights[part, tile.layers, None]
                     values.view(len(into), of_tile.shape[1], -1).mul_(of_tile)
-                _add_product(into, values, self._columns[tile.start : tile.stop])
+                _add_product(into, values, self._directions[:, tile.start : tile.stop])
 
-    def _fill(self, values: torch.Tensor, sketch: torch.Tensor, tile: _Tile) -> None:
-        if not self._signs:
-            values.copy_(sketch[:, tile.start : tile.stop])
-            return
+    def _of_signs(self, sketch: torch.Tensor, tile: _Tile, room: torch.Tensor) -> torch.Tensor:
+        """The signs of a tile as floats, +1 and -1."""
         first = tile.start // 8
         packed = sketch[:, first : -(-tile.stop // 8)]
-        inside = slice(tile.start - 8 * first, tile.stop - 8 * first)
+        values = room[: 8 * packed.numel()].view(len(packed), -1)
         if packed.device.type == "cpu":
-            bits = torch.from_numpy(np.unpackbits(packed.numpy(), axis=1))
+            # Eight floats for each byte, in one step that leaves the interpreter to others.
+            eights = values.numpy().view(_EIGHT)
+            np.take(_SIGNS, packed.numpy(), out=eights, mode="clip")
         else:
             places = torch.arange(7, -1, -1, device=packed.device, dtype=torch.uint8)
-            bits = ((packed[:, :, None] >> places) & 1).flatten(1)
-        values.copy_(bits[:, inside])
+            bits = (packed[:, :, None] >> places) & 1
+            torch.sub(bits.flatten(1) * 2.0, 1, out=values)
+        return values[:, tile.start - 8 * first : tile.stop - 8 * first]
 
 
-def _add_product(into: torch.Tensor, values: torch.Tensor, columns: torch.Tensor) -> None:
-    """Add values @ columns, (n, m) @ (m, Q), to (n, Q)."""
-    if columns.shape[1] > _SINGLY or values.device.type != "cpu":
-        torch.addmm(into, values, columns, out=into)
-        return
-    for query in range(columns.shape[1]):
-        into[:, query] += values @ columns[:, query]
+def _as_floats(sketch: torch.Tensor, tile: _Tile, room: torch.Tensor) -> torch.Tensor:
+    columns = tile.stop - tile.start
+    values = room[: len(sketch) * columns].view(len(sketch), columns)
+    return values.copy_(sketch[:, tile.start : tile.stop])
+
+
+def _add_product(into: torch.Tensor, values: torch.Tensor, directions: torch.Tensor) -> None:
+    """Add values @ directions^T, (n, m) @ (m, Q), to (n, Q)."""
+    if len(directions) == 1:
+        into[:, 0].addmv_(values, directions[0])
+    else:
+        torch.addmm(into, values, directions.T, out=into)
 
 
 class FactorProducts:
