@@ -11,7 +11,7 @@ import numpy as np
 
 from rapidin_cli.data.examples import Dataset, Example, padded, plan_batches
 from rapidin_cli.errors import InputError
-from rapidin_cli.workers import Arrays, Job, Poison, Ready, open_pool
+from rapidin_cli.workers import LOCAL, Arrays, Job, Poison, Ready, open_pool
 from rapidin_storage import Cache, CacheWriter, Snapshot
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def cache_rows(
     identity: dict[str, Any],
     about: dict[str, Any],
     progress: Progress,
+    executor: str = LOCAL,
 ) -> Snapshot:
     """Compute and commit the rows of a plan; return the newest snapshot.
 
@@ -126,7 +127,7 @@ def cache_rows(
         InputError, WorkerError, StorageError, or what interrupted it: after committing.
     """
     progress.start(plan.rows, plan.tokens)
-    pool = open_pool(jobs)
+    pool = open_pool(jobs, executor)
     try:
         progress.ready(pool.ready)
         run = _Run(_open_writer(cache, pool.ready.layout, identity, about), plan, progress)

@@ -27,6 +27,7 @@ from rapidin_cli.lock import LockEntry, read_lock, write_lock
 from rapidin_cli.opened import Opened
 from rapidin_cli.remotes import choose, open_place, open_remote
 from rapidin_cli.results import Results
+from rapidin_cli.workers import LOCAL
 from rapidin_storage import (
     AccessError,
     Cache,
@@ -187,6 +188,7 @@ class Project:
         skip_bad: bool = False,
         part: Part = WHOLE,
         fetch: bool = True,
+        executor: str = LOCAL,
         tell: Callable[[str], None] = lambda _: None,
         progress: Callable[[str], Progress] = lambda _: Silent(),
     ) -> list[Cached]:
@@ -201,6 +203,8 @@ class Project:
             skip_bad: leave unusable rows out instead of stopping.
             part: which share of the rows is this run's, for job arrays.
             fetch: look for missing rows on the remotes first.
+            executor: `local`, or `ray`: actors on the cluster of RAY_ADDRESS, so many as
+                `workers`, or one on each of its GPUs.
             tell: is told what remotes delivered.
             progress: makes a watcher for a checkpoint.
 
@@ -222,7 +226,9 @@ class Project:
                 continue
             if plan.batches or snapshot is None or not snapshot.has_group:
                 watch = progress(settings.name)
-                snapshot = self._compute(opened, plan, opened.jobs(devices, workers), watch)
+                # What a cluster has, it knows itself.
+                jobs = opened.jobs(devices if executor == LOCAL else "cpu", workers)
+                snapshot = self._compute(opened, plan, jobs, watch, executor)
             self._lock(settings.name, opened, snapshot)
             done.append(Cached(settings.name, plan.rows, snapshot, opened.dataset))
         return done
@@ -286,13 +292,20 @@ class Project:
             yield settings.name, found, fresh
 
     def _compute(
-        self, opened: Opened, plan: Plan, jobs: Sequence[Job], progress: Progress
+        self,
+        opened: Opened,
+        plan: Plan,
+        jobs: Sequence[Job],
+        progress: Progress,
+        executor: str,
     ) -> Snapshot:
         """Compute and commit rows. rin.lock is to name even what an interrupted run committed."""
         about = {"rin": __version__, "checkpoint": opened.checkpoint.name}
         settings, identity = self.cache_settings, opened.identity
         try:
-            return cache_rows(opened.cache, plan, jobs, settings, identity, about, progress)
+            return cache_rows(
+                opened.cache, plan, jobs, settings, identity, about, progress, executor
+            )
         except BaseException:
             with contextlib.suppress(StorageError, InputError, OSError):
                 if (newest := opened.cache.snapshot()) is not None:

@@ -12,12 +12,12 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from rapidin_cli.checkpoints import Checkpoint, load_model
-from rapidin_cli.errors import RinError, no_memory, out_of_memory
+from rapidin_cli.errors import RinError, UsageError, no_memory, out_of_memory
 from rapidin_cli.gradients.spec import GradientSpec
 
 if TYPE_CHECKING:
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from rapidin_cli.gradients.passes import Batch
     from rapidin_cli.gradients.rows import RowLayout
 
-_MAX_DEATHS = 3
+LOCAL = "local"
+
+MAX_DEATHS = 3
+"""Workers that may die on a batch before it is given up."""
 
 Serve = Callable[["Job", "Connection"], None]
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -241,7 +244,7 @@ class ProcessPool:
                     self._members[position] = Member(member.job, serve_rows)
                     for number in lost:
                         deaths[number] += 1
-                        if deaths[number] < _MAX_DEATHS:
+                        if deaths[number] < MAX_DEATHS:
                             waiting.appendleft(number)
                         else:
                             left -= 1
@@ -371,6 +374,36 @@ def _serve(job: Job, connection: Connection, serve: Serve) -> None:
         )
 
 
-def open_pool(jobs: Sequence[Job]) -> InlinePool | ProcessPool:
-    """Start the workers and wait until the first has loaded its model."""
+class Pool(Protocol):
+    """Whoever computes rows."""
+
+    ready: Ready
+
+    def run(self, batches: Sequence[Tokens]) -> Iterator[tuple[int, str, Arrays | Poison]]:
+        """Yield (batch number, where, rows) as batches are done."""
+
+    def close(self) -> None:
+        """End what was started."""
+
+
+def open_pool(jobs: Sequence[Job], executor: str = LOCAL) -> Pool:
+    """Start the workers and wait until the first has loaded its model.
+
+    Args:
+        jobs: of each worker.
+        executor: `local` processes, or `ray` actors.
+
+    Raises:
+        UsageError: there is no such executor, or it is not installed.
+    """
+    if executor == "ray":
+        try:
+            from rapidin_cli.ray_pool import RayPool
+        except ModuleNotFoundError as error:
+            if error.name != "ray":
+                raise
+            raise UsageError("Ray is not installed", hint="pip install ray") from None
+        return RayPool(jobs)
+    if executor != LOCAL:
+        raise UsageError(f"there is no executor {executor!r}", hint="choose local or ray")
     return InlinePool(jobs[0]) if len(jobs) == 1 else ProcessPool(jobs)

@@ -42,6 +42,9 @@ def cache(
     part: Annotated[
         str, typer.Option(metavar="I/N", help="Only this share of the rows: for job arrays.")
     ] = "1/1",
+    executor: Annotated[
+        str, typer.Option(help="local, or ray: workers on the Ray cluster of RAY_ADDRESS.")
+    ] = "local",
     fetch: Annotated[
         bool, typer.Option("--pull/--no-pull", help="Take rows that a remote has from there.")
     ] = True,
@@ -77,6 +80,7 @@ def cache(
             skip_bad=skip_bad,
             part=share,
             fetch=fetch,
+            executor=executor,
             tell=console.say,
             progress=watch,
         )
