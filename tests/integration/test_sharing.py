@@ -68,7 +68,7 @@ def test_clone_pull_and_retrieve_give_the_same_scores(team):
     theirs = answer(one)
     assert answer(two)["queries"] == theirs["queries"]
     kept = [p for p in (two / ".rin/objects").rglob("*") if p.is_file()]
-    assert len(kept) == 8
+    assert len(kept) == 6
 
     shutil.rmtree(two / ".rin")
     pulled = rin(two, "pull", "origin")
