@@ -86,7 +86,7 @@ class CacheSettings:
     """The `[cache]` table: how work is cut; none of it changes what is cached.
 
     Attributes:
-        batch_tokens: padded tokens of a batch.
+        batch_tokens: padded tokens of a batch at most, see `gradients.memory`.
         commit_seconds: work that a crash can cost.
         workers: processes on a CPU; their threads share the cores.
     """

@@ -11,7 +11,6 @@ import torch
 
 from rapidin_cli.caching import MAX_PENDING_BYTES, Plan, chunk_rows
 from rapidin_cli.data.examples import padded
-from rapidin_cli.gradients.memory import token_bytes
 from rapidin_cli.gradients.rows import row_kind
 from rapidin_cli.workers import Job, Worker
 
@@ -47,7 +46,7 @@ def forecast(name: str, plan: Plan, jobs: Sequence[Job], commit_seconds: float) 
     if not plan.rows:
         return known
     worker = Worker(jobs[0])
-    passes = worker.engine.passes
+    device = worker.engine.passes.device
     arrays = row_kind(worker.engine.layout).arrays()
     row_bytes = sum(spec.row_bytes for spec in arrays.values())
     before = psutil.Process().memory_info().rss
@@ -62,13 +61,13 @@ def forecast(name: str, plan: Plan, jobs: Sequence[Job], commit_seconds: float) 
     rate = sum(len(e.input_ids) for e in batch[:count]) / min(elapsed)
     seconds = plan.tokens / rate / len(jobs)
     largest = max(_padded_tokens(len(b[0].input_ids), len(b), worker.limit) for b in plan.batches)
-    needed = largest * token_bytes(passes)
+    needed = largest * worker.token_bytes
     pending = min(MAX_PENDING_BYTES, row_bytes * plan.rows)
     if seconds > commit_seconds:
         pending = min(pending, int(row_bytes * plan.rows * commit_seconds / seconds))
     # A chunk is stored whole, and packed beside it.
     pending += 2 * row_bytes * chunk_rows(row_bytes)
-    on_gpu = passes.device.type == "cuda"
+    on_gpu = device.type == "cuda"
     return Forecast(
         name,
         plan.rows,
@@ -76,7 +75,7 @@ def forecast(name: str, plan: Plan, jobs: Sequence[Job], commit_seconds: float) 
         plan.tokens,
         store_bytes=row_bytes * plan.rows,
         memory_bytes=before + pending + (0 if on_gpu else needed),
-        device_bytes=torch.cuda.memory_allocated(passes.device) + needed if on_gpu else 0,
+        device_bytes=torch.cuda.memory_allocated(device) + needed if on_gpu else 0,
         seconds=seconds,
     )
 

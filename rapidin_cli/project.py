@@ -27,7 +27,7 @@ from rapidin_cli.lock import LockEntry, read_lock, write_lock
 from rapidin_cli.opened import Opened
 from rapidin_cli.remotes import choose, open_place, open_remote
 from rapidin_cli.results import Results
-from rapidin_cli.workers import LOCAL
+from rapidin_cli.workers import LOCAL, check_executor
 from rapidin_storage import (
     AccessError,
     Cache,
@@ -209,9 +209,11 @@ class Project:
             progress: makes a watcher for a checkpoint.
 
         Raises:
+            UsageError: an executor that cannot be had.
             RinError: bad data or settings; or a remote, which may have rows, cannot be asked.
             StorageError: the store cannot be read or written.
         """
+        check_executor(executor, devices)
         done = []
         read_lock(self.root)  # what cannot be written at the end is better known now
         for settings in self.checkpoint_settings(names):

@@ -7,6 +7,9 @@ local processes.
 from __future__ import annotations
 
 import logging
+import os
+import socket
+import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -19,7 +22,9 @@ from rapidin_cli.workers import MAX_DEATHS, Arrays, Job, Poison, Ready, Tokens, 
 
 # Batches that an actor has at once: one to work on, one to go on with.
 _AHEAD = 2
-_GONE = ray.exceptions.RayActorError, ray.exceptions.ActorUnavailableError
+# So often, a second apart, may an actor that was lost not be back, or fail to load its model.
+_PATIENCE = 20
+_ANSWERS_WITHIN = 10.0  # seconds
 
 
 class _Actor:
@@ -57,6 +62,7 @@ class RayPool:
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._mine = not ray.is_initialized()
         if self._mine:
+            _check_address(os.environ.get("RAY_ADDRESS", ""))
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
         cluster: Any = ray  # half of its functions have no types
         gpus = int(cluster.cluster_resources().get("GPU", 0))
@@ -66,54 +72,78 @@ class RayPool:
         job = replace(jobs[0], device="cuda:0" if gpus else "cpu", threads=0 if gpus else 1)
         made = cluster.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_restarts=-1)(_Actor)
         self._actors = [made.remote(job) for _ in range(count)]
+        self._failures: Counter[int] = Counter()
+        # Actors that have not said yet that they are there, by what they were asked.
+        self._absent = {actor.ready.remote(): n for n, actor in enumerate(self._actors)}
         try:
-            self.ready: Ready = self._get(self._actors[0].ready.remote())
+            self.ready = self._first_ready()
         except BaseException:
             self.close()
             raise
 
+    def _first_ready(self) -> Ready:
+        """Wait for an actor that has loaded its model."""
+        while True:
+            result = ray.wait(list(self._absent))[0][0]
+            number = self._absent.pop(result)
+            try:
+                first: Ready = self._get(result)
+            except ray.exceptions.RayActorError as error:
+                self._ask_again(number, error)
+            else:
+                return first
+
+    def _ask_again(self, number: int, error: Exception) -> None:
+        """Ask a lost actor, which Ray starts again where there is room, to load its model."""
+        self._failures[number] += 1
+        if self._failures[number] > _PATIENCE:
+            raise WorkerError(
+                f"a worker on the cluster dies whenever it loads the model: {_first_line(error)}",
+                hint="try it there by hand: rin cache --workers 1",
+            )
+        time.sleep(1)
+        self._absent[self._actors[number].ready.remote()] = number
+
     def run(self, batches: Sequence[Tokens]) -> Iterator[tuple[int, str, Arrays | Poison]]:
         """Yield (batch number, node, rows) as batches are done, in any order.
 
-        An actor that dies is started again by Ray, where there is room, and its batches go to
-        whoever is free; a batch on which three have died is yielded as `Poison`.
+        The batches of an actor that dies go to whoever is free; a batch on which three have
+        died is yielded as `Poison`.
 
         Raises:
-            RinError: an actor reported an error.
+            RinError: an actor reported an error, or cannot be kept alive.
         """
         waiting = deque(range(len(batches)))
         deaths: Counter[int] = Counter()
         left = len(batches)
-        # What each actor has been given, oldest first; a dead one has to say that it is back.
+        # What each actor has been given, oldest first.
         given: list[deque[tuple[Any, int]]] = [deque() for _ in self._actors]
-        absent: dict[Any, int] = {actor.ready.remote(): n for n, actor in enumerate(self._actors)}
         while left:
             for number, actor in enumerate(self._actors):
-                while waiting and number not in absent.values() and len(given[number]) < _AHEAD:
+                present = number not in self._absent.values()
+                while waiting and present and len(given[number]) < _AHEAD:
                     batch = waiting.popleft()
                     given[number].append((actor.rows.remote(batches[batch]), batch))
-            heads = {mine[0][0]: number for number, mine in enumerate(given) if mine}
-            for result in ray.wait([*heads, *absent])[0]:
-                number = heads[result] if result in heads else absent.pop(result)
-                try:
-                    found = self._get(result)
-                except (
-                    ray.exceptions.RayActorError,
-                    ray.exceptions.ActorUnavailableError,
-                ) as error:
-                    absent[self._actors[number].ready.remote()] = number
-                    lost = [batch for _, batch in given[number]]
-                    given[number].clear()
-                    # Only the first can be to blame; the other had not begun.
-                    deaths.update(lost[:1])
-                    waiting.extendleft(b for b in lost[::-1] if deaths[b] < MAX_DEATHS)
-                    if lost and deaths[lost[0]] >= MAX_DEATHS:
-                        left -= 1
-                        yield lost[0], "", Poison(str(error).strip().splitlines()[0])
-                    continue
-                if result in heads:
+            working = {mine[0][0]: number for number, mine in enumerate(given) if mine}
+            result = ray.wait([*working, *self._absent])[0][0]
+            number = working[result] if result in working else self._absent.pop(result)
+            try:
+                found = self._get(result)
+            except ray.exceptions.RayActorError as error:
+                lost = [batch for _, batch in given[number]]
+                given[number].clear()
+                # Only the first can be to blame; the other had not begun.
+                deaths.update(lost[:1])
+                waiting.extendleft(b for b in lost[::-1] if deaths[b] < MAX_DEATHS)
+                if lost and deaths[lost[0]] >= MAX_DEATHS:
                     left -= 1
-                    yield given[number].popleft()[1], *found
+                    yield lost[0], "", Poison(_first_line(error))
+                self._ask_again(number, error)
+                continue
+            self._failures[number] = 0
+            if result in working:
+                left -= 1
+                yield given[number].popleft()[1], *found
 
     def _get(self, result: Any) -> Any:
         try:
@@ -124,7 +154,7 @@ class RayPool:
             if out_of_memory(error.cause):
                 raise no_memory(error.cause) from None
             raise WorkerError(
-                f"a worker on the cluster failed: {str(error.cause).splitlines()[0]}",
+                f"a worker on the cluster failed: {_first_line(error.cause)}",
                 hint=f"report this with the following\n{error}",
             ) from None
 
@@ -134,3 +164,25 @@ class RayPool:
             ray.kill(actor)
         if self._mine:
             ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Refuse an address where nobody listens: Ray itself would try for minutes.
+
+    Raises:
+        RinError: nobody does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # none, or a word that Ray knows, such as `auto`
+    try:
+        socket.create_connection((host, int(port)), _ANSWERS_WITHIN).close()
+    except OSError as error:
+        raise RinError(
+            f"there is no Ray cluster at {address}: {error.strerror or error}",
+            hint="correct RAY_ADDRESS; without it a cluster is started here",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

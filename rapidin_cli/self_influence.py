@@ -78,8 +78,7 @@ def _leverages(snapshot: Snapshot, layout: RowLayout) -> np.ndarray[Any, Any]:
     assert isinstance(kind, SketchRows)
     sizes = torch.tensor(layout.blocks)
     found = np.zeros(snapshot.commit.slots)
-    for start, stop in snapshot.chunk_ranges():
-        stored = snapshot.read(start, stop, sorted(kind.arrays()))
+    for start, stop, stored in snapshot.stream(kind.scored):
         norm = torch.from_numpy(stored["norm"])
         rows = kind.values(stored) * torch.repeat_interleave(norm, sizes, dim=1)
         found[start:stop] = (gram.apply_to_rows(rows) * rows).sum(1).numpy()

@@ -7,6 +7,7 @@ ends when the parent dies, however it dies, and then the worker ends too.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import traceback
 from collections import Counter, deque
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from rapidin_cli.gradients.passes import Batch
     from rapidin_cli.gradients.rows import RowLayout
 
-LOCAL = "local"
+LOCAL, RAY = "local", "ray"
 
 MAX_DEATHS = 3
 """Workers that may die on a batch before it is given up."""
@@ -126,16 +127,18 @@ class Worker:
     """An engine with the row encoding, and batches no larger than memory.
 
     Attributes:
+        token_bytes: memory of each padded token of a batch.
         limit: padded tokens that a batch may have.
     """
 
     def __init__(self, job: Job) -> None:
-        from rapidin_cli.gradients.memory import batch_limit
+        from rapidin_cli.gradients.memory import batch_limit, token_bytes
         from rapidin_cli.gradients.rows import row_kind
 
         self.engine = build_engine(job)
         self._kind = row_kind(self.engine.layout)
-        self.limit = batch_limit(self.engine.passes)
+        self.token_bytes = token_bytes(self.engine.passes)
+        self.limit = batch_limit(self.engine.passes.device, self.token_bytes)
 
     def rows(self, tokens: Tokens) -> Arrays:
         """Return the store arrays of a batch.
@@ -386,24 +389,32 @@ class Pool(Protocol):
         """End what was started."""
 
 
+def check_executor(executor: str, devices: str) -> None:
+    """Refuse what cannot be had, before anything else is done.
+
+    Raises:
+        UsageError: there is no such executor, it is not installed, or takes no devices.
+    """
+    if executor not in (LOCAL, RAY):
+        raise UsageError(f"there is no executor {executor!r}", hint=f"choose {LOCAL} or {RAY}")
+    if executor == RAY and devices != "auto":
+        raise UsageError(
+            "--devices are this machine's, and --executor ray works on a cluster's",
+            hint="leave --devices out; --workers N makes N workers",
+        )
+    if executor == RAY and importlib.util.find_spec("ray") is None:
+        raise UsageError("Ray is not installed", hint="pip install ray")
+
+
 def open_pool(jobs: Sequence[Job], executor: str = LOCAL) -> Pool:
     """Start the workers and wait until the first has loaded its model.
 
     Args:
         jobs: of each worker.
         executor: `local` processes, or `ray` actors.
-
-    Raises:
-        UsageError: there is no such executor, or it is not installed.
     """
-    if executor == "ray":
-        try:
-            from rapidin_cli.ray_pool import RayPool
-        except ModuleNotFoundError as error:
-            if error.name != "ray":
-                raise
-            raise UsageError("Ray is not installed", hint="pip install ray") from None
+    if executor == RAY:
+        from rapidin_cli.ray_pool import RayPool
+
         return RayPool(jobs)
-    if executor != LOCAL:
-        raise UsageError(f"there is no executor {executor!r}", hint="choose local or ray")
     return InlinePool(jobs[0]) if len(jobs) == 1 else ProcessPool(jobs)

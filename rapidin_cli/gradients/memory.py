@@ -11,7 +11,7 @@ from rapidin_cli.data.examples import IGNORED
 from rapidin_cli.gradients.capture import captured
 from rapidin_cli.gradients.passes import Passes
 
-_PROBE_TOKENS = 64
+_PROBE_TOKENS = 32, 64
 # What a batch takes on a CPU beyond the process and the model; of a GPU, a share of what is free.
 _CPU_BYTES = 3 * 2**28
 _GPU_SHARE = 0.5
@@ -23,9 +23,15 @@ _OVERHEAD = 2.1
 def token_bytes(passes: Passes) -> int:
     """Return the bytes that a batch takes for each of its padded tokens.
 
-    One short forward pass counts what is kept for the backward pass: what autograd saves, and
-    the inputs of the watched layers.
+    Two short forward passes count what is kept for the backward pass; their difference leaves
+    out what does not grow with the batch, such as weights that autocast has rounded.
     """
+    short, long = (_kept_bytes(passes, length) for length in _PROBE_TOKENS)
+    return int(_OVERHEAD * (long - short) / (_PROBE_TOKENS[1] - _PROBE_TOKENS[0]))
+
+
+def _kept_bytes(passes: Passes, length: int) -> int:
+    """Count what autograd saves, and the inputs of the watched layers."""
     weights = {p.untyped_storage().data_ptr() for p in passes.model.parameters()}
     kept: dict[int, int] = {}
 
@@ -39,10 +45,10 @@ def token_bytes(passes: Passes) -> int:
         del module
         keep(inputs[0])
 
-    ids = torch.arange(_PROBE_TOKENS, device=passes.device)[None] % passes.vocabulary
+    ids = torch.arange(length, device=passes.device)[None] % passes.vocabulary
     labels = torch.full_like(ids, IGNORED)
-    labels[0, -1] = ids[0, -1]  # the logits of a single token are next to nothing
-    handles = [t.module.register_forward_pre_hook(watch) for t in passes.targets]
+    labels[0, -1] = ids[0, -1]
+    handles = [target.module.register_forward_pre_hook(watch) for target in passes.targets]
     try:
         with captured(passes.model, passes.targets, lambda *_: None):
             # The graph must live until all of it is counted, or memory is counted twice.
@@ -52,13 +58,12 @@ def token_bytes(passes: Passes) -> int:
     finally:
         for handle in handles:
             handle.remove()
-    return int(_OVERHEAD * sum(kept.values()) / _PROBE_TOKENS)
+    return sum(kept.values())
 
 
-def batch_limit(passes: Passes) -> int:
-    """Return how many padded tokens a batch may have on this device, a multiple of 16."""
-    if passes.device.type == "cuda":
-        room = int(_GPU_SHARE * torch.cuda.mem_get_info(passes.device)[0])
-    else:
-        room = _CPU_BYTES
-    return max(16, room // max(1, token_bytes(passes)) // 16 * 16)
+def batch_limit(device: torch.device, each: int) -> int:
+    """Return how many padded tokens of `each` so many bytes a batch may have, 16 or more."""
+    room = _CPU_BYTES
+    if device.type == "cuda":
+        room = int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0])
+    return max(16, room // max(1, each) // 16 * 16)

@@ -31,12 +31,8 @@ _COLUMNS = 2048
 _NUMBERS = {"cpu": 2**18, "cuda": 2**26}
 # The signs of each byte's bits, highest first, and eight floats as one item of an array.
 _EIGHT = np.dtype("V32")
-_SIGNS = (
-    (np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1) * np.float32(2) - 1)
-    .astype(np.float32)
-    .view(_EIGHT)
-    .ravel()
-)
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
+_SIGNS = np.where(_BITS, np.float32(1), np.float32(-1)).view(_EIGHT).ravel()
 
 
 class Products(Protocol):
@@ -67,10 +63,10 @@ def one_thread_each() -> Iterator[int]:
 
 
 class _Threads:
-    """Divides rows among threads, in which torch's operators use one each."""
+    """Divides rows among threads, in which torch's operators use one each; not for a GPU."""
 
-    def __init__(self, count: int) -> None:
-        self._count = count
+    def __init__(self, count: int, device: torch.device) -> None:
+        self._count = count if device.type == "cpu" else 1
         self._pool: ThreadPoolExecutor | None = None
 
     def each(self, work: Callable[[slice], None], rows: int) -> None:
@@ -115,7 +111,7 @@ class SketchProducts:
 
     Args:
         layout: of the rows.
-        directions: (Q, K) float32; rows have been scaled by the root of their blocks' sizes.
+        directions: (Q, K) float32, divided by what rows have been multiplied by.
         device: where products are taken.
         threads: how many share the work on a CPU, see `one_thread_each`.
     """
@@ -123,16 +119,14 @@ class SketchProducts:
     def __init__(
         self, layout: RowLayout, directions: torch.Tensor, device: torch.device, threads: int
     ) -> None:
-        sizes = torch.tensor(layout.blocks)
-        root = torch.repeat_interleave(sizes.float().sqrt(), sizes)
-        self._directions = (directions / root).to(device)
+        self._directions = directions.to(device)
         self._device = device
         self._numbers = _NUMBERS[device.type]
         most = _COLUMNS if device.type == "cpu" else self._numbers
         self._tiles = list(_tiles(layout.blocks, most))
         self._signs = layout.spec.precision == "sign"
         self._layered = layout.per_layer
-        self._threads = _Threads(threads)
+        self._threads = _Threads(threads, device)
 
     def __call__(self, stored: Stored, weights: torch.Tensor | None) -> torch.Tensor:
         """See `Products`."""
@@ -145,10 +139,7 @@ class SketchProducts:
                 weights = present.float() if weights is None else weights * present
         count = len(sketch)
         total = torch.zeros(count, len(self._directions), device=self._device)
-        if self._device.type == "cpu":
-            self._threads.each(lambda rows: self._add(total, sketch, weights, rows), count)
-        else:
-            self._add(total, sketch, weights, slice(0, count))
+        self._threads.each(lambda rows: self._add(total, sketch, weights, rows), count)
         scale = torch.as_tensor(stored["scale"], device=self._device)
         return (total * scale[:, None]).cpu()
 
@@ -233,7 +224,7 @@ class FactorProducts:
                 place += rank * side
             self._layers.append(tuple(parts))  # type: ignore[arg-type]
         self._widest = max(out + inner for out, inner in sides) * self._rank
-        self._threads = _Threads(threads)
+        self._threads = _Threads(threads, device)
 
     def __call__(self, stored: Stored, weights: torch.Tensor | None) -> torch.Tensor:
         """See `Products`."""
@@ -243,10 +234,7 @@ class FactorProducts:
         if weights is not None:
             scale = scale * weights.to(self._device)[:, :, None]
         total = torch.zeros(count, self._queries, device=self._device)
-        if self._device.type == "cpu":
-            self._threads.each(lambda rows: self._add(total, factors, scale, rows), count)
-        else:
-            self._add(total, factors, scale, slice(0, count))
+        self._threads.each(lambda rows: self._add(total, factors, scale, rows), count)
         return total.cpu()
 
     def _add(

@@ -199,7 +199,7 @@ class SketchRows:
         self, directions: torch.Tensor, device: torch.device = _CPU, threads: int = 1
     ) -> Products:
         """See `RowKind.products`."""
-        return SketchProducts(self.layout, directions, device, threads)
+        return SketchProducts(self.layout, directions / self._root, device, threads)
 
 
 class FactorRows:

@@ -68,16 +68,6 @@ class GradientSpec:
                 hint="correct rin.toml",
             )
 
-    def row_bytes(self) -> int | None:
-        """Bytes of a row's numbers before compression, norms left out.
-
-        None for factor rows: the layers' shapes decide.
-        """
-        if self.row == "factors":
-            return None
-        bits = {"int8": 8, "float16": 16, "sign": 1}[self.precision]
-        return self.dimensions * bits // 8
-
     def describe(self) -> str:
         """Say in a few words what a row is."""
         if self.row == "factors":

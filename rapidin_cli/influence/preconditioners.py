@@ -210,10 +210,9 @@ class Gram:
         count = snapshot.commit.rows
         self._solvers = [_Solver(size, count) for size in layout.blocks]
         kind = SketchRows(layout)
-        names = sorted(kind.arrays())
-        for start, stop in snapshot.chunk_ranges():
+        for start, stop, whole in snapshot.stream(kind.scored):
             filled = np.flatnonzero(snapshot.digests[start:stop].any(axis=1))
-            stored = {n: v[filled] for n, v in snapshot.read(start, stop, names).items()}
+            stored = {name: values[filled] for name, values in whole.items()}
             norm = torch.from_numpy(stored["norm"])
             for number, block in enumerate(kind.values(stored).split(list(layout.blocks), dim=1)):
                 self._solvers[number].add(block * norm[:, number, None])

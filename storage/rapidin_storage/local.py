@@ -8,7 +8,6 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rapidin_storage.errors import NotFoundError, StorageError
 from rapidin_storage.roots import Entry, Root, checked
@@ -36,9 +35,6 @@ class LocalRoot(Root):
         self.folder = Path(folder).absolute()
         self.url = str(self.folder)
         self.verified = Verified(self.folder)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.folder,)
 
     def _path(self, path: str) -> Path:
         return self.folder / checked(path)

@@ -11,6 +11,7 @@ import pytest
 
 from rapidin_cli import Project
 from tests import tiny
+from tests.forked import rin
 
 ray = pytest.importorskip("ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -34,7 +35,6 @@ def start(folder, address, *options):
             **os.environ,
             "RAY_ADDRESS": address,
             "PYTHONPATH": f"{ROOT}:{ROOT / 'storage'}",
-            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         },
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -80,4 +80,25 @@ def test_what_a_worker_complains_of_is_what_is_said(cluster, tmp_path):
     _, talk = process.communicate(timeout=240)
     assert process.returncode == 4, talk
     assert "no trainable linear layer is matched by [gradient] layers = 'nothing'" in talk
+    assert "Traceback" not in talk
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--executor", "nowhere"], "there is no executor 'nowhere'"),
+        (["--executor", "ray", "--devices", "cpu"], "works on a cluster's"),
+    ],
+)
+def test_an_executor_that_cannot_be_had_is_refused_at_once(tmp_path, options, said):
+    done = rin(tiny.project(tmp_path / "project", 5), "cache", *options)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_a_cluster_that_does_not_answer_is_one_sentence(tmp_path):
+    process = start(tiny.project(tmp_path / "project", 5), "127.0.0.1:1")
+    _, talk = process.communicate(timeout=240)
+    assert process.returncode == 1, talk
+    assert "there is no Ray cluster at 127.0.0.1:1: Connection refused" in talk
     assert "Traceback" not in talk

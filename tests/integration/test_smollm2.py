@@ -12,6 +12,16 @@ import pytest
 ROWS, STEPS = 64, 5
 DATA = Path(__file__).parents[3] / "shared/data/alpaca_en_demo.json"
 
+# `rin cache`, and then the most memory that the process had, since it was started.
+CACHE_AND_TELL_PEAK = (
+    "import sys, pathlib, rapidin_cli.cli as cli\n"
+    "sys.argv = ['rin', 'cache']\n"
+    "try:\n"
+    "    cli.main()\n"
+    "finally:\n"
+    "    print(pathlib.Path('/proc/self/status').read_text(), file=sys.stderr)\n"
+)
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("default"),
@@ -39,10 +49,23 @@ def project(tmp_path_factory):
     assert 'files = ["alpaca.json"]' in text
     assert f'path = "out/checkpoint-{STEPS}"' in text
     assert 'template = "chat"' in text
-    talk = run(folder, "-m", "rapidin_cli", "cache").stderr
+    forecast = run(folder, "-m", "rapidin_cli", "cache", "--dry-run").stderr
+    assert f"{ROWS} rows to compute (0 cached)" in forecast
+    talk = run(folder, "-c", CACHE_AND_TELL_PEAK).stderr
     assert "gradients of 420 layers, 2,442,240 parameters" in talk
     assert f"{ROWS} rows computed, {ROWS} cached" in talk
+    (folder / "forecast.txt").write_text(forecast)
+    (folder / "peak.txt").write_text(re.search(r"VmHWM:\s+(\d+) kB", talk).group(1))
     return folder
+
+
+def test_the_memory_of_caching_is_what_the_dry_run_said(project):
+    number, unit = re.search(
+        r"([\d.]+) (MB|GB) of memory", (project / "forecast.txt").read_text()
+    ).groups()
+    said = float(number) * {"MB": 1e6, "GB": 1e9}[unit]
+    peak = int((project / "peak.txt").read_text()) * 1024
+    assert said == pytest.approx(peak, rel=0.2)
 
 
 @pytest.mark.parametrize("score", ["rapidin", "cosine"])
