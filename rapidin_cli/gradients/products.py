@@ -8,15 +8,16 @@ for torch's own division of its operators.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+
+from rapidin_cli.gradients.integer_sketches import IntegerSketches
+from rapidin_cli.gradients.integers import multiplies_bytes
 
 if TYPE_CHECKING:
     from rapidin_cli.gradients.rows import RowLayout
@@ -45,42 +46,6 @@ class Products(Protocol):
             stored: arrays of n rows.
             weights: (n, L) float32, or None for all ones.
         """
-
-
-@contextmanager
-def one_thread_each() -> Iterator[int]:
-    """Let each operator of torch run in one thread; yield how many threads may run at once.
-
-    For the whole process: MKL knows only one number, and threads that spin between two small
-    operators take the cores from those that work.
-    """
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield count
-    finally:
-        torch.set_num_threads(count)
-
-
-class _Threads:
-    """Divides rows among threads, in which torch's operators use one each; not for a GPU."""
-
-    def __init__(self, count: int, device: torch.device) -> None:
-        self._count = count if device.type == "cpu" else 1
-        self._pool: ThreadPoolExecutor | None = None
-
-    def each(self, work: Callable[[slice], None], rows: int) -> None:
-        """Call `work` for consecutive shares of so many rows."""
-        count = min(self._count, rows)
-        if count <= 1:
-            work(slice(0, rows))
-            return
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(
-                count, "rin-scan", initializer=lambda: torch.set_num_threads(1)
-            )
-        ends = [rows * n // count for n in range(count + 1)]
-        list(self._pool.map(work, map(slice, ends[:-1], ends[1:])))
 
 
 @dataclass(frozen=True)
@@ -113,20 +78,18 @@ class SketchProducts:
         layout: of the rows.
         directions: (Q, K) float32, divided by what rows have been multiplied by.
         device: where products are taken.
-        threads: how many share the work on a CPU, see `one_thread_each`.
     """
 
-    def __init__(
-        self, layout: RowLayout, directions: torch.Tensor, device: torch.device, threads: int
-    ) -> None:
-        self._directions = directions.to(device)
+    def __init__(self, layout: RowLayout, directions: torch.Tensor, device: torch.device) -> None:
         self._device = device
-        self._numbers = _NUMBERS[device.type]
-        most = _COLUMNS if device.type == "cpu" else self._numbers
-        self._tiles = list(_tiles(layout.blocks, most))
         self._signs = layout.spec.precision == "sign"
         self._layered = layout.per_layer
-        self._threads = _Threads(threads, device)
+        of_bytes = layout.spec.precision != "float16"
+        self._inner: _FloatTiles | IntegerSketches
+        if device.type == "cpu" and of_bytes and multiplies_bytes():
+            self._inner = IntegerSketches(layout, directions)
+        else:
+            self._inner = _FloatTiles(layout, directions.to(device))
 
     def __call__(self, stored: Stored, weights: torch.Tensor | None) -> torch.Tensor:
         """See `Products`."""
@@ -137,21 +100,29 @@ class SketchProducts:
             present = torch.as_tensor(stored["norm"], device=self._device) > 0
             if not present.all():
                 weights = present.float() if weights is None else weights * present
-        count = len(sketch)
-        total = torch.zeros(count, len(self._directions), device=self._device)
-        self._threads.each(lambda rows: self._add(total, sketch, weights, rows), count)
         scale = torch.as_tensor(stored["scale"], device=self._device)
-        return (total * scale[:, None]).cpu()
+        return (self._inner.products(sketch, weights) * scale[:, None]).cpu()
 
-    def _add(
-        self, total: torch.Tensor, sketch: torch.Tensor, weights: torch.Tensor | None, rows: slice
-    ) -> None:
+
+class _FloatTiles:
+    """Products of sketches that become floats tile by tile."""
+
+    def __init__(self, layout: RowLayout, directions: torch.Tensor) -> None:
+        self._directions = directions
+        self._numbers = _NUMBERS[directions.device.type]
+        most = _COLUMNS if directions.device.type == "cpu" else self._numbers
+        self._tiles = list(_tiles(layout.blocks, most))
+        self._signs = layout.spec.precision == "sign"
+
+    def products(self, sketch: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+        """Return the products (n, Q) of stored sketches (n, .)."""
+        total = torch.zeros(len(sketch), len(self._directions), device=sketch.device)
         width = max(tile.stop - tile.start for tile in self._tiles)
         step = max(1, self._numbers // width)
         # Signs come by whole bytes, of which one more may be needed.
-        room = torch.empty(step * (width + 16), device=self._device)
-        for first in range(rows.start, rows.stop, step):
-            part = slice(first, min(first + step, rows.stop))
+        room = torch.empty(step * (width + 16), device=total.device)
+        for first in range(0, len(sketch), step):
+            part = slice(first, first + step)
             into = total[part]
             for tile in self._tiles:
                 values = (self._of_signs if self._signs else _as_floats)(sketch[part], tile, room)
@@ -159,6 +130,7 @@ class SketchProducts:
                     of_tile = weights[part, tile.layers, None]
                     values.view(len(into), of_tile.shape[1], -1).mul_(of_tile)
                 _add_product(into, values, self._directions[:, tile.start : tile.stop])
+        return total
 
     def _of_signs(self, sketch: torch.Tensor, tile: _Tile, room: torch.Tensor) -> torch.Tensor:
         """The signs of a tile as floats, +1 and -1."""
@@ -188,78 +160,3 @@ def _add_product(into: torch.Tensor, values: torch.Tensor, directions: torch.Ten
         into[:, 0].addmv_(values, directions[0])
     else:
         torch.addmm(into, values, directions.T, out=into)
-
-
-class FactorProducts:
-    """For factor rows.
-
-    Args:
-        layout: of the rows.
-        directions: (Q, W) float32, for each layer factors of some rank r, (r, O) and (r, I).
-        device: where products are taken.
-        threads: how many share the work on a CPU, see `one_thread_each`.
-    """
-
-    def __init__(
-        self, layout: RowLayout, directions: torch.Tensor, device: torch.device, threads: int
-    ) -> None:
-        self._device = device
-        self._rank = layout.spec.rank
-        self._queries = len(directions)
-        self._numbers = _NUMBERS[device.type]
-        self._packed = layout.spec.precision == "int4"
-        sides = layout.sides
-        # Unpacked nibbles come sixteen times too large, u and v alike.
-        scale = 1 / 16 if self._packed else 1.0
-        rank = directions.shape[1] // sum(map(sum, sides))
-        self._layers: list[tuple[slice, torch.Tensor, slice, torch.Tensor]] = []
-        at, place = 0, 0
-        for out, inner in sides:
-            parts = []
-            for side in (out, inner):
-                values = directions[:, place : place + rank * side].reshape(-1, side)
-                columns = (values * scale).T.contiguous().to(device)
-                parts += [slice(at, at + self._rank * side), columns]
-                at += self._rank * side
-                place += rank * side
-            self._layers.append(tuple(parts))  # type: ignore[arg-type]
-        self._widest = max(out + inner for out, inner in sides) * self._rank
-        self._threads = _Threads(threads, device)
-
-    def __call__(self, stored: Stored, weights: torch.Tensor | None) -> torch.Tensor:
-        """See `Products`."""
-        factors = torch.as_tensor(stored["factors"], device=self._device)
-        count = len(factors)
-        scale = torch.as_tensor(stored["scale"], device=self._device).view(count, -1, self._rank)
-        if weights is not None:
-            scale = scale * weights.to(self._device)[:, :, None]
-        total = torch.zeros(count, self._queries, device=self._device)
-        self._threads.each(lambda rows: self._add(total, factors, scale, rows), count)
-        return total.cpu()
-
-    def _add(
-        self, total: torch.Tensor, factors: torch.Tensor, scale: torch.Tensor, rows: slice
-    ) -> None:
-        step = max(1, self._numbers // self._widest)
-        for first in range(rows.start, rows.stop, step):
-            part = slice(first, min(first + step, rows.stop))
-            count = len(total[part])
-            for number, (where, left, there, right) in enumerate(self._layers):
-                u = self._values(factors[part], where).view(count * self._rank, -1)
-                v = self._values(factors[part], there).view(count * self._rank, -1)
-                products = (u @ left).mul_(v @ right)
-                sums = products.view(count, self._rank, self._queries, -1).sum(3)
-                total[part] += (sums * scale[part, number, :, None]).sum(1)
-
-    def _values(self, factors: torch.Tensor, where: slice) -> torch.Tensor:
-        """Some columns as floats; those of nibbles times 16."""
-        if not self._packed:
-            return factors[:, where].float()
-        first = where.start // 2
-        packed = factors[:, first : -(-where.stop // 2)]
-        values = torch.empty(len(packed), packed.shape[1], 2, device=packed.device)
-        # As bytes with a sign: the low half moved up, and the high half alone.
-        values[:, :, 0] = (packed * 16).view(torch.int8)
-        values[:, :, 1] = (packed & 0xF0).view(torch.int8)
-        inside = slice(where.start - 2 * first, where.stop - 2 * first)
-        return values.flatten(1)[:, inside].contiguous()

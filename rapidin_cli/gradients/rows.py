@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from rapidin_cli.gradients.products import Array, FactorProducts, Products, SketchProducts
+from rapidin_cli.gradients.factor_products import FactorProducts
+from rapidin_cli.gradients.products import Array, Products, SketchProducts
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_storage import ArraySpec
 
@@ -119,15 +120,12 @@ class RowKind(Protocol):
     scored: tuple[str, ...]
     """Names of the arrays that `products` reads."""
 
-    def products(
-        self, directions: torch.Tensor, device: torch.device = _CPU, threads: int = 1
-    ) -> Products:
+    def products(self, directions: torch.Tensor, device: torch.device = _CPU) -> Products:
         """Return what multiplies stored rows with directions.
 
         Args:
             directions: (Q, W) float32, what `GradientEngine.directions` returned.
             device: where to.
-            threads: how many share the work on a CPU, see `products.one_thread_each`.
         """
 
 
@@ -195,11 +193,9 @@ class SketchRows:
             return values
         return torch.from_numpy(sketch).float()
 
-    def products(
-        self, directions: torch.Tensor, device: torch.device = _CPU, threads: int = 1
-    ) -> Products:
+    def products(self, directions: torch.Tensor, device: torch.device = _CPU) -> Products:
         """See `RowKind.products`."""
-        return SketchProducts(self.layout, directions / self._root, device, threads)
+        return SketchProducts(self.layout, directions / self._root, device)
 
 
 class FactorRows:
@@ -254,11 +250,9 @@ class FactorRows:
         scale = (step[:, self._left] * step[:, self._right]).astype(np.float32)
         return {"factors": factors, "scale": scale, **_common_values(rows)}
 
-    def products(
-        self, directions: torch.Tensor, device: torch.device = _CPU, threads: int = 1
-    ) -> Products:
+    def products(self, directions: torch.Tensor, device: torch.device = _CPU) -> Products:
         """See `RowKind.products`."""
-        return FactorProducts(self.layout, directions, device, threads)
+        return FactorProducts(self.layout, directions, device)
 
 
 def _pack_nibbles(values: Array) -> Array:

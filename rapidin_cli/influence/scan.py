@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +13,7 @@ import numpy as np
 import torch
 
 from rapidin_cli.errors import UsageError
-from rapidin_cli.gradients.products import Stored, one_thread_each
+from rapidin_cli.gradients.products import Stored
 from rapidin_cli.gradients.rows import RowKind
 from rapidin_cli.influence.score import Array, Found, Score
 from rapidin_storage import Snapshot
@@ -43,10 +46,10 @@ class CachedRows:
         self._hold = hold
         self._held: dict[int, tuple[int, int, Stored]] = {}
 
-    def chunks(self, numbers: Sequence[int]) -> Iterator[tuple[int, int, Stored]]:
-        """Yield (start, stop, arrays) of the slots of some chunks, until the next step valid."""
+    def chunks(self, numbers: Sequence[int], keep: int) -> Iterator[tuple[int, int, Stored]]:
+        """Yield (start, stop, arrays) of the slots of some chunks, valid for `keep` more steps."""
         missing = [number for number in numbers if number not in self._held]
-        fresh = iter(self.snapshot.stream(self.kind.scored, missing))
+        fresh = iter(self.snapshot.stream(self.kind.scored, missing, keep))
         for number in numbers:
             if number in self._held:
                 yield self._held[number]
@@ -98,16 +101,47 @@ def chunk_scores(
     rows: CachedRows, directions: torch.Tensor, score: Score, wanted: Array
 ) -> Iterator[tuple[Array, Array, Array]]:
     """Yield (slots (n,), scores (n, Q), sizes (n,)) of the wanted rows of each chunk."""
-    size = rows.snapshot.commit.chunk_rows
-    numbers = np.unique(np.flatnonzero(wanted) // size)
-    with one_thread_each() as threads:
-        products = rows.kind.products(directions, rows.device, threads)
-        for start, stop, whole in rows.chunks(numbers.tolist()):
-            chosen = np.flatnonzero(wanted[start:stop])
-            stored = whole if len(chosen) == stop - start else _some(whole, chosen)
-            norm = torch.as_tensor(stored["norm"]).cpu()
-            scores = products(stored, score.row_weights(norm))
-            yield start + chosen, scores.numpy(), score.row_sizes(norm).numpy()
+    products = rows.kind.products(directions, rows.device)
+
+    def scores_of(chunk: tuple[int, int, Stored]) -> tuple[Array, Array, Array]:
+        start, stop, whole = chunk
+        chosen = np.flatnonzero(wanted[start:stop])
+        stored = whole if len(chosen) == stop - start else _some(whole, chosen)
+        norm = torch.as_tensor(stored["norm"]).cpu()
+        scores = products(stored, score.row_weights(norm))
+        return start + chosen, scores.numpy(), score.row_sizes(norm).numpy()
+
+    numbers = np.unique(np.flatnonzero(wanted) // rows.snapshot.commit.chunk_rows).tolist()
+    with _one_thread_each() as threads:
+        if rows.device.type != "cpu" or threads == 1:
+            yield from map(scores_of, rows.chunks(numbers, 0))
+            return
+        # A thread for a chunk, and one more chunk at hand.
+        waiting: deque[Future[tuple[Array, Array, Array]]] = deque()
+        with ThreadPoolExecutor(
+            threads, "rin-scan", initializer=lambda: torch.set_num_threads(1)
+        ) as pool:
+            for chunk in rows.chunks(numbers, threads + 1):
+                waiting.append(pool.submit(scores_of, chunk))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            for future in waiting:
+                yield future.result()
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[int]:
+    """Let each operator of torch run in one thread; yield how many threads may run at once.
+
+    For the whole process: MKL knows only one number, and threads that spin between two small
+    operators take the cores from those that work.
+    """
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield count
+    finally:
+        torch.set_num_threads(count)
 
 
 def _some(stored: Stored, chosen: Array) -> Stored:

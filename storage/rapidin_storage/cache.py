@@ -157,10 +157,10 @@ class Snapshot:
             ) from error
 
     def stream(
-        self, names: Sequence[str], chunks: Sequence[int] | None = None
+        self, names: Sequence[str], chunks: Sequence[int] | None = None, keep: int = 0
     ) -> Iterator[tuple[int, int, Buffers]]:
         """See `rapidin_storage.stream.stream`."""
-        return stream(self, names, chunks)
+        return stream(self, names, chunks, keep)
 
     def chunk_ranges(self) -> Iterator[tuple[int, int]]:
         """Yield (start, stop) slots of each chunk, in order."""

@@ -24,7 +24,7 @@ Buffers = dict[str, np.ndarray[Any, Any]]
 
 
 def stream(
-    snapshot: Snapshot, names: Sequence[str], chunks: Sequence[int] | None = None
+    snapshot: Snapshot, names: Sequence[str], chunks: Sequence[int] | None = None, keep: int = 0
 ) -> Iterator[tuple[int, int, Buffers]]:
     """Yield (start, stop, arrays of the slots start..stop) of chunks, in order.
 
@@ -33,6 +33,7 @@ def stream(
     Args:
         names: of the arrays.
         chunks: numbers of the chunks; all by default.
+        keep: how many steps more what was yielded stays as it is.
 
     Raises:
         NotFoundError, CorruptError, StorageError: as `ObjectStore.get`, naming the rows.
@@ -41,7 +42,8 @@ def stream(
     numbers = deque(range(snapshot.manifest.chunk_count) if chunks is None else chunks)
     ahead = _FAR if snapshot.objects.distant else _NEAR
     reader = _Reader(snapshot, names)
-    spare = [reader.buffers() for _ in range(min(ahead + 1, len(numbers)))]
+    spare = [reader.buffers() for _ in range(min(ahead + 1 + keep, len(numbers)))]
+    in_use: deque[Buffers] = deque()
     waiting: deque[tuple[int, Buffers, Future[None]]] = deque()
     with ThreadPoolExecutor(ahead, thread_name_prefix="rin-read") as pool:
         try:
@@ -54,7 +56,9 @@ def stream(
                 start = number * size
                 stop = min(start + size, slots)
                 yield start, stop, {name: part[: stop - start] for name, part in buffers.items()}
-                spare.append(buffers)
+                in_use.append(buffers)
+                if len(in_use) > keep:
+                    spare.append(in_use.popleft())
         finally:
             for _, _, future in waiting:
                 future.cancel()

@@ -55,9 +55,9 @@ def test_a_session_reads_the_cache_once_and_answers_as_single_questions_do(prepa
     expected = scores_of([project.retrieve([q], options)["queries"][0] for q in questions])
     reads, stream = [], Snapshot.stream
 
-    def watched(snapshot, names, chunks):
+    def watched(snapshot, names, chunks, keep):
         reads.append(list(chunks))
-        return stream(snapshot, names, chunks)
+        return stream(snapshot, names, chunks, keep)
 
     def found(asked):
         return [

@@ -7,19 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from rapidin_cli.gradients import products
+from rapidin_cli.gradients import factor_products, integers, products
 from rapidin_cli.gradients.rows import GradientRows, Layer, RowLayout, row_kind
 from rapidin_cli.gradients.spec import GradientSpec
 
 BLOCKS = (35, 35, 12, 160, 160, 160, 3000, 7)
 SIDES = ((5, 7), (8, 3), (9, 11), (40, 33))
+BLOCK = ((40, 40), (8, 40), (8, 40), (40, 40), (64, 40))  # q, k, v, o, up
 COUNT, QUERIES = 150, 3
-
-
-@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
-def threads(request):
-    with products.one_thread_each():
-        yield request.param
+# What directions in whole numbers may cost: the bounds of `integers`, and half for chance.
+ERROR = {"float16": 1e-6, "int8": 1.5e-3, "sign": 6e-2}
 
 
 def rows_of(width: int, layers: int) -> GradientRows:
@@ -34,9 +31,19 @@ def weights_of(layers: int, *, wanted: bool) -> torch.Tensor | None:
     return torch.rand(COUNT, layers, generator=generator) if wanted else None
 
 
+@pytest.fixture(params=["bytes", "floats"])
+def way(request, monkeypatch):
+    """How bytes are multiplied: on x86 as they are, elsewhere as floats."""
+    if request.param == "floats":
+        monkeypatch.setattr(products, "multiplies_bytes", lambda: False)
+    elif not integers.multiplies_bytes():
+        pytest.skip("this CPU has no exact products of bytes")
+    return request.param
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("precision", ["int8", "float16", "sign"])
-def test_products_of_sketches_are_sums_over_layers(precision, weighted, threads):
+def test_products_of_sketches_are_sums_over_layers(precision, weighted, way):
     layers = tuple(Layer(str(n), size, 1000) for n, size in enumerate(BLOCKS))
     kind = row_kind(RowLayout(GradientSpec(precision=precision), layers, BLOCKS))
     rows = rows_of(sum(BLOCKS), len(BLOCKS))
@@ -54,29 +61,83 @@ def test_products_of_sketches_are_sums_over_layers(precision, weighted, threads)
             factor = 1.0 if weights is None else weights[n, layer]
             expected[n] += factor * (directions[:, block] @ values[n, block])
             start += size
-    found = kind.products(directions, torch.device("cpu"), threads)(stored, weights)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    found = kind.products(directions)(stored, weights)
+    error = 1e-6 if way == "floats" else ERROR[precision]
+    assert (found - expected).norm() / expected.norm() < error
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_direction_with_few_large_numbers_keeps_its_small_ones(weighted):
+    """One number of each layer is 1,000 times as large as the rest, and is zero in all rows."""
+    sizes = (400, 600)
+    layers = tuple(Layer(str(n), size, 1000) for n, size in enumerate(sizes))
+    kind = row_kind(RowLayout(GradientSpec(precision="int8"), layers, sizes))
+    rows = rows_of(1000, 2)
+    rows.blocks[:, [7, 777]] = 0
+    stored = kind.encode(rows)
+    directions = torch.randn(QUERIES, 1000, generator=torch.Generator().manual_seed(1))
+    directions[:, [7, 777]] = 1000
+    weights = torch.ones(COUNT, 2) if weighted else None
+    expected = kind.values(stored) @ directions.T
+    found = kind.products(directions)(stored, weights)
+    assert (found - expected).norm() / expected.norm() < 5e-3
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("precision", ["int8", "sign"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_long_rows_do_not_overflow(precision, weighted):
+    """All products have the same sign, and a layer is longer than 32 bits hold sums of."""
+    sizes = (integers.COLUMNS + 12, 2 * integers.COLUMNS + 36)
+    layers = tuple(Layer(str(n), size, 1000) for n, size in enumerate(sizes))
+    kind = row_kind(RowLayout(GradientSpec(precision=precision), layers, sizes))
+    # Rows and directions are stored and multiplied as ones.
+    root = torch.cat([torch.full((size,), size**0.5) for size in sizes])
+    nothing = torch.zeros(3)
+    rows = GradientRows((1 / root).repeat(3, 1), torch.ones(3, 2), nothing, nothing, [])
+    stored = kind.encode(rows)
+    weights = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]) if weighted else None
+    found = kind.products(root.repeat(2, 1))(stored, weights)
+    expected = torch.tensor([sizes[0], sizes[1], sum(sizes)] if weighted else [sum(sizes)] * 3)
+    torch.testing.assert_close(found, expected[:, None].expand(3, 2).float())
+
+
+def test_planes_add_up_to_what_they_stand_for():
+    values = torch.randn(5, 300, generator=torch.Generator().manual_seed(0))
+    values[3] = 0
+    error = []
+    for count in (1, 2, 3):
+        planes, steps = integers.planes_of(values, count)
+        assert planes.dtype == torch.int8
+        assert planes.abs().max() <= integers.MOST
+        error.append((((planes * steps[..., None]).sum(0) - values).norm() / values.norm()).item())
+    assert error[0] < 0.03
+    assert error[1] < error[0] / 100
+    assert error[2] < error[1] / 30
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("precision", ["int4", "int8", "float16"])
-def test_products_of_factors_are_those_of_the_matrices(precision, weighted, threads, monkeypatch):
-    monkeypatch.setitem(products._NUMBERS, "cpu", 2000)  # several tiles of rows
+@pytest.mark.parametrize("sides", [SIDES, BLOCK * 3], ids=["odd", "blocks"])
+def test_products_of_factors_are_those_of_the_matrices(sides, precision, weighted, monkeypatch):
+    # Several steps for a run of layers.
+    monkeypatch.setitem(factor_products._NUMBERS, "cpu", 2 * COUNT * 3 * 50)
     rank, other = 3, 2
-    layers = tuple(Layer(str(n), *sides) for n, sides in enumerate(SIDES))
-    widths = tuple(rank * sum(sides) for sides in SIDES)
+    layers = tuple(Layer(str(n), *pair) for n, pair in enumerate(sides))
+    widths = tuple(rank * sum(pair) for pair in sides)
     layout = RowLayout(GradientSpec(row="factors", rank=rank, precision=precision), layers, widths)
     kind = row_kind(layout)
-    stored = kind.encode(rows_of(sum(widths), len(SIDES)))
+    stored = kind.encode(rows_of(sum(widths), len(sides)))
     directions = torch.randn(
-        QUERIES, other * sum(map(sum, SIDES)), generator=torch.Generator().manual_seed(1)
+        QUERIES, other * sum(map(sum, sides)), generator=torch.Generator().manual_seed(1)
     )
-    weights = weights_of(len(SIDES), wanted=weighted)
+    weights = weights_of(len(sides), wanted=weighted)
     expected = torch.zeros(COUNT, QUERIES)
     for n in range(COUNT):
         values = numbers(stored["factors"][n], precision)
         at, place = 0, 0
-        for layer, (out, inner) in enumerate(SIDES):
+        for layer, (out, inner) in enumerate(sides):
             u = values[at : at + rank * out].view(rank, out)
             v = values[at + rank * out : at + rank * (out + inner)].view(rank, inner)
             at += rank * (out + inner)
@@ -88,8 +149,17 @@ def test_products_of_factors_are_those_of_the_matrices(precision, weighted, thre
                 right = d[place + other * out : place + other * (out + inner)].view(other, inner)
                 expected[n, query] += (matrix * (left.T @ right)).sum()
             place += other * (out + inner)
-    found = kind.products(directions, torch.device("cpu"), threads)(stored, weights)
+    found = kind.products(directions)(stored, weights)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_layers_of_blocks_are_multiplied_together():
+    starts = np.cumsum([0, *(sum(pair) for pair in BLOCK * 4)]).tolist()
+    runs = list(factor_products._progressions(list(BLOCK * 4), starts))
+    assert runs == [range(n, n + 16, 5) for n in range(5)]
+    assert list(factor_products._progressions(list(SIDES), starts)) == [
+        range(n, n + 1) for n in range(4)
+    ]
 
 
 def numbers(stored: np.ndarray, precision: str) -> torch.Tensor:

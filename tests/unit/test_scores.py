@@ -121,9 +121,9 @@ def test_rows_held_in_memory_are_read_once_and_only_if_wanted(snapshot, monkeypa
     read = []
     stream = type(snapshot).stream
 
-    def watched(self, names, chunks):
+    def watched(self, names, chunks, keep):
         read.extend(chunks)
-        return stream(self, names, chunks)
+        return stream(self, names, chunks, keep)
 
     monkeypatch.setattr(type(snapshot), "stream", watched)
     _, _, rows = directions("dot")
