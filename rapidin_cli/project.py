@@ -22,12 +22,12 @@ from rapidin_cli.caching import WHOLE, Part, Plan, Progress, Settings, Silent, c
 from rapidin_cli.checkpoints import Fingerprints
 from rapidin_cli.config import CONFIG_FILE, CheckpointSettings, Config, load_config
 from rapidin_cli.data.examples import Dataset
-from rapidin_cli.errors import InputError, MissingError, NoProjectError, RinError
+from rapidin_cli.errors import InputError, MissingError, NoProjectError, RinError, UsageError
 from rapidin_cli.lock import LockEntry, read_lock, write_lock
 from rapidin_cli.opened import Opened
 from rapidin_cli.remotes import choose, open_place, open_remote
 from rapidin_cli.results import Results
-from rapidin_cli.workers import LOCAL, check_executor
+from rapidin_cli.workers import LOCAL, RAY, check_executor
 from rapidin_storage import (
     AccessError,
     Cache,
@@ -451,6 +451,7 @@ class Project:
         snapshot: Snapshot | None = None,
         opened: Opened | None = None,
         hold: str = "disk",
+        executor: str = LOCAL,
     ) -> tuple[Retriever, Opened]:
         """Load a checkpoint and its cache, the newest or the given snapshot of it.
 
@@ -473,6 +474,7 @@ class Project:
             partial(load_for, self, opened, engine.passes.targets),
             partial(second_moments, opened.checkpoint, engine.passes),
             hold,
+            executor,
         )
         return retriever, opened
 
@@ -483,6 +485,7 @@ class Project:
         checkpoints: Sequence[str] | None = None,
         device: str = "auto",
         hold: str = "disk",
+        executor: str = LOCAL,
     ) -> Session:
         """Load checkpoints once, to ask them any number of times.
 
@@ -492,12 +495,24 @@ class Project:
                 empty list means all.
             hold: where cached rows stay after the first question: they are read for each on
                 `disk`, and once into the memory of the `cpu` or the `gpu`.
+            executor: `local`, or `ray`: the cluster of RAY_ADDRESS, or one that is started
+                here, scans the cached rows of a single checkpoint.
+
+        Raises:
+            UsageError: an executor that cannot be had.
         """
         from rapidin_cli.report.compose import Session
 
+        check_executor(executor)
         names = [checkpoint] if checkpoint else []
         chosen = self.checkpoint_settings(names if checkpoints is None else checkpoints)
-        return Session(self, chosen[-1:] if checkpoints is None else chosen, device, hold)
+        chosen = chosen[-1:] if checkpoints is None else chosen
+        if executor == RAY and (hold != "disk" or len(chosen) > 1):
+            raise UsageError(
+                "--executor ray scans the rows of one checkpoint where they are stored",
+                hint="leave out --executor, or --hold and --checkpoints",
+            )
+        return Session(self, chosen, device, hold, executor)
 
     def retrieve(
         self,
@@ -508,6 +523,7 @@ class Project:
         checkpoints: Sequence[str] | None = None,
         device: str = "auto",
         hold: str = "disk",
+        executor: str = LOCAL,
         command: str = "",
         progress: Callable[[str, int, int], None] = lambda *_: None,
     ) -> dict[str, Any]:
@@ -515,7 +531,9 @@ class Project:
 
         Loads everything for these questions; see `session`, which has the same arguments.
         """
-        asked = self.session(checkpoint, checkpoints=checkpoints, device=device, hold=hold)
+        asked = self.session(
+            checkpoint, checkpoints=checkpoints, device=device, hold=hold, executor=executor
+        )
         return asked.retrieve(questions, options, command=command, progress=progress)
 
 

@@ -19,6 +19,7 @@ import ray
 
 from rapidin_cli.errors import RinError, no_memory, out_of_memory
 from rapidin_cli.workers import MAX_DEATHS, Arrays, Job, Poison, Ready, Tokens, Worker, WorkerError
+from rapidin_storage import StorageError
 
 # Batches that an actor has at once: one to work on, one to go on with.
 _AHEAD = 2
@@ -60,10 +61,7 @@ class RayPool:
     """
 
     def __init__(self, jobs: Sequence[Job]) -> None:
-        self._mine = not ray.is_initialized()
-        if self._mine:
-            _check_address(os.environ.get("RAY_ADDRESS", ""))
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        self._mine = connect()
         cluster: Any = ray  # half of its functions have no types
         gpus = int(cluster.cluster_resources().get("GPU", 0))
         nodes = sum(node["Alive"] for node in cluster.nodes())
@@ -87,7 +85,7 @@ class RayPool:
             result = ray.wait(list(self._absent))[0][0]
             number = self._absent.pop(result)
             try:
-                first: Ready = self._get(result)
+                first: Ready = result_of(result)
             except ray.exceptions.RayActorError as error:
                 self._ask_again(number, error)
             else:
@@ -128,7 +126,7 @@ class RayPool:
             result = ray.wait([*working, *self._absent])[0][0]
             number = working[result] if result in working else self._absent.pop(result)
             try:
-                found = self._get(result)
+                found = result_of(result)
             except ray.exceptions.RayActorError as error:
                 lost = [batch for _, batch in given[number]]
                 given[number].clear()
@@ -145,25 +143,50 @@ class RayPool:
                 left -= 1
                 yield given[number].popleft()[1], *found
 
-    def _get(self, result: Any) -> Any:
-        try:
-            return ray.get(result)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, RinError):
-                raise error.cause from None
-            if out_of_memory(error.cause):
-                raise no_memory(error.cause) from None
-            raise WorkerError(
-                f"a worker on the cluster failed: {_first_line(error.cause)}",
-                hint=f"report this with the following\n{error}",
-            ) from None
-
     def close(self) -> None:
         """End all actors, and the cluster if it was started here."""
         for actor in self._actors:
             ray.kill(actor)
         if self._mine:
             ray.shutdown()
+
+
+def connect() -> bool:
+    """Connect to the cluster of RAY_ADDRESS, or start one here; say whether there was none yet.
+
+    Raises:
+        RinError: nobody listens there.
+    """
+    if ray.is_initialized():
+        return False
+    _check_address(os.environ.get("RAY_ADDRESS", ""))
+    ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    return True
+
+
+def result_of(reference: Any) -> Any:
+    """Return what a task or an actor made.
+
+    Raises:
+        RinError, StorageError: what it complained of.
+        ray.exceptions.RayActorError: the actor died.
+    """
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, (RinError, StorageError)):
+            raise error.cause from None
+        if out_of_memory(error.cause):
+            raise no_memory(error.cause) from None
+        raise WorkerError(
+            f"a worker on the cluster failed: {_first_line(error.cause)}",
+            hint=f"report this with the following\n{error}",
+        ) from None
+    except ray.exceptions.WorkerCrashedError as error:
+        raise WorkerError(
+            f"processes on the cluster died whenever they tried a task: {_first_line(error)}",
+            hint="look for the reason in the cluster's logs: ray list tasks",
+        ) from None
 
 
 def _check_address(address: str) -> None:

@@ -389,7 +389,7 @@ class Pool(Protocol):
         """End what was started."""
 
 
-def check_executor(executor: str, devices: str) -> None:
+def check_executor(executor: str, devices: str = "auto") -> None:
     """Refuse what cannot be had, before anything else is done.
 
     Raises:

@@ -83,6 +83,9 @@ def retrieve(
         str,
         typer.Option(help="For many queries: keep cached rows in the memory of cpu or gpu."),
     ] = "disk",
+    executor: Annotated[
+        str, typer.Option(help="local, or ray: the Ray cluster of RAY_ADDRESS scans the rows.")
+    ] = "local",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report as JSON (rin.report/1).")
     ] = False,
@@ -133,6 +136,7 @@ def retrieve(
             checkpoints=_several(checkpoint, checkpoints),
             device=device,
             hold=hold,
+            executor=executor,
             command=shlex.join(["rin", *sys.argv[1:]]),
             progress=advance,
         )

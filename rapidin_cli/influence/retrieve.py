@@ -31,6 +31,7 @@ from rapidin_cli.influence.queries import (
 from rapidin_cli.influence.scan import CachedRows, chunk_scores, scan
 from rapidin_cli.influence.score import AUTO, Array, Found, Score, choose_score
 from rapidin_cli.influence.tokens import token_texts
+from rapidin_cli.workers import LOCAL, RAY
 from rapidin_storage import Snapshot
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class Retriever:
 
     Args:
         hold: where cached rows are kept, see `CachedRows`.
+        executor: `local`, or `ray`: a cluster scans them.
 
     Raises:
         MissingError: the engine and the cached rows disagree about the layers.
@@ -109,6 +111,7 @@ class Retriever:
         curvature: Callable[[], Collection],
         second_moments: Callable[[], list[torch.Tensor]],
         hold: str = "disk",
+        executor: str = LOCAL,
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
@@ -119,6 +122,11 @@ class Retriever:
         self._second_moments = second_moments
         self._inverses: dict[tuple[str, float], Preconditioner] = {}
         self._rows = CachedRows(snapshot, row_kind(engine.layout), hold, engine.passes.device)
+        self._scan = scan
+        if executor == RAY:
+            from rapidin_cli import ray_scan
+
+            self._scan = ray_scan.scan
         stored = snapshot.attributes.get("rin", {}).get("layout")
         if stored != engine.layout.to_json():
             raise MissingError(
@@ -214,7 +222,7 @@ class Retriever:
         slots, places = self._places(digests)
         wanted, place_of = self._wanted(slots, places)
         made = []
-        for found in scan(self._rows, directions, score, wanted, top, token_top):
+        for found in self._scan(self._rows, directions, score, wanted, top, token_top):
             whole = Found.nothing(len(digests), found.scores.shape[1])
             whole.totals[places], whole.sizes[places] = found.totals[slots], found.sizes[slots]
             order = np.argsort(place_of[found.slots], kind="stable")

@@ -38,13 +38,19 @@ class Session:
         chosen: the checkpoints, whose scores are added; the last one stays in memory.
         device: `auto`, `cpu` or `cuda:N`.
         hold: where its cached rows stay after the first question: `disk`, `cpu` or `gpu`.
+        executor: who scans them, `local` or `ray`.
 
     Raises:
         MissingError: a checkpoint has no cached rows.
     """
 
     def __init__(
-        self, project: Project, chosen: Sequence[CheckpointSettings], device: str, hold: str
+        self,
+        project: Project,
+        chosen: Sequence[CheckpointSettings],
+        device: str,
+        hold: str,
+        executor: str,
     ) -> None:
         self._project = project
         self._chosen = chosen
@@ -55,7 +61,7 @@ class Session:
 
         def opener(one: Opened, snapshot: Snapshot) -> Callable[[], Retriever]:
             return lambda: project.retriever(
-                device=device, snapshot=snapshot, opened=one, hold=hold
+                device=device, snapshot=snapshot, opened=one, hold=hold, executor=executor
             )[0]
 
         openers = [opener(*pair) for pair in zip(self._opened, self._snapshots, strict=True)]

@@ -108,6 +108,9 @@ class Snapshot:
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
             raise CorruptError(f"the Zarr metadata of {self} cannot be read: {error}") from error
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Snapshot, (self.objects, self.commit)
+
     def __str__(self) -> str:
         return f"cache {self.commit.cache[:12]} snapshot {self.commit.number}"
 

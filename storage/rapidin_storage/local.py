@@ -8,6 +8,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rapidin_storage.errors import NotFoundError, StorageError
 from rapidin_storage.roots import Entry, Root, checked
@@ -35,6 +36,9 @@ class LocalRoot(Root):
         self.folder = Path(folder).absolute()
         self.url = str(self.folder)
         self.verified = Verified(self.folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LocalRoot, (self.folder,)
 
     def _path(self, path: str) -> Path:
         return self.folder / checked(path)

@@ -1,23 +1,34 @@
-"""`rin cache --executor ray` on a real cluster of several raylets, one of which is killed."""
+"""`--executor ray` on a real cluster of several raylets, one of which is killed."""
 
+import json
 import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from rapidin_cli import Project
+from rapidin_cli.gradients.rows import RowLayout, row_kind
+from rapidin_cli.gradients.spec import GradientSpec
+from rapidin_cli.influence.scan import CachedRows, scan
+from rapidin_cli.influence.score import SCORES
+from rapidin_storage import StorageError
+from rapidin_storage.objects import object_path
 from tests import tiny
 from tests.forked import rin
 
 ray = pytest.importorskip("ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
+ray_scan = pytest.importorskip("rapidin_cli.ray_scan")
 
 pytestmark = pytest.mark.filterwarnings("default")
 ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -27,16 +38,16 @@ def cluster():
     made.shutdown()
 
 
-def start(folder, address, *options):
+def start(folder, address, *options, command="cache"):
     return subprocess.Popen(
-        [sys.executable, "-m", "rapidin_cli", "cache", "--executor", "ray", *options],
+        [sys.executable, "-m", "rapidin_cli", command, "--executor", "ray", *options],
         cwd=folder,
         env={
             **os.environ,
             "RAY_ADDRESS": address,
             "PYTHONPATH": f"{ROOT}:{ROOT / 'storage'}",
         },
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -81,6 +92,110 @@ def test_what_a_worker_complains_of_is_what_is_said(cluster, tmp_path):
     assert process.returncode == 4, talk
     assert "no trainable linear layer is matched by [gradient] layers = 'nothing'" in talk
     assert "Traceback" not in talk
+
+
+class SlowRows:
+    """Rows whose every chunk takes a while: the node that is killed is in the middle of some."""
+
+    def __init__(self, kind):
+        self._kind = kind
+        self.layout, self.scored = kind.layout, kind.scored
+
+    def products(self, directions, device):
+        products = self._kind.products(directions, device)
+
+        def slowly(stored, weights):
+            time.sleep(0.2)
+            return products(stored, weights)
+
+        return slowly
+
+
+@pytest.fixture
+def driver(cluster, monkeypatch):
+    """This process as the one that asks the cluster."""
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    monkeypatch.setattr("rapidin_cli.caching.chunk_rows", lambda _: 8)
+    yield cluster
+    ray.shutdown()
+
+
+def cached(folder, count):
+    """The rows of a new project, with some directions and what is asked of them."""
+    tiny.project(folder, count)
+    Project.open(folder).cache()
+    snapshot = Project.open(folder).opened().cache.snapshot()
+    layout = RowLayout.from_json(GradientSpec(), snapshot.attributes["rin"]["layout"])
+    draw = torch.Generator().manual_seed(0)
+    directions = [torch.randn(n, layout.dimensions, generator=draw) for n in (4, 1)]
+    wanted = np.ones(snapshot.commit.slots, dtype=bool)
+    wanted[5::7] = False
+    return snapshot, row_kind(layout), (directions, SCORES["dot"], wanted, 10, 5)
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["calm", "one node killed"])
+def test_a_scan_on_a_cluster_finds_what_one_here_finds(driver, tmp_path, killed):
+    nodes = [driver.add_node(num_cpus=1) for _ in range(2)]
+    snapshot, kind, asked = cached(tmp_path / "project", 300)
+    expected = scan(CachedRows(snapshot, kind, "disk", CPU), *asked)
+    rows = CachedRows(snapshot, SlowRows(kind), "disk", CPU)
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(ray_scan.scan, rows, *asked)
+        while killed and not all_work():
+            time.sleep(0.05)
+        if killed:
+            driver.remove_node(nodes[1], allow_graceful=False)
+        found = result.result(timeout=240)
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(mine.slots, theirs.slots)
+        np.testing.assert_array_equal(mine.scores, theirs.scores)
+        np.testing.assert_array_equal(mine.totals, theirs.totals)
+        np.testing.assert_array_equal(mine.sizes, theirs.sizes)
+
+
+def all_work():
+    """Whether tasks run on every node."""
+    if not ray.is_initialized() or ray.cluster_resources().get("CPU") != 3:
+        return False
+    return not ray.available_resources().get("CPU")
+
+
+def test_rows_that_a_node_cannot_read_are_named(driver, tmp_path):
+    snapshot, kind, asked = cached(tmp_path / "project", 40)
+    root = snapshot.objects.root.folder
+    (root / object_path(snapshot.manifest.chunk(2)["sketch"].digest)).unlink()
+    with pytest.raises(StorageError, match="sketch/c/2"):
+        ray_scan.scan(CachedRows(snapshot, kind, "disk", CPU), *asked)
+    assert driver is not None
+
+
+def test_retrieve_on_a_cluster_gives_the_same_report(cluster, tmp_path):
+    folder = tiny.project(tmp_path / "project", 40)
+    Project.open(folder).cache()
+    question = ["--prompt", "the sky", "--response", "is blue", "--exact", "0", "--json"]
+    process = start(folder, cluster.address, *question, command="retrieve")
+    report, talk = process.communicate(timeout=240)
+    assert process.returncode == 0, talk
+    here = rin(folder, "retrieve", *question)
+    assert here.returncode == 0, here.stderr
+    assert scores_of(json.loads(report)) == scores_of(json.loads(here.stdout))
+
+
+def scores_of(report):
+    return [(e["digest"], e["score"]) for q in report["queries"] for e in q["examples"]]
+
+
+@pytest.mark.parametrize(
+    "options", [["--hold", "cpu"], ["--checkpoints", "all"]], ids=["hold", "several checkpoints"]
+)
+def test_what_a_cluster_does_not_do_is_refused(tmp_path, options):
+    folder = tiny.project(tmp_path / "project", 5)
+    with (folder / "rin.toml").open("a") as file:
+        file.write('\n[[checkpoints]]\nname = "other"\npath = "adapter"\n')
+    asked = ["--prompt", "a", "--response", "b", "--executor", "ray", *options]
+    done = rin(folder, "retrieve", *asked)
+    assert done.returncode == 2, done.stderr
+    assert "scans the rows of one checkpoint" in done.stderr
 
 
 @pytest.mark.parametrize(

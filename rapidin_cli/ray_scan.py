@@ -1,0 +1,85 @@
+"""The scan of cached rows on a Ray cluster: tasks score chunks, their best are merged here.
+
+A cluster's nodes read the rows themselves, from a folder that they share or from the remote,
+and keep nothing. Placement and retries are Ray's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from rapidin_cli.influence import scan as local
+from rapidin_cli.influence.score import SCORES, Array, Found, Score
+from rapidin_cli.ray_pool import connect, result_of
+from rapidin_storage import ObjectStore, Snapshot
+
+# Tasks for each core of the cluster: a late one keeps few waiting.
+_EACH = 4
+_CPU = torch.device("cpu")
+
+
+def scan(
+    rows: local.CachedRows,
+    directions: Sequence[torch.Tensor],
+    score: Score,
+    wanted: Array,
+    top: int,
+    token_top: int,
+) -> list[Found]:
+    """Do as `scan.scan` on the cluster of RAY_ADDRESS, or on one that is started here.
+
+    The connection to it stays for the next scan, until the process ends.
+
+    Raises:
+        RinError, StorageError: as a task raised it; no such cluster; or a task's processes died
+            whenever it was tried.
+    """
+    connect()
+    cluster: Any = ray  # half of its functions have no types
+    cores = int(cluster.cluster_resources().get("CPU", 1))
+    numbers = np.unique(np.flatnonzero(wanted) // rows.snapshot.commit.chunk_rows)
+    objects = rows.snapshot.objects
+    store = ObjectStore(objects.root, [part.root for part in objects.upstreams], keep=False)
+    snapshot = Snapshot(store, rows.snapshot.commit)
+    what = cluster.put((snapshot, rows.kind, list(directions), score.name, top, token_top))
+    task = cluster.remote(num_cpus=1)(_best)
+    parts = [part for part in np.array_split(numbers, _EACH * cores) if len(part)]
+    places = [_slots(wanted, snapshot, part) for part in parts]
+    waiting = [task.remote(what, slots) for slots in places]
+    found = [Found.nothing(len(wanted), len(part)) for part in directions]
+    for slots, result in zip(places, waiting, strict=True):
+        for number, of_part in enumerate(result_of(result)):
+            kept = found[number]
+            kept.totals[slots], kept.sizes[slots] = of_part.totals, of_part.sizes
+            more = replace(
+                kept,
+                slots=np.concatenate([kept.slots, of_part.slots]),
+                scores=np.concatenate([kept.scores, of_part.scores]),
+            )
+            found[number] = more.best(top, token_top)
+    return found
+
+
+def _slots(wanted: Array, snapshot: Snapshot, chunks: Array) -> Array:
+    """The wanted slots of some chunks, ascending."""
+    size = snapshot.commit.chunk_rows
+    inside = np.zeros(snapshot.manifest.chunk_count, bool)
+    inside[chunks] = True
+    slots = np.flatnonzero(wanted)
+    return slots[inside[slots // size]]
+
+
+def _best(what: Any, slots: Array) -> list[Found]:
+    """The far side: scan some slots; totals and sizes of what is returned count these."""
+    snapshot, kind, directions, score, top, token_top = what
+    wanted = np.zeros(snapshot.commit.slots, bool)
+    wanted[slots] = True
+    rows = local.CachedRows(snapshot, kind, "disk", _CPU)
+    found = local.scan(rows, directions, SCORES[score], wanted, top, token_top)
+    return [replace(one, totals=one.totals[slots], sizes=one.sizes[slots]) for one in found]
