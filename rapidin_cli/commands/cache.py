@@ -57,6 +57,7 @@ def cache(
     from rapidin_cli import console
     from rapidin_cli.caching import WHOLE
     from rapidin_cli.project import Project
+    from rapidin_cli.workers import RAY, check_executor
 
     project = Project.open(context.obj.directory, root)
     names = checkpoints or []
@@ -67,6 +68,10 @@ def cache(
             hint="cache into local folders, and rin push them one after the other",
         )
     if dry_run:
+        check_executor(executor, devices)
+        if executor == RAY:
+            console.say("as one process on this machine would take it; the cluster was not asked")
+            workers = 1
         for found in project.forecast(
             names, devices=devices, workers=workers, skip_bad=skip_bad, part=share
         ):

@@ -70,6 +70,7 @@ class Contender:
 CONTENDERS = [
     Contender("rin, sketch int8", "sketch"),
     Contender("rin, sketch sign", "sign"),
+    Contender("rin, sketch 8,192 int8", "small"),
     Contender("rin, factors 4 int4", "factors"),
     Contender("bergson", "bergson", ("bergson",)),
     Contender("bergson, 64 KiB a row", "bergson", ("bergson",), dimension=0),

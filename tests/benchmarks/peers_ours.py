@@ -36,6 +36,7 @@ from tests.benchmarks.peers_worker import (
 SPECS = {
     "sketch": GradientSpec(),
     "sign": GradientSpec(precision="sign"),
+    "small": GradientSpec(dimensions=8192),
     "factors": GradientSpec(row="factors", rank=4, precision="int4"),
 }
 CACHE = "0" * 64

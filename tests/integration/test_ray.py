@@ -211,6 +211,13 @@ def test_an_executor_that_cannot_be_had_is_refused_at_once(tmp_path, options, sa
     assert said in done.stderr
 
 
+def test_a_forecast_says_that_it_is_of_this_machine(tmp_path):
+    done = rin(tiny.project(tmp_path / "project", 5), "cache", "--executor", "ray", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "as one process on this machine" in done.stderr
+    assert "5 rows to compute" in done.stderr
+
+
 def test_a_cluster_that_does_not_answer_is_one_sentence(tmp_path):
     process = start(tiny.project(tmp_path / "project", 5), "127.0.0.1:1")
     _, talk = process.communicate(timeout=240)
