@@ -162,7 +162,7 @@ class Worker:
         try:
             batch: Batch = Batch(torch.from_numpy(tokens[0]), torch.from_numpy(tokens[1]))
             return self._kind.encode(self.engine(batch))
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError) as error:
             half = len(tokens[0]) // 2
             if not half or not out_of_memory(error):
                 raise

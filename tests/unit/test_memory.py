@@ -1,5 +1,10 @@
 """Batches that fit: what a token takes is measured, and larger batches are cut."""
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -68,6 +73,61 @@ def test_a_batch_over_the_limit_is_cut_and_its_rows_are_the_same(tmp_path):
     assert sizes == [(4, 12), (4, 12), (2, 12)]
     for name, values in whole.items():
         np.testing.assert_allclose(cut[name], values, rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+EXHAUST = """
+import json, resource, sys
+from pathlib import Path
+import numpy as np
+from rapidin_cli.checkpoints import Checkpoint
+from rapidin_cli.gradients.spec import GradientSpec
+from rapidin_cli.workers import Job, Worker
+
+folder = Path(sys.argv[1])
+checkpoint = Checkpoint("tuned", folder / "adapter", folder / "base")
+spec = GradientSpec(dimensions=2048, precision="float16")
+worker = Worker(Job(checkpoint, spec, "cpu", 1, "float32"))
+worker.limit = 10**9  # nothing is cut beforehand
+ids = np.random.default_rng(0).integers(1, 300, (64, 256))
+worker.rows((ids[:1], ids[:1]))
+engine, sizes = worker.engine, []
+
+def watched(batch):
+    sizes.append(len(batch.input_ids))
+    return engine(batch)
+
+worker.engine = watched
+# Room for some twenty rows more than what the process has now.
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+room = 20 * ids.shape[1] * worker.token_bytes
+before = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + room, before[1]))
+scarce = worker.rows((ids, ids))
+resource.setrlimit(resource.RLIMIT_AS, before)
+tried = list(sizes)
+plenty = worker.rows((ids, ids))
+same = all(np.allclose(scarce[n], plenty[n], rtol=1e-3, atol=1e-3) for n in plenty)
+print(json.dumps({"tried": tried, "then": sizes[len(tried):], "same": same, "room": room}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_a_batch_for_which_there_is_no_memory_is_halved(tmp_path):
+    folder = tiny.project(tmp_path / "project", 2)
+    done = subprocess.run(
+        [sys.executable, "-c", EXHAUST, folder],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["tried"][:2] == [64, 32], found
+    halves = [n for n in found["tried"] if n < 64]
+    assert sum(n for n in halves if n == min(halves)) >= 32, found
+    assert found["then"] == [64], "with enough memory it is computed at once"
+    assert found["same"]
 
 
 def test_logits_come_in_parts_only_where_they_are_the_output_layers():
