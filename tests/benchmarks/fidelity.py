@@ -2,18 +2,25 @@
 
     python tests/smollm2.py FOLDER alpaca_en_demo.json 500 30
     python tests/benchmarks/fidelity.py FOLDER --data alpaca_en_demo.json [--rows 500]
+    python tests/benchmarks/fidelity.py FOLDER --data alpaca_en_demo.json --sizes [--full]
 
 One pass over the rows takes their exact scores for some queries and makes every kind of row
 of the same gradients. Printed is, for each score and kind: bytes a row, the rank correlation
 with the exact scores, the share of the exact top 20 (of each sign) among its own 80, for how
 many queries exact re-scoring of those gives the exact top 20, and for how many that of the
 shortlist as `rin retrieve` lets it grow, with its length. No tokens are shortlisted here.
+
+`--sizes` judges rows of many sizes instead: recall of the exact top 20 among a row's own 20, 40
+and 80, and how many times smaller than a 7 B model's float32 gradient it is (the
+paper says 200,000). `--full` takes the gradients of all linear layers' weights of the base model,
+not of its LoRA's: 106 million numbers a query, so ask few (`--queries 8`).
 """
 
 import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +37,7 @@ from rapidin_cli.evaluation.metrics import spearman
 from rapidin_cli.gradients import curvature
 from rapidin_cli.gradients.directions import LayerGradient
 from rapidin_cli.gradients.engine import GradientEngine
-from rapidin_cli.gradients.rows import GradientRows, row_kind
+from rapidin_cli.gradients.rows import GradientRows, RowKind, row_kind
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.influence.preconditioners import Ekfac
 from rapidin_cli.influence.queries import Query, as_batch, query_gradient
@@ -47,6 +54,19 @@ SPECS = {
     "factors, rank 2, int4": GradientSpec(row="factors", rank=2, precision="int4"),
     "factors, rank 4, int4": GradientSpec(row="factors", rank=4, precision="int4"),
 }
+SIZES = {
+    **{
+        f"sketch {size:,}, {precision}": GradientSpec(dimensions=size, precision=precision)
+        for size in (4_096, 16_384, 65_536, 262_144)
+        for precision in ("sign", "int8", "float16")
+    },
+    "factors, rank 1, int4": GradientSpec(row="factors", rank=1, precision="int4"),
+    "factors, rank 1, int8": GradientSpec(row="factors", rank=1, precision="int8"),
+    "factors, rank 2, int4": GradientSpec(row="factors", rank=2, precision="int4"),
+    "factors, rank 4, int4": GradientSpec(row="factors", rank=4, precision="int4"),
+    "factors, 1 x 64, int4": GradientSpec(row="factors", rank=1, projection=64, precision="int4"),
+}
+GRADIENT_7B = 26.95e9  # bytes, of Llama-2-7B in float32, as in the paper
 
 
 def main() -> None:
@@ -58,13 +78,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=256, help="at most, of a row")
     parser.add_argument("--scores", nargs="+", default=["rapidin", "dot", "ekfac"])
+    parser.add_argument("--sizes", action="store_true", help="rows of many sizes")
+    parser.add_argument("--full", action="store_true", help="of all weights, not of the LoRA")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    adapter = next((options.folder / "out").glob("checkpoint-*"))
-    checkpoint = Checkpoint("smollm2", adapter, options.folder / "base")
+    checkpoint = Checkpoint("smollm2", options.folder / "base", None)
+    if not options.full:
+        adapter = next((options.folder / "out").glob("checkpoint-*"))
+        checkpoint = Checkpoint("smollm2", adapter, options.folder / "base")
+    specs = SIZES if options.sizes else SPECS
     rows, asked = read(checkpoint, options)
     start = time.monotonic()
-    engines = make_engines(checkpoint)
+    engines = make_engines(checkpoint, specs)
     first = next(iter(engines.values()))
     queries = [query_gradient(first.passes, Query("", "given", q)) for q in asked]
     plan = plan_batches(rows, (), 2048)
@@ -77,18 +102,23 @@ def main() -> None:
         layers = curvature.collect(first.passes, batches[::4], sampled=False)
         inverse = Ekfac(layers, SCORES["ekfac"].damping, CPU)
         print(f"curvature: {time.monotonic() - start:.0f} s", flush=True)
-    exact, stored = one_pass(engines, queries, inverse, batches)
+    kinds = {
+        label: row_kind(replace(engine.layout, spec=specs[label]))
+        for label, engine in engines.items()
+    }
+    exact, stored = one_pass(engines, kinds, queries, inverse, batches)
     print(f"with the rows: {time.monotonic() - start:.0f} s", flush=True)
     kept = {f"{name} exact": exact[name] for name in options.scores}
     for name in options.scores:
         for label, engine in engines.items():
-            found, sizes = scanned(engine, stored[label], queries, inverse, name)
+            found, sizes = scanned(engine, kinds[label], stored[label], queries, inverse, name)
             kept[f"{name} {label}"], kept[f"{name} sizes"] = found, sizes
             size = sum(values[0].nbytes for values in stored[label].values())
-            print(
-                f"{name:8} {label:24} {size:9,} bytes  {judge(found, sizes, exact[name])}",
-                flush=True,
-            )
+            if options.sizes:
+                verdict = f"1 / {GRADIENT_7B / size:9,.0f}  {recalls(found, exact[name])}"
+            else:
+                verdict = judge(found, sizes, exact[name])
+            print(f"{name:8} {label:24} {size:9,} bytes  {verdict}", flush=True)
     np.savez(options.folder / "fidelity.npz", **kept)  # type: ignore[arg-type]
 
 
@@ -107,20 +137,27 @@ def read(
     return rows, [e for e in made[count:] if isinstance(e, Example)]
 
 
-def make_engines(checkpoint: Checkpoint) -> dict[str, GradientEngine]:
-    """One engine for each kind of row, all around the same model."""
+def make_engines(
+    checkpoint: Checkpoint, specs: dict[str, GradientSpec]
+) -> dict[str, GradientEngine]:
+    """An engine for each kind of row, all around the same model; one for all its precisions."""
     model: Any = load_model(checkpoint, "cpu")
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    made: dict[GradientSpec, GradientEngine] = {}
     engines = {}
-    for label, spec in SPECS.items():
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        engines[label] = GradientEngine(model, spec, CPU, "float32")
+    for label, spec in specs.items():
+        plain = replace(spec, precision="int8")
+        if plain not in made:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+            made[plain] = GradientEngine(model, plain, CPU, "float32")
+        engines[label] = made[plain]
     return engines
 
 
 def one_pass(
     engines: dict[str, GradientEngine],
+    kinds: dict[str, RowKind],
     queries: list[Any],
     inverse: Ekfac | None,
     batches: list[Any],
@@ -134,10 +171,11 @@ def one_pass(
     norms = torch.stack([q.norm for q in queries])  # (Q, L)
     exact: dict[str, list[np.ndarray]] = {"rapidin": [], "dot": [], "ekfac": []}
     parts: dict[str, list[dict[str, np.ndarray]]] = {label: [] for label in engines}
+    different = list(dict.fromkeys(engines.values()))
     for batch in batches:
         count = len(batch.input_ids)
         sums = {name: torch.zeros(count, len(queries)) for name in exact}
-        for engine in engines.values():
+        for engine in different:
             engine._maker.start(count)
 
         def consume(number: int, x: torch.Tensor, d: torch.Tensor, sums: Any = sums) -> None:
@@ -150,17 +188,22 @@ def one_pass(
             )
             if (direction := curved[number]) is not None:
                 sums["ekfac"] += flat @ direction.flatten(1).T
-            for engine in engines.values():
-                engine._maker.add(number, x, d, None)
+            for engine in different:
+                if engine.layout.spec.row == "sketch":  # the matrix is there already
+                    engine._maker.add_matrix(number, gradient.dense(), None)
+                else:
+                    engine._maker.add(number, x, d, None)
 
         losses = passes.backward(batch, consume)
         for name, values in sums.items():
             exact[name].append(values.numpy())
+        loss = torch.stack([part.sum() for part in losses])
+        learnt = torch.tensor([len(p) for p in losses])
+        made = {
+            engine: GradientRows(*engine._maker.finish(), loss, learnt, []) for engine in different
+        }
         for label, engine in engines.items():
-            blocks, norm = engine._maker.finish()
-            loss = torch.stack([part.sum() for part in losses])
-            made = GradientRows(blocks, norm, loss, torch.tensor([len(p) for p in losses]), [])
-            parts[label].append(row_kind(engine.layout).encode(made))
+            parts[label].append(kinds[label].encode(made[engine]))
     return (
         {name: np.concatenate(values) for name, values in exact.items()},
         {
@@ -171,7 +214,12 @@ def one_pass(
 
 
 def scanned(
-    engine: GradientEngine, stored: Any, queries: list[Any], inverse: Ekfac | None, name: str
+    engine: GradientEngine,
+    kind: RowKind,
+    stored: Any,
+    queries: list[Any],
+    inverse: Ekfac | None,
+    name: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores (N, Q) and sizes (N,) of cached rows."""
     score = SCORES[name]
@@ -182,7 +230,6 @@ def scanned(
             layers = [inverse.direction(n, layer) for n, layer in enumerate(query.layers)]
         directions.append(engine.probe(layers, score.divisors(query.norm)))
     norm = torch.from_numpy(stored["norm"])
-    kind = row_kind(engine.layout)
     found = kind.products(torch.stack(directions))(stored, score.row_weights(norm))
     return found.numpy(), score.row_sizes(norm).numpy()
 
@@ -206,6 +253,18 @@ def judge(found: np.ndarray, sizes: np.ndarray, exact: np.ndarray) -> str:
         f"rho {spearman(found, exact).mean():.3f}  recall {np.mean(recalls):.3f}  "
         f"same top {TOP}: {same}/{count}, grown to {np.mean(lengths):.0f}: {grown}/{count}"
     )
+
+
+def recalls(found: np.ndarray, exact: np.ndarray) -> str:
+    """Rank correlation; recall of the exact top among the row's own 20, 40 and 80."""
+    shares = []
+    for length in (TOP, 2 * TOP, SHORTLIST):
+        each = [
+            np.isin(extremes(t[:, None], TOP, 0), extremes(c[:, None], length, 0)).mean()
+            for c, t in zip(found.T, exact.T, strict=True)
+        ]
+        shares.append(f"{np.mean(each):.3f}")
+    return f"rho {spearman(found, exact).mean():.3f}  recall {' '.join(shares)}"
 
 
 if __name__ == "__main__":
