@@ -23,6 +23,8 @@ check: $(VENV)/tested
 
 bench: $(VENV)/tested
 	$(BIN)/python tests/benchmarks/caching.py
+	$(BIN)/python tests/benchmarks/workers.py
+	$(BIN)/python tests/benchmarks/scan.py $(VENV)/bench --scale 0.01
 
 # torch first and pinned: resolved with the rest, it would bring gigabytes of CUDA.
 $(VENV)/installed: pyproject.toml

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from rapidin_cli.gradients.rows import RowLayout
 
 # Measured (tests/benchmarks/scan.py): 16 columns of a matrix cost what 4 do, and up to 3 are
-# faster one by one. The bytes of a tile, and so many products, stay in a core's cache.
+# faster one by one.
 _TOGETHER, _SINGLE = 16, 3
-_TILE = 2**23
-_PRODUCTS = 2**18
+# Bytes that are unpacked, or read for several matrices, at once: smaller tiles stay nearer to a
+# core, but threads then wait for one another at the interpreter's lock. Products at once.
+_TILE, _PRODUCTS = 2**22, 2**18
 
 
 @dataclass(frozen=True)

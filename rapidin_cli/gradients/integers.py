@@ -16,10 +16,9 @@ import torch
 MOST = 63
 # So many products with bytes fit 32 bits.
 COLUMNS = 2**17
-# The most that a direction's error may be, relative to it: about a twentieth of what the
-# precision of rows costs (one percent for int8, more than half for signs).
+# The most that a direction's error may be, relative to it: a tenth of what the precision of
+# rows costs (one percent for int8, more than half for signs), and mostly far less.
 _ERROR = {"int8": 1e-3, "sign": 4e-2}
-
 # Three are as exact as float32.
 _PLANES = 3
 

@@ -20,6 +20,9 @@ from rapidin_storage import Snapshot
 
 HOLDS = "disk", "cpu", "gpu"
 
+# Each has a chunk of 16 MB in memory, and reading is what more of them would wait for.
+_MOST_THREADS = 16
+
 
 class CachedRows:
     """The rows of a snapshot, as a scan wants them.
@@ -112,7 +115,8 @@ def chunk_scores(
         return start + chosen, scores.numpy(), score.row_sizes(norm).numpy()
 
     numbers = np.unique(np.flatnonzero(wanted) // rows.snapshot.commit.chunk_rows).tolist()
-    with _one_thread_each() as threads:
+    with _one_thread_each() as cores:
+        threads = min(cores, _MOST_THREADS)
         if rows.device.type != "cpu" or threads == 1:
             yield from map(scores_of, rows.chunks(numbers, 0))
             return

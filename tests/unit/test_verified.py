@@ -74,6 +74,23 @@ def test_the_last_chunk_is_cut_to_what_it_holds(folder):
     assert some == [(16, 20), (0, 8)]
 
 
+@pytest.mark.parametrize("keep", [0, 1, 3])
+def test_what_was_read_stays_for_so_many_steps(tmp_path, keep):
+    work = writer(open_root(tmp_path))
+    work.add(rows(0, 100))
+    work.commit()
+    expected = snapshot(tmp_path).read(0, 100, ["sketch"])["sketch"]
+    given = []
+    for start, stop, part in snapshot(tmp_path).stream(["sketch"], keep=keep):
+        given.append((start, stop, part["sketch"]))
+        time.sleep(0.01)  # those who read ahead fill what they may
+        for first, last, values in given[-1 - keep :]:
+            np.testing.assert_array_equal(values, expected[first:last])
+    assert len(given) == 13
+    # The memory of the first was used again.
+    assert not np.array_equal(given[0][2], expected[:8])
+
+
 @pytest.mark.parametrize("sly", [False, True], ids=["plainly", "with its times set back"])
 def test_a_changed_file_is_hashed_again_and_named(folder, sly):
     read(folder)
