@@ -57,7 +57,7 @@ SPECS = {
 SIZES = {
     **{
         f"sketch {size:,}, {precision}": GradientSpec(dimensions=size, precision=precision)
-        for size in (4_096, 16_384, 65_536, 262_144)
+        for size in (8_192, 16_384, 65_536, 262_144)
         for precision in ("sign", "int8", "float16")
     },
     "factors, rank 1, int4": GradientSpec(row="factors", rank=1, precision="int4"),
