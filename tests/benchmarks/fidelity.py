@@ -11,7 +11,7 @@ many queries exact re-scoring of those gives the exact top 20, and for how many 
 shortlist as `rin retrieve` lets it grow, with its length. No tokens are shortlisted here.
 
 `--sizes` judges rows of many sizes instead: recall of the exact top 20 among a row's own 20, 40
-and 80, and how many times smaller than a 7 B model's float32 gradient it is (the
+and 80, and how many times smaller than a 7 B model's float32 gradient such a row of its is (the
 paper says 200,000). `--full` takes the gradients of all linear layers' weights of the base model,
 not of its LoRA's: 106 million numbers a query, so ask few (`--queries 8`).
 """
@@ -37,8 +37,9 @@ from rapidin_cli.evaluation.metrics import spearman
 from rapidin_cli.gradients import curvature
 from rapidin_cli.gradients.directions import LayerGradient
 from rapidin_cli.gradients.engine import GradientEngine
-from rapidin_cli.gradients.rows import GradientRows, RowKind, row_kind
+from rapidin_cli.gradients.rows import GradientRows, Layer, RowKind, RowLayout, row_kind
 from rapidin_cli.gradients.spec import GradientSpec
+from rapidin_cli.gradients.tensorsketch import block_sizes
 from rapidin_cli.influence.preconditioners import Ekfac
 from rapidin_cli.influence.queries import Query, as_batch, query_gradient
 from rapidin_cli.influence.score import SCORES, Found, extremes
@@ -115,11 +116,28 @@ def main() -> None:
             kept[f"{name} {label}"], kept[f"{name} sizes"] = found, sizes
             size = sum(values[0].nbytes for values in stored[label].values())
             if options.sizes:
-                verdict = f"1 / {GRADIENT_7B / size:9,.0f}  {recalls(found, exact[name])}"
+                smaller = GRADIENT_7B / bytes_at_7b(specs[label], full=options.full)
+                verdict = f"7 B: 1 / {smaller:9,.0f}  {recalls(found, exact[name])}"
             else:
                 verdict = judge(found, sizes, exact[name])
             print(f"{name:8} {label:24} {size:9,} bytes  {verdict}", flush=True)
     np.savez(options.folder / "fidelity.npz", **kept)  # type: ignore[arg-type]
+
+
+def bytes_at_7b(spec: GradientSpec, *, full: bool) -> int:
+    """The bytes of such a row for Llama-2-7B: factors grow with the layers, sketches do not."""
+    hidden, inner, blocks = 4096, 11_008, 32
+    shapes = [(hidden, hidden)] * 4 + [(inner, hidden)] * 2 + [(hidden, inner)]
+    if not full:
+        shapes = [pair for out, into in shapes for pair in ((8, into), (out, 8))]
+    layers = tuple(Layer(str(n), *shape) for n, shape in enumerate(shapes * blocks))
+    sizes = [layer.size for layer in layers]
+    if spec.row == "sketch":
+        layout = RowLayout(spec, layers, tuple(block_sizes(spec.dimensions, sizes)))
+    else:
+        sides = RowLayout(spec, layers, ()).sides
+        layout = RowLayout(spec, layers, tuple(spec.rank * sum(pair) for pair in sides))
+    return sum(array.row_bytes for array in row_kind(layout).arrays().values())
 
 
 def read(
