@@ -55,14 +55,7 @@ def scan(
     found = [Found.nothing(len(wanted), len(part)) for part in directions]
     for slots, result in zip(places, waiting, strict=True):
         for number, of_part in enumerate(result_of(result)):
-            kept = found[number]
-            kept.totals[slots], kept.sizes[slots] = of_part.totals, of_part.sizes
-            more = replace(
-                kept,
-                slots=np.concatenate([kept.slots, of_part.slots]),
-                scores=np.concatenate([kept.scores, of_part.scores]),
-            )
-            found[number] = more.best(top, token_top)
+            found[number] = found[number].joined(slots, of_part, top, token_top)
     return found
 
 

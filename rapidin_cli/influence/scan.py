@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -92,11 +91,8 @@ def scan(
     ends = np.cumsum(widths)
     for at, scores, sizes in chunk_scores(rows, torch.cat(list(directions)), score, wanted):
         for number, part in enumerate(np.split(scores, ends[:-1], axis=1)):
-            kept = found[number]
-            kept.totals[at], kept.sizes[at] = part[:, 0], sizes
-            together = np.concatenate([kept.slots, at]), np.concatenate([kept.scores, part])
-            more = replace(kept, slots=together[0], scores=together[1])
-            found[number] = more.best(top, token_top)
+            more = Found(part[:, 0], sizes, at, part)
+            found[number] = found[number].joined(at, more, top, token_top)
     return found
 
 

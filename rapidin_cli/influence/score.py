@@ -176,6 +176,13 @@ class Found:
         empty = np.empty(0, np.int64), np.empty((0, width), np.float32)
         return cls(unscored, np.zeros(count, np.float32), *empty)
 
+    def joined(self, places: Array, other: Found, top: int, token_top: int) -> Found:
+        """Keep the best of both; the other's totals and sizes are those of some places here."""
+        self.totals[places], self.sizes[places] = other.totals, other.sizes
+        slots = np.concatenate([self.slots, other.slots])
+        scores = np.concatenate([self.scores, other.scores])
+        return Found(self.totals, self.sizes, slots, scores).best(top, token_top)
+
     def best(self, top: int, token_top: int) -> Found:
         """Keep only the union of the overall best and of each token's."""
         return self.only(extremes(self.scores, top, token_top))
