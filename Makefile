@@ -24,7 +24,7 @@ check: $(VENV)/tested
 bench: $(VENV)/tested
 	$(BIN)/python tests/benchmarks/caching.py
 	$(BIN)/python tests/benchmarks/workers.py
-	$(BIN)/python tests/benchmarks/scan.py $(VENV)/bench --scale 0.01
+	$(BIN)/python tests/benchmarks/scan.py $(VENV)/bench --scale 0.005
 
 # torch first and pinned: resolved with the rest, it would bring gigabytes of CUDA.
 $(VENV)/installed: pyproject.toml
