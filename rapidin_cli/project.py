@@ -512,6 +512,10 @@ class Project:
                 "--executor ray scans the rows of one checkpoint where they are stored",
                 hint="leave out --executor, or --hold and --checkpoints",
             )
+        if executor == RAY:
+            from rapidin_cli.ray_pool import connect
+
+            connect()  # complains before a model is loaded
         return Session(self, chosen, device, hold, executor)
 
     def retrieve(

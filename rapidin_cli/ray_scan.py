@@ -43,29 +43,23 @@ def scan(
     connect()
     cluster: Any = ray  # half of its functions have no types
     cores = int(cluster.cluster_resources().get("CPU", 1))
-    numbers = np.unique(np.flatnonzero(wanted) // rows.snapshot.commit.chunk_rows)
     objects = rows.snapshot.objects
     store = ObjectStore(objects.root, [part.root for part in objects.upstreams], keep=False)
     snapshot = Snapshot(store, rows.snapshot.commit)
     what = cluster.put((snapshot, rows.kind, list(directions), score.name, top, token_top))
     task = cluster.remote(num_cpus=1)(_best)
-    parts = [part for part in np.array_split(numbers, _EACH * cores) if len(part)]
-    places = [_slots(wanted, snapshot, part) for part in parts]
-    waiting = [task.remote(what, slots) for slots in places]
-    found = [Found.nothing(len(wanted), len(part)) for part in directions]
-    for slots, result in zip(places, waiting, strict=True):
-        for number, of_part in enumerate(result_of(result)):
-            found[number] = found[number].joined(slots, of_part, top, token_top)
-    return found
-
-
-def _slots(wanted: Array, snapshot: Snapshot, chunks: Array) -> Array:
-    """The wanted slots of some chunks, ascending."""
-    size = snapshot.commit.chunk_rows
-    inside = np.zeros(snapshot.manifest.chunk_count, bool)
-    inside[chunks] = True
     slots = np.flatnonzero(wanted)
-    return slots[inside[slots // size]]
+    chunk_of = slots // snapshot.commit.chunk_rows
+    chunks = np.unique(chunk_of)
+    tasks = min(len(chunks), _EACH * cores)
+    firsts = [part[0] for part in np.array_split(chunks, tasks)[1:]] if tasks else []
+    places = np.split(slots, np.searchsorted(chunk_of, firsts))
+    waiting = [task.remote(what, some) for some in places]
+    found = [Found.nothing(len(wanted), len(part)) for part in directions]
+    for some, result in zip(places, waiting, strict=True):
+        for number, of_part in enumerate(result_of(result)):
+            found[number] = found[number].joined(some, of_part, top, token_top)
+    return found
 
 
 def _best(what: Any, slots: Array) -> list[Found]:

@@ -66,7 +66,6 @@ class IntegerSketches:
     """
 
     def __init__(self, layout: RowLayout, directions: torch.Tensor) -> None:
-        self._precision = layout.spec.precision
         self._signs = layout.spec.precision == "sign"
         ends = [0, *accumulate(layout.blocks)]
         self._layers = [slice(*pair) for pair in pairwise(ends)]
@@ -109,13 +108,13 @@ class IntegerSketches:
     def _whole(self) -> list[_Part]:
         """Every layer counts alike: a row is one layer."""
         pieces = _pieces(slice(0, self._layers[-1].stop))
-        planes = plane_count(self._directions, pieces, self._precision)
+        planes = plane_count(self._directions, pieces)
         return [self._part(slice(0, 1), [piece], planes) for piece in pieces]
 
     @cached_property
     def _by_layer(self) -> list[_Part]:
         """Each layer has a weight in each row."""
-        planes = plane_count(self._directions, self._layers, self._precision)
+        planes = plane_count(self._directions, self._layers)
         most = max(1, _TOGETHER // (len(self._directions) * planes))
         parts = []
         for first in range(0, len(self._layers), most):

@@ -1,9 +1,8 @@
-"""Inner products of stored rows with query directions: the scan's inner loop.
+"""Inner products of stored sketches with query directions: the scan's inner loop.
 
-Stored numbers stay as they are until the tile of them that is being multiplied: a tile of
-floats fits a core's cache, and a chunk of rows is never copied as floats. On a CPU the rows
-of a chunk are divided among threads that each run their own tiles, since a tile is too small
-for torch's own division of its operators.
+Bytes are multiplied as they are where the CPU does that exactly (`integer_sketches`); else
+stored numbers stay as they are until the tile of them that is being multiplied: a tile of floats
+fits a core's cache, and a chunk of rows is never copied as floats.
 """
 
 from __future__ import annotations

@@ -116,12 +116,12 @@ def chunk_scores(
         if rows.device.type != "cpu" or threads == 1:
             yield from map(scores_of, rows.chunks(numbers, 0))
             return
-        # A thread for a chunk, and one more chunk at hand.
+        # Each thread has a chunk, and those that are done are taken in order.
         waiting: deque[Future[tuple[Array, Array, Array]]] = deque()
         with ThreadPoolExecutor(
             threads, "rin-scan", initializer=lambda: torch.set_num_threads(1)
         ) as pool:
-            for chunk in rows.chunks(numbers, threads + 1):
+            for chunk in rows.chunks(numbers, threads):
                 waiting.append(pool.submit(scores_of, chunk))
                 if len(waiting) > threads:
                     yield waiting.popleft().result()

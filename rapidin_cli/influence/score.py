@@ -177,7 +177,7 @@ class Found:
         return cls(unscored, np.zeros(count, np.float32), *empty)
 
     def joined(self, places: Array, other: Found, top: int, token_top: int) -> Found:
-        """Keep the best of both; the other's totals and sizes are those of some places here."""
+        """Keep the best of both; write the other's totals and sizes to their places here."""
         self.totals[places], self.sizes[places] = other.totals, other.sizes
         slots = np.concatenate([self.slots, other.slots])
         scores = np.concatenate([self.scores, other.scores])

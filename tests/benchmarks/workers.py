@@ -83,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, help="a chat model's folder, such as SmolLM2-135M")
     parser.add_argument("--data", type=Path, help="its rows (Alpaca JSON); needed with --model")
-    parser.add_argument("--batches", type=int, default=24, help="of 512 padded tokens")
+    parser.add_argument("--batches", type=int, default=24, help="at most, of 512 padded tokens")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
