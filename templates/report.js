@@ -495,7 +495,7 @@
       block.dir = "auto";
       block.tabIndex = 0;
       block.setAttribute("role", "region");
-      block.setAttribute("aria-label", `${title} of this example`);
+      block.setAttribute("aria-label", `${title} of ${visible(example.id)}`);
       body.append(element("div", "", element("h3", "", title), block));
     }
     const reply = model.clickable ? tokenScores(example) : null;
@@ -1047,6 +1047,7 @@
     if (report.queries.length === 0) throw new Error("the report holds no query");
     connect();
     recall();
+    performance.mark("ready");
     document.documentElement.dataset.ready = "yes";
   }
 

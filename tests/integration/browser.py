@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
+import numpy as np
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from rapidin_cli.report import html
 from rapidin_cli.report.view import short
 
 CHROMIUM = Path("/usr/bin/chromium")
+ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads(Path(html.__file__).with_name("schema.json").read_text())
 PROMPT = ["<|user|>\n", "Can", " I", " return", " a", " hat", "?", "\n<|assistant|>\n"]
 REPLY = ["Yes", ",", " you", " can", " return", " it", " within", " ninety", " days", "."]
@@ -193,6 +196,59 @@ def make_query(
         },
         "examples": examples,
     }
+
+
+def large_report(*, queries: int, kept: int, generated: int, learnt: int) -> dict[str, Any]:
+    """A report of a data set of 3,000 examples: English in pieces like tokens, random scores."""
+    text = "".join(
+        path.read_text(encoding="utf-8")
+        for path in (
+            ROOT / "README.md",
+            ROOT / "storage/FORMAT.md",
+            *sorted(ROOT.glob("docs/*.md")),
+        )
+    )
+    pieces = re.findall(r"\s?[^\s]{1,5}", text)
+    noise = np.random.default_rng(5)
+    starts = noise.integers(0, len(pieces) - max(generated, learnt), 3000)
+    report = make_report()
+    report["queries"] = [
+        _large_query(number, pieces, starts, noise, kept, generated, learnt)
+        for number in range(queries)
+    ]
+    return report
+
+
+def _large_query(
+    number: int, pieces: list[str], starts: Any, noise: Any, kept: int, generated: int, learnt: int
+) -> dict[str, Any]:
+    query = make_query(f"q-{number:03d}", number, kept=1)
+    query["tokens"] = query["tokens"][: len(PROMPT)] + [
+        {"id": i, "text": text, "explained": True, "contrast": False, "logprob": -0.1}
+        for i, text in enumerate(pieces[starts[number] :][:generated])
+    ]
+    [model] = query["examples"]
+    examples = []
+    for row in noise.choice(len(starts), kept, replace=False):
+        texts = pieces[starts[row] :][:learnt]
+        scores = [short(value) for value in noise.normal(0, 0.01, generated)]
+        training = [short(value) for value in noise.laplace(0, 0.01, learnt)]
+        examples.append(
+            {
+                **model,
+                "digest": digest_of(f"row {row}"),
+                "id": f"row-{row}",
+                "rows": [{"file": "data/train.jsonl", "line": int(row), "id": f"row-{row}"}],
+                "prompt": f"What comes after {texts[0]} {texts[1]}?",
+                "response": "".join(texts).strip(),
+                "score": short(sum(scores)),
+                "tokens": scores,
+                "training": [list(pair) for pair in zip(texts, training, strict=True)],
+                "cells": None,
+            }
+        )
+    examples.sort(key=lambda example: (-example["score"], example["digest"]))
+    return {**query, "examples": examples}
 
 
 def make_report() -> dict[str, Any]:
