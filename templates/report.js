@@ -97,6 +97,7 @@
 
   function unpackExample({ text, step, ...example }, width) {
     const { learnt, cuts, ...texts } = report.texts[text];
+    if (Array.isArray(texts.response)) texts.response = learnt.slice(...texts.response);
     const whole = { ...texts, ...example, rounded: step !== undefined };
     if (example.tokens !== null) whole.tokens = Array.from(floats.subarray(example.tokens, example.tokens + width), exactly);
     if (example.training === null) return whole;

@@ -65,7 +65,8 @@ class Look:
     def of_stdout(cls) -> Look:
         """Return what standard output can do."""
         out = console.stdout()
-        return cls(out.width, out.is_terminal, out.color_system, not out.encoding.startswith("utf"))
+        colours = None if out.no_color else out.color_system
+        return cls(out.width, out.is_terminal, colours, not out.encoding.startswith("utf"))
 
     @property
     def head(self) -> Box | None:

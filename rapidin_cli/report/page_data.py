@@ -59,8 +59,12 @@ class _Packer:
         text = {name: example.pop(name) for name in ("id", "rows", "prompt", "response")}
         if key not in self._places:
             self._places[key] = len(self.texts)
-            # In UTF-16 units, as JavaScript counts.
-            cuts = [len(part.encode("utf-16-le", "surrogatepass")) // 2 for part in learnt or ()]
+            start = (joined or "").find(text["response"])
+            if joined is not None and start >= 0:
+                # Where it stands among the learnt tokens, which most often are it.
+                first, length = _units(joined[:start]), _units(text["response"])
+                text["response"] = [first, first + length]
+            cuts = [_units(part) for part in learnt or ()]
             self.texts.append({**text, "learnt": joined, "cuts": cuts})
         return self._places[key]
 
@@ -75,6 +79,11 @@ class _Packer:
         self.bytes.append(np.rint(scores / step if step else scores).astype(np.int8))
         self._byte_count += len(scores)
         return self._byte_count - len(scores)
+
+
+def _units(text: str) -> int:
+    """Length in UTF-16 units, as JavaScript counts."""
+    return len(text.encode("utf-16-le", "surrogatepass")) // 2
 
 
 def pack(report: Mapping[str, Any], *, rounded: bool) -> bytes:
