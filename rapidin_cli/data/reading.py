@@ -14,7 +14,7 @@ from rapidin_cli.errors import InputError
 
 Message = dict[str, str]
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
+HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 _SHAREGPT_ROLES = {
     "human": "user",
@@ -220,7 +220,7 @@ def parse_row(value: Any, shape: str, settings: DataSettings, file: str, line: i
         raise RowError(_unknown_shape(value, settings))
     identity = value.get(settings.id_field)
     name = f"{file}:{line}" if identity in (None, "") else str(identity)
-    if _SURROGATE.search(name):
+    if HALF_PAIR.search(name):
         raise RowError(f"field {settings.id_field!r} holds half a surrogate pair")
     match shape:
         case "prompt":
@@ -245,7 +245,7 @@ def _text(value: dict[str, Any], name: str, *, empty: bool = False) -> str:
     text = value[name]
     if not isinstance(text, str):
         raise RowError(f"field {name!r} must be text, not {type(text).__name__}")
-    if _SURROGATE.search(text):
+    if HALF_PAIR.search(text):
         raise RowError(f"field {name!r} holds half a surrogate pair, which is not text")
     if not empty and not text.strip():
         raise RowError(f"field {name!r} is empty")
