@@ -81,11 +81,16 @@ def resolve(root: Path, name: str, path: str, base: str, *, trust: bool = False)
     return Checkpoint(name, folder, _folder(root, named, f"base model of {name!r}"), trust)
 
 
+def is_hub_name(place: str) -> bool:
+    """Whether a place may be the name of a model on the hub."""
+    return bool(_HUB_NAME.match(place)) and not place.startswith(".")
+
+
 def _folder(root: Path, place: str, what: str) -> Path:
     local = root / Path(place).expanduser()
     if local.is_dir():
         return local.resolve()
-    if not _HUB_NAME.match(place) or place.startswith("."):
+    if not is_hub_name(place):
         raise InputError(f"{what}: no folder {place}", hint="correct the path in rin.toml")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
