@@ -147,6 +147,14 @@ class Config:
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 
 
+def find_root(start: Path) -> Path | None:
+    """Return the nearest folder with a rin.toml: this one, or one above."""
+    here = start.resolve()
+    return next(
+        (folder for folder in (here, *here.parents) if (folder / CONFIG_FILE).is_file()), None
+    )
+
+
 def load_config(root: Path) -> Config:
     """Read rin.toml and, on top of it, `.rin/config.local.toml`.
 

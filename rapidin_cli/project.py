@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rapidin_cli import __version__, sharing
 from rapidin_cli.caching import WHOLE, Part, Plan, Progress, Settings, Silent, cache_rows
 from rapidin_cli.checkpoints import Fingerprints
-from rapidin_cli.config import CONFIG_FILE, CheckpointSettings, Config, load_config
+from rapidin_cli.config import CONFIG_FILE, CheckpointSettings, Config, find_root, load_config
 from rapidin_cli.data.examples import Dataset
 from rapidin_cli.errors import InputError, MissingError, NoProjectError, RinError, UsageError
 from rapidin_cli.lock import LockEntry, read_lock, write_lock
@@ -147,13 +147,13 @@ class Project:
         Raises:
             NoProjectError: there is none. InputError: its rin.toml is wrong.
         """
-        here = Path(start).resolve()
-        for folder in (here, *here.parents):
-            if (folder / CONFIG_FILE).is_file():
-                project = cls(folder, load_config(folder), store)
-                prepare_rin_folder(folder)
-                return project
-        raise NoProjectError(f"there is no {CONFIG_FILE} in {here} or above", hint="rin init")
+        folder = find_root(Path(start))
+        if folder is None:
+            here = Path(start).resolve()
+            raise NoProjectError(f"there is no {CONFIG_FILE} in {here} or above", hint="rin init")
+        project = cls(folder, load_config(folder), store)
+        prepare_rin_folder(folder)
+        return project
 
     def checkpoint_settings(self, names: Sequence[str] = ()) -> list[CheckpointSettings]:
         """Return the checkpoints of that name, or all.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rapidin_cli import completion
 from rapidin_cli.commands.options import Checkpoints, Devices, Workers
 from rapidin_cli.console import duration, size
 from rapidin_cli.errors import UsageError
@@ -37,7 +38,11 @@ def cache(
         bool, typer.Option("--skip-bad", help="Leave unusable rows out and list them.")
     ] = False,
     root: Annotated[
-        str, typer.Option(help="Write to this remote, URL or folder, not to [storage] root.")
+        str,
+        typer.Option(
+            help="Write to this remote, URL or folder, not to [storage] root.",
+            autocompletion=completion.remotes,
+        ),
     ] = "",
     part: Annotated[
         str, typer.Option(metavar="I/N", help="Only this share of the rows: for job arrays.")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from rapidin_cli import completion
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -16,7 +18,11 @@ def register(app: typer.Typer) -> None:
 def report(
     context: typer.Context,
     result: Annotated[
-        str, typer.Argument(help="Beginning of a result's id, or a JSON file; the newest if empty.")
+        str,
+        typer.Argument(
+            help="Beginning of a result's id, or a JSON file; the newest if empty.",
+            autocompletion=completion.results,
+        ),
     ] = "",
     html: Annotated[Path | None, typer.Option(help="Write one offline HTML file.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the HTML file.")] = False,

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rapidin_cli import completion
+from rapidin_cli.commands.options import Checkpoint
+
 if TYPE_CHECKING:
     from rapidin_cli.influence.queries import Question
     from rapidin_cli.project import Project
@@ -45,14 +48,17 @@ def retrieve(
     token: Annotated[
         str, typer.Option(metavar="N[:M]", help="Explain only these tokens of the response.")
     ] = "",
-    checkpoint: Annotated[
-        str, typer.Option(help="Name from rin.toml; the last one by default.")
-    ] = "",
+    checkpoint: Checkpoint = "",
     checkpoints: Annotated[
-        str, typer.Option(help="all, or a list: add scores, weighted by learning rates.")
+        str,
+        typer.Option(
+            help="all, or a list: add scores, weighted by learning rates.",
+            autocompletion=completion.several_checkpoints,
+        ),
     ] = "",
     score: Annotated[
-        str, typer.Option(help="auto, ekfac, adam, dot, gram, cosine, rapidin.")
+        str,
+        typer.Option(help=", ".join(completion.SCORES) + ".", autocompletion=completion.scores),
     ] = "auto",
     exact: Annotated[
         int,

@@ -117,7 +117,7 @@ def chats_on_a_hub_model(folder, parts):
     adapter_on(folder / "adapter", parts / "adapter", HUB)
 
 
-def chats_alone(folder, parts):
+def chats_alone(folder, _):
     tiny.write_jsonl(folder / "chats.jsonl", chats(30))
 
 
@@ -166,7 +166,7 @@ def pickled(folder, parts):
     (folder / "adapter/adapter_model.safetensors").rename(folder / "adapter/adapter_model.bin")
 
 
-def nothing(folder, parts):
+def nothing(folder, _):
     write(folder / "notes.json", {"text": 3})
     write(folder / "vocab.jsonl", '{"text": ["no", "text"]}')
 
