@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rapidin_cli.errors import InputError, MissingError
+
+_ID = re.compile(r"[0-9a-f]{12}")
 
 
 class Results:
@@ -29,6 +32,14 @@ class Results:
             file.write(dump(report))
         temporary.replace(path)
         return path
+
+    def page(self, report: Mapping[str, Any]) -> Path:
+        """Return where the page of a report goes that is only to be looked at."""
+        # The id of a file that somebody sent may be a path.
+        name = report["id"] if _ID.fullmatch(str(report.get("id"))) else "report"
+        folder = self._folder.with_name("pages")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{name}.html"
 
     def names(self) -> list[str]:
         """Ids, the newest last."""
