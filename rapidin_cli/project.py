@@ -164,7 +164,8 @@ class Project:
         known = {checkpoint.name: checkpoint for checkpoint in self.config.checkpoints}
         if not known:
             raise InputError(
-                f"{CONFIG_FILE} names no checkpoint", hint=f"add [[checkpoints]] to {CONFIG_FILE}"
+                f"{CONFIG_FILE} names no checkpoint",
+                hint=f"add [[checkpoints]] with a name and a path to {CONFIG_FILE}, then rin cache",
             )
         for name in names:
             if name not in known:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -61,6 +63,7 @@ def cache(
     """
     from rapidin_cli import console
     from rapidin_cli.caching import WHOLE
+    from rapidin_cli.hints import OWN_WORDS, first_question
     from rapidin_cli.project import Project
     from rapidin_cli.workers import RAY, check_executor
 
@@ -77,10 +80,14 @@ def cache(
         if executor == RAY:
             console.say("as one process on this machine would take it; the cluster was not asked")
             workers = 1
+        rows = 0
         for found in project.forecast(
             names, devices=devices, workers=workers, skip_bad=skip_bad, part=share
         ):
             console.say(_forecast(found))
+            rows += found.rows
+        same = shlex.join(["rin", *(word for word in sys.argv[1:] if word != "--dry-run")])
+        console.say(f"next: {same if rows else first_question(project, names)}")
         return
     with _Watch() as watch:
         done = project.cache(
@@ -101,7 +108,8 @@ def cache(
     if share != WHOLE:
         console.say("next: rin cache, once all parts have ended: it brings rin.lock up to date")
         return
-    console.say("next: rin retrieve --prompt TEXT --response TEXT")
+    console.say(f"next: {first_question(project, names)}")
+    console.say(OWN_WORDS)
 
 
 def _share(text: str) -> Part:
