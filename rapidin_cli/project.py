@@ -27,7 +27,7 @@ from rapidin_cli.lock import LockEntry, read_lock, write_lock
 from rapidin_cli.opened import Opened
 from rapidin_cli.remotes import choose, open_place, open_remote
 from rapidin_cli.results import Results
-from rapidin_cli.workers import LOCAL, RAY, check_executor
+from rapidin_cli.workers import LOCAL, RAY, check_devices, check_executor
 from rapidin_storage import (
     AccessError,
     Cache,
@@ -278,6 +278,7 @@ class Project:
         """
         from rapidin_cli.curvature import ensure
 
+        check_devices(devices)
         for settings in self.checkpoint_settings(names):
             opened = Opened(self, settings, skip_bad=skip_bad)
             found, fresh = ensure(
@@ -500,12 +501,19 @@ class Project:
                 here, scans the cached rows of a single checkpoint.
 
         Raises:
-            UsageError: an executor that cannot be had.
+            UsageError: an executor or a device that cannot be had; a checkpoint named twice.
         """
         from rapidin_cli.report.compose import Session
 
         check_executor(executor)
+        check_devices(device)
         names = [checkpoint] if checkpoint else []
+        several = list(checkpoints or ())
+        if twice := {name for name in several if several.count(name) > 1}:
+            raise UsageError(
+                f"checkpoint {sorted(twice)[0]!r} is named twice, and would count twice",
+                hint=f"--checkpoints {','.join(dict.fromkeys(several))}",
+            )
         chosen = self.checkpoint_settings(names if checkpoints is None else checkpoints)
         chosen = chosen[-1:] if checkpoints is None else chosen
         if executor == RAY and (hold != "disk" or len(chosen) > 1):
@@ -535,7 +543,14 @@ class Project:
         """Answer questions and save the result; return the report (`rin.report/1`).
 
         Loads everything for these questions; see `session`, which has the same arguments.
+
+        Raises:
+            UsageError: an unknown score, or a damping for one that has none.
         """
+        from rapidin_cli.influence.score import check_score
+
+        if options is not None:
+            check_score(options.score, options.damping)
         asked = self.session(
             checkpoint, checkpoints=checkpoints, device=device, hold=hold, executor=executor
         )

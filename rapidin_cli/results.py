@@ -11,6 +11,8 @@ from typing import Any
 
 from rapidin_cli.errors import InputError, MissingError
 
+_PARTS = ("id", "provenance", "checkpoints", "data", "score", "warnings", "queries")
+_NEWEST = "rin report shows the newest result, and rin retrieve makes one"
 _ID = re.compile(r"[0-9a-f]{12}")
 
 
@@ -67,8 +69,12 @@ class Results:
             path = self._folder / f"{matching[-1]}.json"
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot read {path}: {error}", hint="rin retrieve") from None
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}", hint=_NEWEST) from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path} is not JSON: {error}", hint=_NEWEST) from None
         if not isinstance(report, dict) or report.get("schema") != "rin.report/1":
-            raise InputError(f"{path} is not a rin report", hint="rin retrieve makes one")
+            raise InputError(f"{path} is not a rin report", hint=_NEWEST)
+        if reference.endswith(".json") and (lacking := [k for k in _PARTS if k not in report]):
+            raise InputError(f"{path} is not a whole report: no {lacking[0]!r}", hint=_NEWEST)
         return report

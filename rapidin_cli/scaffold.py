@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +138,8 @@ def _name(found: Sequence[Found]) -> list[tuple[str, Found]]:
         parts = [part for part in Path(item.path).parts if part not in (".", "..", "/")] or [
             "model"
         ]
-        taken = {name for name, _ in names}
+        parts = [re.sub("[,@]", "-", part).lstrip("-") or "model" for part in parts]
+        taken = {name for name, _ in names} | {"all"}
         length = 1
         while (name := "-".join(parts[-length:])) in taken and length < len(parts):
             length += 1

@@ -42,7 +42,7 @@ def cache(
     root: Annotated[
         str,
         typer.Option(
-            help="Write to this remote, URL or folder, not to [storage] root.",
+            help="Write to this remote, URL or folder, not to \\[storage] root.",
             autocompletion=completion.remotes,
         ),
     ] = "",

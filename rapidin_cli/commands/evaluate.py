@@ -83,7 +83,7 @@ def lds(
 ) -> None:
     """Train on random halves: do summed influences rank the outcomes? (1 is perfect, 0 chance.)
 
-    Trains with [evaluate] command of rin.toml, or with the built-in trainer. May be
+    Trains with \\[evaluate] command of rin.toml, or with the built-in trainer. May be
     interrupted and run again: trainings that are done are kept.
     """
     from rapidin_cli.evaluation.evaluate import linear_datamodeling

@@ -171,7 +171,13 @@ def _several(one: str, several: str) -> list[str] | None:
         )
     if several == "all":
         return []
-    return [name.strip() for name in several.split(",") if name.strip()]
+    names = [name.strip() for name in several.split(",") if name.strip()]
+    if not names or "all" in names:
+        raise UsageError(
+            f"--checkpoints {several} is neither `all` nor a list of names",
+            hint="rin retrieve --checkpoints all, or NAME,NAME; rin status lists them",
+        )
+    return names
 
 
 def _narrowed(
