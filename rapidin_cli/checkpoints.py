@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,10 +212,11 @@ class Fingerprints:
         return dict(self._known[key])
 
     def _remember(self) -> None:
-        self._memory.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._memory.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(self._known))
-        temporary.replace(self._memory)
+        with suppress(OSError):  # somebody else's folder: it is only slower
+            self._memory.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(self._known))
+            temporary.replace(self._memory)
 
 
 def _is_names(value: Any) -> bool:

@@ -152,7 +152,8 @@ class Project:
             here = Path(start).resolve()
             raise NoProjectError(f"there is no {CONFIG_FILE} in {here} or above", hint="rin init")
         project = cls(folder, load_config(folder), store)
-        prepare_rin_folder(folder)
+        with contextlib.suppress(OSError):  # reading needs none
+            prepare_rin_folder(folder)
         return project
 
     def checkpoint_settings(self, names: Sequence[str] = ()) -> list[CheckpointSettings]:

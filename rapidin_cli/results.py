@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,22 +18,37 @@ _ID = re.compile(r"[0-9a-f]{12}")
 
 
 class Results:
-    """The reports in `.rin/results/`, named by their id."""
+    """The reports in `.rin/results/`, named by their id.
+
+    Attributes:
+        unsaved: why the last report was not saved; empty if it was.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.unsaved = ""
 
     def save(self, report: Mapping[str, Any]) -> Path:
-        """Write a report, whole or not at all, readable by its owner only."""
+        """Write a report, whole or not at all, readable by its owner only.
+
+        Where that cannot be done (a full disk, a folder of somebody else) it goes on, and
+        `unsaved` says why: the answer is there, and may have taken minutes.
+        """
         from rapidin_cli.report.view import dump
 
-        self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{report['id']}.json"
         temporary = path.with_suffix(".tmp")
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(dump(report))
-        temporary.replace(path)
+        self.unsaved = ""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(dump(report))
+            temporary.replace(path)
+        except OSError as error:
+            self.unsaved = f"{path}: {error.strerror}"
+            with contextlib.suppress(OSError):
+                temporary.unlink()
         return path
 
     def page(self, report: Mapping[str, Any]) -> Path:

@@ -152,6 +152,8 @@ def retrieve(
         from rapidin_cli.report import terminal
 
         terminal.show(report)
+    if project.results.unsaved:
+        console.warn(f"rin report cannot show it again: {project.results.unsaved}")
     if score == AUTO and report["score"]["name"] == "dot":
         opened = [project.opened(member["name"]) for member in report["checkpoints"]]
         adam = all(has_second_moments(one.checkpoint) for one in opened)
