@@ -507,13 +507,17 @@ class Project:
         from rapidin_cli.report.compose import Session
 
         check_executor(executor)
-        check_devices(device)
+        if len(check_devices(device)) > 1:
+            raise UsageError(
+                f"questions are answered on one device, not on {device}",
+                hint=f"rin retrieve --device {device.partition(',')[0]}",
+            )
         names = [checkpoint] if checkpoint else []
         several = list(checkpoints or ())
         if twice := {name for name in several if several.count(name) > 1}:
             raise UsageError(
                 f"checkpoint {sorted(twice)[0]!r} is named twice, and would count twice",
-                hint=f"--checkpoints {','.join(dict.fromkeys(several))}",
+                hint=f"rin retrieve --checkpoints {','.join(dict.fromkeys(several))}",
             )
         chosen = self.checkpoint_settings(names if checkpoints is None else checkpoints)
         chosen = chosen[-1:] if checkpoints is None else chosen

@@ -98,10 +98,11 @@ def survey(root: Path) -> Survey:
             checkpoints.append(found)
         for name in names:
             path = folder / name
-            if path.suffix in (".jsonl", ".json") and name not in _NOT_DATA and path.is_file():
+            size = _size(path) if path.suffix in (".jsonl", ".json") else None
+            if size is not None and name not in _NOT_DATA:
                 # The largest file of a kind is the training set far more often than not.
                 training = not _NOT_TRAINING.search(path.stem.lower())
-                files.append((training, path.stat().st_size, str(path), path))
+                files.append((training, size, str(path), path))
     files.sort(reverse=True)
     complete = walk.complete and len(files) <= _MOST_READ
     data = [
@@ -147,6 +148,14 @@ class _Walk:
         return sorted(entries[:most], key=lambda entry: entry.name)
 
 
+def _size(path: Path) -> int | None:
+    """The size of a file that can be read, or None."""
+    try:
+        return path.stat().st_size if path.is_file() and os.access(path, os.R_OK) else None
+    except OSError:
+        return None
+
+
 def _wanted(folder: str) -> bool:
     return not folder.startswith(".") and folder not in _IGNORED_FOLDERS
 
@@ -157,7 +166,11 @@ def _candidate(folder: Path, names: Sequence[str]) -> Candidate | None:
         return None
     start = "adapter_model" if adapter else "model"
     weights = tuple(
-        folder / name for name in names if name.startswith(start) and name.endswith(".safetensors")
+        folder / name
+        for name in names
+        if name.startswith(start)
+        and name.endswith(".safetensors")
+        and _size(folder / name) is not None
     )
     if not adapter and not weights:
         return None

@@ -255,6 +255,7 @@ QUERY = [
 ARGUMENTS = [
     Case("device", nothing, (*ASK, "--device", "banana"), USAGE, "'banana' is no device"),
     Case("devices", nothing, ("cache", "--devices", "cpu,banana"), USAGE, "is no device"),
+    Case("two devices", nothing, (*ASK, "--device", "cuda:0,cuda:1"), USAGE, "on one device"),
     Case("score", nothing, (*ASK, "--score", "nope"), USAGE, "there is no score 'nope'"),
     Case("adam", nothing, (*ASK, "--score", "adam"), BAD, "'tuned' has no optimizer.pt"),
     Case("ekfac", nothing, (*ASK, "--score", "ekfac"), STORE, "no curvature was collected"),
@@ -336,9 +337,21 @@ def kept(folder):
     }
 
 
-def test_the_hint_names_the_scores_and_the_extra(project):
+def test_the_hint_names_every_score(project):
     said = rin(project, *ASK, "--score", "nope").stderr
     assert re.search("next:  choose one of .*auto.*ekfac", said)
+
+
+def test_without_ray_the_hint_is_what_the_readme_says(project):
+    code = (
+        "import sys; sys.modules['ray'] = None; sys.argv = ['rin', 'cache', '--executor', 'ray'];"
+        "from rapidin_cli.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=False
+    )
+    explained(done, USAGE, "Ray is not installed")
+    assert 'pip install "rapidin[ray]"' in done.stderr
 
 
 def test_scores_that_cannot_be_are_refused_before_the_model_is_read(project):
