@@ -73,12 +73,22 @@ def choose_checkpoints(root: Path, found: Survey, notes: list[str]) -> list[Foun
 def _steps(root: Path, run: Sequence[Candidate], notes: list[str]) -> list[Candidate]:
     """The checkpoints of a training in order, without repeats, and few of many."""
     last = max(each.step or 0 for each in run) + 1
-    ordered = sorted(run, key=lambda each: (last if each.step is None else each.step, each.path))
+    ordered = sorted(
+        run,
+        # The Trainer's last model lies above its checkpoints.
+        key=lambda each: (
+            last if each.step is None else each.step,
+            each.path == each.run,
+            each.path,
+        ),
+    )
     different: list[Candidate] = []
     for each in ordered:
         if same := next((other for other in different if _same_weights(each, other)), None):
             here, there = relative(root, each.path), relative(root, same.path)
             notes.append(f"{here} was left out: it has the weights of {there}")
+            if same is not different[-1]:
+                notes.append(f"rin asks the last checkpoint; --checkpoint {same.path.name} asks it")
         else:
             different.append(each)
     if len(different) <= _MOST_CHECKPOINTS:

@@ -95,6 +95,13 @@ def a_trainer_s_run(folder, parts):
     shutil.copytree(parts / "run", folder / "out")
 
 
+def a_run_with_its_best_model_on_top(folder, parts):
+    """As load_best_model_at_end and save_state leave it."""
+    a_trainer_s_run(folder, parts)
+    for name, step in (("adapter_model.safetensors", 4), ("trainer_state.json", 6)):
+        shutil.copy(folder / f"out/checkpoint-{step}" / name, folder / "out")
+
+
 def two_runs(folder, parts):
     a_trainer_s_run(folder, parts)
     (folder / "out").rename(folder / "first")
@@ -209,6 +216,13 @@ CASES = [
             # Linear decay from 0.01: steps 1+2, 3+4, 5+6 of six.
             "weights     0.52, 0.33, 0.14  (the learning rates in trainer_state.json)",
         ],
+    ),
+    Case(
+        a_run_with_its_best_model_on_top,
+        ["train.jsonl"],
+        {f"checkpoint-{n}": f"out/checkpoint-{n}" for n in (2, 4, 6)},
+        "plain",
+        said=["the weights of out/checkpoint-4", "--checkpoint checkpoint-4 asks it"],
     ),
     Case(
         two_runs,
