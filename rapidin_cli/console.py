@@ -39,8 +39,15 @@ def _console(*, stderr: bool) -> Console:
 
 def data(renderable: RenderableType) -> None:
     """Print what the user asked for. A reader that went away (`| head`) is no error."""
+    console = stdout()
+    if not console.is_terminal:
+        with console.capture() as captured:
+            console.print(renderable)
+        # Tables fill their columns; programs and diffs want no blanks at the ends of lines.
+        raw("\n".join(line.rstrip() for line in captured.get().split("\n")))
+        return
     try:
-        stdout().print(renderable)
+        console.print(renderable)
         sys.stdout.flush()
     except BrokenPipeError:
         _reader_gone()
@@ -48,6 +55,7 @@ def data(renderable: RenderableType) -> None:
 
 def raw(text: str) -> None:
     """Print text for programs: as it is, without wrapping."""
+    stdout()  # for an encoding that lacks some of it
     try:
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
         sys.stdout.flush()

@@ -35,7 +35,7 @@ def show(
     """
     from rapidin_cli import console
     from rapidin_cli.project import Project
-    from rapidin_cli.report import terminal
+    from rapidin_cli.report import rows
     from rapidin_cli.row_facts import row_facts
 
     if bool(row) == self_influence:
@@ -50,10 +50,10 @@ def show(
         if as_json:
             console.as_json(found)
         else:
-            terminal.show_self_influences(found)
+            rows.show_self_influences(found)
         return
     facts = row_facts(Project.open(context.obj.directory), row, checkpoint)
     if as_json:
         console.as_json(facts)
     else:
-        terminal.show_row(facts)
+        rows.show_row(facts)

@@ -55,6 +55,7 @@ class Exactness:
         shortlist: how many examples were scored exactly.
         doubtful: how many others may belong to the best, by the measured error of sketches.
         sketched: (m,) what the sketches said of the kept, see `fitted`.
+        layers: (m, L) each layer's part of the kept ones' totals.
         training: for each kept example, the influence of each learnt token.
         cells: for some of the kept, by their number: (T, S), the influence of each learnt token
             on each explained one.
@@ -65,6 +66,7 @@ class Exactness:
     shortlist: int
     doubtful: int
     sketched: Array
+    layers: Array
     training: list[Array]
     cells: dict[int, Array]
     sketch_error: float
@@ -217,6 +219,7 @@ class Asking:
                 len(scored.slots),
                 left[number],
                 sketched[exact.slots],
+                scored.layers[best[number]],
                 training[number],
                 cells[number],
                 float(np.sqrt(np.mean(apart**2))) if len(apart) else 0.0,

@@ -80,23 +80,33 @@ class Shortlist:
     Attributes:
         slots: (m,) their places.
         scores: (m, 1 + T): total and each explained token's.
+        layers: (m, L) each layer's part of the total; (m, 0) if checkpoints differ in layers.
         factors: for each checkpoint, their own divisors inverted, (m, L).
         forward_mode: whether forward mode did it.
     """
 
     slots: Array
     scores: Array
+    layers: Array
     factors: list[torch.Tensor] = field(default_factory=list)
     forward_mode: bool = True
 
     @classmethod
     def unscored(cls, slots: Array, width: int) -> Shortlist:
         """What is yet to be scored, with 1 + T columns."""
-        return cls(slots, np.zeros((len(slots), width), np.float32))
+        none = np.zeros((len(slots), 0), np.float32)
+        return cls(slots, np.zeros((len(slots), width), np.float32), none)
 
     def add(self, weight: float, exact: ExactScores, forward_mode: bool) -> None:
         """Add the scores of a checkpoint."""
         self.scores += weight * exact.table
+        layers = weight * exact.layers.numpy()
+        if not self.factors:
+            self.layers = layers
+        elif layers.shape == self.layers.shape:
+            self.layers = self.layers + layers
+        else:
+            self.layers = layers[:, :0]
         self.factors.append(exact.factors)
         self.forward_mode &= forward_mode
 
@@ -108,4 +118,6 @@ class Shortlist:
         order = np.argsort(slots, kind="stable")
         factors = [torch.cat(pair)[order] for pair in zip(self.factors, more.factors, strict=True)]
         scores = np.concatenate([self.scores, more.scores])[order]
-        return Shortlist(slots[order], scores, factors, self.forward_mode and more.forward_mode)
+        layers = np.concatenate([self.layers, more.layers])[order]
+        forward_mode = self.forward_mode and more.forward_mode
+        return Shortlist(slots[order], scores, layers, factors, forward_mode)

@@ -145,6 +145,7 @@ class Session:
                 "row": last.layout.describe(),
             },
             warnings=warnings,
+            layers=[layer.name for layer in last.layout.layers],
             queries=views,
         )
 

@@ -21,6 +21,8 @@ SCHEMA = "rin.report/1"
 _HISTOGRAM_BINS = 48
 _MATCHES = 10
 _CELLS = 200
+_LAYERS = 12
+_CURVE = 48
 
 View = dict[str, Any]
 
@@ -151,6 +153,19 @@ def _example_view(
         "tokens": [short(value) for value in scores[1:]] if len(scores) > 1 else None,
         "training": training,
         "cells": None if exact is None else _cells(exact.cells.get(number)),
+        "layers": None if exact is None else _layers(exact.layers[number]),
+    }
+
+
+def _layers(parts: Any) -> View | None:
+    """The layers with the largest parts of a total, and the rest's; None if they are unknown."""
+    if not len(parts):
+        return None
+    order = np.argsort(-np.abs(parts), kind="stable")[:_LAYERS]
+    rest = parts.sum(dtype=np.float64) - parts[order].sum(dtype=np.float64)
+    return {
+        "strongest": [[int(layer), short(parts[layer])] for layer in order],
+        "rest": short(rest),
     }
 
 
@@ -187,7 +202,8 @@ def _tokens(
 def _distribution(scores: Any) -> View:
     """Histogram of all scores, in bins that are linear within one deviation of zero."""
     if not len(scores):
-        return {"min": 0, "max": 0, "mean": 0, "std": 0, "edges": [], "counts": []}
+        none: View = {"min": 0, "max": 0, "mean": 0, "std": 0}
+        return {**none, "edges": [], "counts": [], "ranks": [], "shares": []}
     low, high, spread = float(scores.min()), float(scores.max()), float(scores.std())
     unit = spread or 1.0
     bent = np.linspace(np.arcsinh(low / unit), np.arcsinh(high / unit), _HISTOGRAM_BINS + 1)
@@ -203,7 +219,16 @@ def _distribution(scores: Any) -> View:
         "std": short(spread),
         "edges": [short(edge) for edge in edges],
         "counts": counts.tolist(),
+        **_concentration(scores),
     }
+
+
+def _concentration(scores: Any) -> View:
+    """Which share of the sum of |score| the strongest have, at ranks that grow by a factor."""
+    sizes = np.sort(np.abs(scores.astype(np.float64)))[::-1]
+    ranks = np.unique(np.geomspace(1, len(sizes), _CURVE).round().astype(np.int64))
+    shares = np.cumsum(sizes)[ranks - 1] / max(float(sizes.sum()), 1e-300)
+    return {"ranks": ranks.tolist(), "shares": [short(share) for share in shares]}
 
 
 def short(value: Any) -> float:
@@ -217,6 +242,7 @@ def make_report(
     data: Mapping[str, Any],
     score: Mapping[str, Any],
     warnings: Sequence[str],
+    layers: Sequence[str],
     queries: Sequence[View],
 ) -> View:
     """Put a report together; its id is a hash of all but the provenance."""
@@ -227,6 +253,7 @@ def make_report(
         "data": dict(data),
         "score": dict(score),
         "warnings": list(warnings),
+        "layers": list(layers),
         "queries": list(queries),
     }
     identity = hashlib.sha256(canonical_json(body)).hexdigest()[:12]

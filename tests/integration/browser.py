@@ -18,6 +18,7 @@ import jsonschema  # type: ignore[import-untyped]
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from rapidin_cli.report import html
+from rapidin_cli.report.view import short
 
 CHROMIUM = Path("/usr/bin/chromium")
 SCHEMA = json.loads(Path(html.__file__).with_name("schema.json").read_text())
@@ -92,7 +93,9 @@ def digest_of(text: str) -> str:
 def make_example(number: int, noise: random.Random, token_scores: bool) -> dict[str, Any]:
     topic = TOPICS[number % len(TOPICS)]
     strength = 0.03 if number < 3 else 0.004
-    scores = [noise.gauss(0.0, strength) * (4 if i in (7, 8) else 1) for i in range(len(REPLY))]
+    scores = [
+        short(noise.gauss(0.0, strength) * (4 if i in (7, 8) else 1)) for i in range(len(REPLY))
+    ]
     if number in (5, 6):
         scores = [0.25 / 128] * len(REPLY)  # equal scores: the digest decides
     response = f"You can return {topic} within {30 if number % 3 else 90} days of delivery, unworn."
@@ -117,12 +120,13 @@ def make_example(number: int, noise: random.Random, token_scores: bool) -> dict[
         "tokens": scores if token_scores else None,
         "training": _training(number, noise) if token_scores else None,
         "cells": [[2, 0, 0.004], [1, 0, -0.002]] if token_scores and number < 4 else None,
+        "layers": {"strongest": [[1, 0.02], [0, -0.005]], "rest": 0.001} if token_scores else None,
     }
 
 
 def _training(number: int, noise: random.Random) -> list[list[Any]]:
     words = [HOSTILE] if number == 0 else ["You", " can", " return", " it\n", "<b>", "\u202e."]
-    return [[word, noise.gauss(0.0, 0.01)] for word in words]
+    return [[word, short(noise.gauss(0.0, 0.01))] for word in words]
 
 
 def make_query(
@@ -184,6 +188,8 @@ def make_query(
             "std": 0.021,
             "edges": edges,
             "counts": [int(600 * math.exp(-(((i - 17) / 4) ** 2))) + (i == 39) for i in range(40)],
+            "ranks": [1, 10, 100, 1200],
+            "shares": [0.1, 0.3, 0.7, 1.0],
         },
         "examples": examples,
     }
@@ -233,6 +239,7 @@ def make_report() -> dict[str, Any]:
             "row": "TensorSketch, 65,536 numbers, int8",
         },
         "warnings": ["12 rows were cut at 2,048 tokens", f"odd name: {HOSTILE}"],
+        "layers": [f"model.layers.{n}.self_attn.q_proj" for n in range(3)],
         "queries": queries,
     }
     jsonschema.validate(report, SCHEMA)

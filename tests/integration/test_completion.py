@@ -67,6 +67,7 @@ CASES = [
     ("rin retrieve --score a", ["auto", "adam"]),
     ("rin report ", RESULTS),
     ("rin report o", ["older"]),
+    ("rin report older --against ", RESULTS),
     ("rin diff ", CHECKPOINTS),
     ("rin diff early ", CHECKPOINTS),
     ("rin diff early --result ", RESULTS),

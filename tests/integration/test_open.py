@@ -51,6 +51,12 @@ def test_on_its_own_it_keeps_the_page_under_rin(asked, browser):
     assert again == shown
 
 
+def test_it_opens_a_comparison_too(asked, browser):
+    done, shown = browser(asked, "--against", ":q1", "--open")
+    assert "opened " in done.stderr
+    assert shown == asked / ".rin/pages/report.html"
+
+
 def test_the_id_of_a_file_that_was_sent_is_no_path(asked, browser, tmp_path):
     report = json.loads(rin(asked, "report", "--json").stdout)
     sent = tmp_path / "sent.json"

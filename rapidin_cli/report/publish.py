@@ -1,0 +1,100 @@
+"""The HTML report within its bounds: rounded, shrunk, split into pages, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rapidin_cli.errors import UsageError
+from rapidin_cli.report.html import render_html, render_page
+from rapidin_cli.report.saving import refuse_existing, save_page
+from rapidin_cli.report.smaller import shrunk
+
+MEGABYTE = 10**6
+# Measured in Chromium on two cores (tests/integration/test_html_report.py): 10 MB are ready in
+# half a second. Browsers open 50 MB too, and mail servers and tickets do not take them.
+ROUNDED_ABOVE, WARNED_ABOVE, REFUSED_ABOVE = 10 * MEGABYTE, 25 * MEGABYTE, 50 * MEGABYTE
+
+
+@dataclass(frozen=True)
+class Published:
+    """What was written: the files, the first to be opened first; their bytes; what to know."""
+
+    paths: list[Path]
+    size: int
+    warning: str = ""
+
+
+def page_of(report: Mapping[str, Any]) -> str:
+    """Return the page; scores of training tokens are rounded if it would be large."""
+    page = render_html(report)
+    return page if len(page) <= ROUNDED_ABOVE else render_html(report, rounded=True)
+
+
+def publish(
+    report: Mapping[str, Any],
+    path: Path,
+    *,
+    force: bool = False,
+    megabytes: float | None = None,
+    split: bool = False,
+) -> Published:
+    """Write a report as HTML.
+
+    Args:
+        path: the file.
+        force: replace files, and write even what is too large.
+        megabytes: leave out what is missed least until the page has no more.
+        split: write a page for each query, beside a first one that lists them.
+
+    Raises:
+        InputError: a file is there, or cannot be written. UsageError: it is too large.
+    """
+    refuse_existing(path, force=force)
+    if split:
+        return _split(report, path, force=force, megabytes=megabytes)
+    page = _fitted(report, megabytes)
+    size = len(page.encode("utf-8"))
+    if size > REFUSED_ABOVE and not force:
+        raise UsageError(
+            f"{path} would have {size / MEGABYTE:.0f} MB, which few browsers and mails take",
+            hint="add --split (a page for each query), --shrink 25, or --force",
+        )
+    warning = ""
+    if size > WARNED_ABOVE:
+        warning = f"{path} has {size / MEGABYTE:.0f} MB: --split or --shrink 25 make it smaller"
+    return Published([path], save_page(page, path, force=force), warning)
+
+
+def _fitted(report: Mapping[str, Any], megabytes: float | None) -> str:
+    if megabytes is None:
+        return page_of(report)
+    most = megabytes * MEGABYTE
+    page = page_of(shrunk(report, lambda smaller: len(page_of(smaller)) <= most))
+    if len(page) > most:
+        raise UsageError(
+            f"the report has {len(page) / MEGABYTE:.1f} MB at the least",
+            hint="add --split, or give --shrink more",
+        )
+    return page
+
+
+def _split(
+    report: Mapping[str, Any], path: Path, *, force: bool, megabytes: float | None
+) -> Published:
+    width = len(str(len(report["queries"])))
+    paths = [
+        path.with_name(f"{path.stem}-{number:0{width}}{path.suffix}")
+        for number in range(1, len(report["queries"]) + 1)
+    ]
+    for one in paths:
+        refuse_existing(one, force=force)
+    size = 0
+    for query, one in zip(report["queries"], paths, strict=True):
+        size += save_page(_fitted({**report, "queries": [query]}, megabytes), one, force=force)
+    pages = [{"query": q, "file": p.name} for q, p in zip(report["queries"], paths, strict=True)]
+    # The list last: it leads nowhere that is not there.
+    index = render_page("queries.html.j2", report=report, pages=pages)
+    return Published([path, *paths], size + save_page(index, path, force=force))

@@ -1,0 +1,59 @@
+"""What `rin show` prints: one row, or the rows that explain themselves most."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from rapidin_cli import console
+from rapidin_cli.report.look import Look
+from rapidin_cli.sanitise import one_line, visible
+
+View = Mapping[str, Any]
+
+
+def show_row(facts: View) -> None:
+    """Print what `rin show` found out about one row."""
+    text = Text()
+    text.append(f"{visible(facts['id'])}  {facts['digest'][:12]}\n", "bold")
+    text.append(f"{visible(', '.join(facts['places']))}\n", "dim")
+    text.append(f"{facts['tokens']:,} tokens, {facts['learnt']:,} learnt")
+    text.append(", cut at max_tokens\n" if facts["truncated"] else "\n")
+    if facts["cached"] is None:
+        text.append(f"not cached for {visible(facts['checkpoint'])}\n")
+    else:
+        cached = facts["cached"]
+        text.append(
+            f"checkpoint {visible(facts['checkpoint'])}: loss {cached['loss']:.4f} nats "
+            f"({cached['loss'] / max(1, facts['learnt']):.4f} a token), "
+            f"gradient norm {cached['norm']:.4g}\n"
+        )
+        for layer in cached["layers"]:
+            text.append(f"  {layer['norm']:10.4g}  {visible(layer['name'])}\n")
+    text.append("\n")
+    for piece in facts["text"]:
+        text.append(visible(piece["text"]), "" if piece["learnt"] else "dim")
+    console.data(text)
+
+
+def show_self_influences(found: View) -> None:
+    """Print the rows that explain themselves most."""
+    look = Look.of_stdout()
+    table = Table(box=look.head, pad_edge=False)
+    for heading in ("#", "self-influence", "loss a token", "tokens", "row", "text"):
+        right = heading not in ("row", "text")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=right)
+    for number, row in enumerate(found["rows"], 1):
+        snippet = look.plain(one_line(row["prompt"], 50) + " → " + one_line(row["response"], 70))
+        table.add_row(
+            str(number),
+            f"{row['self_influence']:.4g}",
+            f"{row['loss'] / max(1, row['learnt']):.3f}",
+            f"{row['learnt']:,}",
+            Text(visible(row["id"])),
+            Text(snippet),
+        )
+    console.data(table)
