@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,24 +82,44 @@ def resolve(root: Path, name: str, path: str, base: str, *, trust: bool = False)
     return Checkpoint(name, folder, _folder(root, named, f"base model of {name!r}"), trust)
 
 
+def is_hub_name(place: str) -> bool:
+    """Whether a place may be the name of a model on the hub."""
+    return bool(_HUB_NAME.match(place)) and not place.startswith(".")
+
+
 def _folder(root: Path, place: str, what: str) -> Path:
     local = root / Path(place).expanduser()
     if local.is_dir():
         return local.resolve()
-    if not _HUB_NAME.match(place) or place.startswith("."):
+    if not is_hub_name(place):
         raise InputError(f"{what}: no folder {place}", hint="correct the path in rin.toml")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         return Path(
             snapshot_download(place, ignore_patterns=["*.bin", "*.h5", "*.msgpack", "*.gguf"])
         )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
+    except GatedRepoError:
         raise InputError(
-            f"{what}: {place} is no folder here, and the model hub did not deliver it ({reason})",
-            hint="correct the path in rin.toml, or log in with `hf auth login`",
+            f"{what}: {place} is no folder here, and the model hub keeps it behind terms",
+            hint=f"accept them at https://huggingface.co/{place}, then `hf auth login`",
+        ) from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise InputError(
+            f"{what}: {place} is no folder here, and the model hub has no such model for you",
+            hint="correct the path in rin.toml, or log in with `hf auth login` if it is private",
+        ) from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
+        raise InputError(
+            f"{what}: {place} is no folder here, and the model hub did not deliver it",
+            hint=f"correct the path in rin.toml, or where there is a network: hf download {place}",
         ) from None
 
 
@@ -191,10 +212,11 @@ class Fingerprints:
         return dict(self._known[key])
 
     def _remember(self) -> None:
-        self._memory.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._memory.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(self._known))
-        temporary.replace(self._memory)
+        with suppress(OSError):  # somebody else's folder: it is only slower
+            self._memory.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(self._known))
+            temporary.replace(self._memory)
 
 
 def _is_names(value: Any) -> bool:
@@ -271,7 +293,12 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
             return AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=checkpoint.trust_remote_code
             )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        if not any((folder / name).exists() for name in _TOKENIZER_FILES):
+            raise InputError(
+                f"checkpoint {checkpoint.name!r} has no tokenizer: there is none in {folder}",
+                hint="save it there: tokenizer.save_pretrained(FOLDER)",
+            ) from None
         raise _cannot_load("the tokenizer", checkpoint, error) from None
 
 
@@ -306,8 +333,35 @@ def load_model(checkpoint: Checkpoint, device: str, *, float32: bool = True) -> 
         raise _cannot_load("the model", checkpoint, error) from None
 
 
+def most_tokens(model: nn.Module, *, learned: bool = False) -> int:
+    """Return how many tokens a model reads; a large number if it does not say.
+
+    Args:
+        learned: only a limit that breaks the model: of an embedding of positions.
+    """
+    named = ("wpe", "position")
+    embeds = any(
+        part in name.rpartition(".")[2] and hasattr(module, "num_embeddings")
+        for name, module in model.named_modules()
+        for part in named
+    )
+    most = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(most, int) and most > 0 and (embeds or not learned):
+        return most
+    return sys.maxsize
+
+
 def _cannot_load(what: str, checkpoint: Checkpoint, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())[:300]
+    reason = " ".join(str(error).split())
+    if isinstance(error, KeyError):
+        reason = f"{reason} is missing or not known"
+    if checkpoint.base is not None and re.search("size mismatch|not found in the base", reason):
+        return InputError(
+            f"the adapter of checkpoint {checkpoint.name!r} does not fit {checkpoint.base}: it "
+            "was trained on another model",
+            hint="set [model] base in rin.toml to the model that it was trained on",
+        )
+    reason = reason.partition(". ")[0][:200].rstrip(".")
     return InputError(
         f"{what} of checkpoint {checkpoint.name!r} cannot be loaded: {reason}",
         hint="check the checkpoint's folder; --debug shows the whole error",

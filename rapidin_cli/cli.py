@@ -112,7 +112,7 @@ def main() -> None:
     for each in _SIGNALS:
         signal.signal(each, _interrupt)
     try:
-        app()
+        app(prog_name="rin")
     except Interrupted:
         _tell(RinError("interrupted; what was finished is kept"))
         sys.stdout.flush()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import math
 import re
 import tomllib
 import typing
@@ -147,6 +149,14 @@ class Config:
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 
 
+def find_root(start: Path) -> Path | None:
+    """Return the nearest folder with a rin.toml: this one, or one above."""
+    here = start.resolve()
+    return next(
+        (folder for folder in (here, *here.parents) if (folder / CONFIG_FILE).is_file()), None
+    )
+
+
 def load_config(root: Path) -> Config:
     """Read rin.toml and, on top of it, `.rin/config.local.toml`.
 
@@ -155,8 +165,19 @@ def load_config(root: Path) -> Config:
     """
     tables = _read(root / CONFIG_FILE)
     local = root / LOCAL_CONFIG
-    if local.exists():
-        tables = _over(tables, _read(local))
+    if not local.exists():
+        return _checked(tables)
+    above = _over(tables, _read(local))
+    try:
+        return _checked(above)
+    except InputError as error:
+        _checked(tables)  # complains if it is rin.toml that is wrong
+        raise InputError(
+            error.message.replace(CONFIG_FILE, LOCAL_CONFIG), hint=f"correct {LOCAL_CONFIG}"
+        ) from None
+
+
+def _checked(tables: dict[str, Any]) -> Config:
     config = _build(Config, tables, "")
     for name, remote in config.remote.items():
         if not REMOTE_NAME.fullmatch(name) or not remote.url:
@@ -169,6 +190,12 @@ def load_config(root: Path) -> Config:
             f"{CONFIG_FILE}: [data] max_tokens must be 2 or more", hint=f"correct {CONFIG_FILE}"
         )
     names = [checkpoint.name for checkpoint in config.checkpoints]
+    if unfit := [name for name in names if not is_checkpoint_name(name)]:
+        raise InputError(
+            f"{CONFIG_FILE}: a checkpoint cannot be called {unfit[0]!r}: --checkpoints takes "
+            "`all` or a list with commas, and NAME@SNAPSHOT is one of its snapshots",
+            hint=f"give it another name in {CONFIG_FILE}",
+        )
     if repeated := {name for name in names if names.count(name) > 1}:
         raise InputError(
             f"{CONFIG_FILE}: two checkpoints are called {sorted(repeated)[0]!r}",
@@ -191,6 +218,12 @@ def load_config(root: Path) -> Config:
     return config
 
 
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a name can be typed where commands take one."""
+    free = name not in ("", "all") and not name.startswith("-") and name.isprintable()
+    return free and not any(mark in name for mark in ",@")
+
+
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Lay tables over tables, setting by setting."""
     merged = dict(below)
@@ -202,7 +235,7 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path.name} is not TOML: {error}", hint=f"correct {path.name}") from None
     except OSError as error:
@@ -219,9 +252,10 @@ def _build(kind: type[Table], value: Any, where: str) -> Table:
     hints = typing.get_type_hints(kind)
     fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(set(value) - set(fields)):
+        near = difflib.get_close_matches(unknown[0], fields, 1)
+        meant = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(fields)}"
         raise InputError(
-            f"{CONFIG_FILE}: {where or 'the top level'} has no setting {unknown[0]!r} "
-            f"(it has {', '.join(fields)})",
+            f"{CONFIG_FILE}: {where or 'the top level'} has no setting {unknown[0]!r} ({meant})",
             hint=f"correct {CONFIG_FILE}",
         )
     for name, item in fields.items():
@@ -259,7 +293,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if type(value) is not kind:
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
         names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
         raise _wrong(where, value, names[kind])
     return value

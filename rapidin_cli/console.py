@@ -129,7 +129,10 @@ def progress(*columns: Any) -> Iterator[Progress]:
 
 def confirm(question: str, *, default: bool) -> bool:
     """Ask yes or no; the default where nobody can answer."""
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         return default
-    answer = stderr().input(f"{question} [{'Y/n' if default else 'y/N'}] ").strip().lower()
+    try:
+        answer = stderr().input(f"{question} [{'Y/n' if default else 'y/N'}] ").strip().lower()
+    except EOFError:
+        return False
     return default if not answer else answer.startswith("y")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rapidin_cli.checkpoints import Checkpoint, quiet_loading
-from rapidin_cli.errors import InputError, MissingError
+from rapidin_cli.errors import InputError
 from rapidin_cli.gradients.capture import is_transposed
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ def second_moments(checkpoint: Checkpoint, passes: Passes) -> list[torch.Tensor]
     """Return the bias-corrected second moments of each target's weight, (O, I) float32.
 
     Raises:
-        MissingError: the checkpoint has no optimizer.pt.
-        InputError: it is unreadable, is not Adam's, or is of other parameters.
+        InputError: the checkpoint has no optimizer.pt; it is unreadable, is not Adam's, or is
+            of other parameters.
     """
     path = checkpoint.path / STATE_FILE
     if not path.exists():
-        raise MissingError(
+        raise InputError(
             f"checkpoint {checkpoint.name!r} has no {STATE_FILE}, and the score adam needs the "
             "optimizer's state (the Trainer saves it unless save_only_model is set)",
             hint=_HINT,

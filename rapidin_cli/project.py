@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 from rapidin_cli import __version__, sharing
 from rapidin_cli.caching import WHOLE, Part, Plan, Progress, Settings, Silent, cache_rows
 from rapidin_cli.checkpoints import Fingerprints
-from rapidin_cli.config import CONFIG_FILE, CheckpointSettings, Config, load_config
+from rapidin_cli.config import CONFIG_FILE, CheckpointSettings, Config, find_root, load_config
 from rapidin_cli.data.examples import Dataset
 from rapidin_cli.errors import InputError, MissingError, NoProjectError, RinError, UsageError
 from rapidin_cli.lock import LockEntry, read_lock, write_lock
 from rapidin_cli.opened import Opened
 from rapidin_cli.remotes import choose, open_place, open_remote
 from rapidin_cli.results import Results
-from rapidin_cli.workers import LOCAL, RAY, check_executor
+from rapidin_cli.workers import LOCAL, RAY, check_devices, check_executor
 from rapidin_storage import (
     AccessError,
     Cache,
@@ -147,13 +147,14 @@ class Project:
         Raises:
             NoProjectError: there is none. InputError: its rin.toml is wrong.
         """
-        here = Path(start).resolve()
-        for folder in (here, *here.parents):
-            if (folder / CONFIG_FILE).is_file():
-                project = cls(folder, load_config(folder), store)
-                prepare_rin_folder(folder)
-                return project
-        raise NoProjectError(f"there is no {CONFIG_FILE} in {here} or above", hint="rin init")
+        folder = find_root(Path(start))
+        if folder is None:
+            here = Path(start).resolve()
+            raise NoProjectError(f"there is no {CONFIG_FILE} in {here} or above", hint="rin init")
+        project = cls(folder, load_config(folder), store)
+        with contextlib.suppress(OSError):  # reading needs none
+            prepare_rin_folder(folder)
+        return project
 
     def checkpoint_settings(self, names: Sequence[str] = ()) -> list[CheckpointSettings]:
         """Return the checkpoints of that name, or all.
@@ -164,7 +165,8 @@ class Project:
         known = {checkpoint.name: checkpoint for checkpoint in self.config.checkpoints}
         if not known:
             raise InputError(
-                f"{CONFIG_FILE} names no checkpoint", hint=f"add [[checkpoints]] to {CONFIG_FILE}"
+                f"{CONFIG_FILE} names no checkpoint",
+                hint=f"add [[checkpoints]] with a name and a path to {CONFIG_FILE}, then rin cache",
             )
         for name in names:
             if name not in known:
@@ -277,6 +279,7 @@ class Project:
         """
         from rapidin_cli.curvature import ensure
 
+        check_devices(devices)
         for settings in self.checkpoint_settings(names):
             opened = Opened(self, settings, skip_bad=skip_bad)
             found, fresh = ensure(
@@ -499,12 +502,23 @@ class Project:
                 here, scans the cached rows of a single checkpoint.
 
         Raises:
-            UsageError: an executor that cannot be had.
+            UsageError: an executor or a device that cannot be had; a checkpoint named twice.
         """
         from rapidin_cli.report.compose import Session
 
         check_executor(executor)
+        if len(check_devices(device)) > 1:
+            raise UsageError(
+                f"questions are answered on one device, not on {device}",
+                hint=f"rin retrieve --device {device.partition(',')[0]}",
+            )
         names = [checkpoint] if checkpoint else []
+        several = list(checkpoints or ())
+        if twice := {name for name in several if several.count(name) > 1}:
+            raise UsageError(
+                f"checkpoint {sorted(twice)[0]!r} is named twice, and would count twice",
+                hint=f"rin retrieve --checkpoints {','.join(dict.fromkeys(several))}",
+            )
         chosen = self.checkpoint_settings(names if checkpoints is None else checkpoints)
         chosen = chosen[-1:] if checkpoints is None else chosen
         if executor == RAY and (hold != "disk" or len(chosen) > 1):
@@ -534,7 +548,14 @@ class Project:
         """Answer questions and save the result; return the report (`rin.report/1`).
 
         Loads everything for these questions; see `session`, which has the same arguments.
+
+        Raises:
+            UsageError: an unknown score, or a damping for one that has none.
         """
+        from rapidin_cli.influence.score import check_score
+
+        if options is not None:
+            check_score(options.score, options.damping)
         asked = self.session(
             checkpoint, checkpoints=checkpoints, device=device, hold=hold, executor=executor
         )

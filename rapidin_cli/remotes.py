@@ -141,7 +141,7 @@ def add_remote(folder: Path, config: Config, name: str, settings: RemoteSettings
         key: getattr(settings, key) for key in _S3_SETTINGS if getattr(settings, key)
     }
     lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in given.items())
-    text = (folder / CONFIG_FILE).read_text(encoding="utf-8").rstrip("\n")
+    text = (folder / CONFIG_FILE).read_text(encoding="utf-8-sig").rstrip("\n")
     _rewrite(
         folder,
         f"{text}\n\n[remote.{name}]\n{lines}",
@@ -161,7 +161,7 @@ def remove_remote(folder: Path, config: Config, name: str) -> None:
             f"remote {name!r} is where this project's store is",
             hint=f"change [storage] root in {CONFIG_FILE} first",
         )
-    text = (folder / CONFIG_FILE).read_text(encoding="utf-8")
+    text = (folder / CONFIG_FILE).read_text(encoding="utf-8-sig")
     pattern = rf"\n*^[ \t]*\[remote\.{re.escape(name)}\][^\n]*\n(?:(?![ \t]*\[)[^\n]*\n?)*"
     shorter = re.sub(pattern, "\n\n", text, count=1, flags=re.MULTILINE).rstrip("\n") + "\n"
     expected = _tables(text)

@@ -2,33 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rapidin_cli.errors import InputError, MissingError
 
+_PARTS = ("id", "provenance", "checkpoints", "data", "score", "warnings", "queries")
+_NEWEST = "rin report shows the newest result, and rin retrieve makes one"
+_ID = re.compile(r"[0-9a-f]{12}")
+
 
 class Results:
-    """The reports in `.rin/results/`, named by their id."""
+    """The reports in `.rin/results/`, named by their id.
+
+    Attributes:
+        unsaved: why the last report was not saved; empty if it was.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.unsaved = ""
 
     def save(self, report: Mapping[str, Any]) -> Path:
-        """Write a report, whole or not at all, readable by its owner only."""
+        """Write a report, whole or not at all, readable by its owner only.
+
+        Where that cannot be done (a full disk, a folder of somebody else) it goes on, and
+        `unsaved` says why: the answer is there, and may have taken minutes.
+        """
         from rapidin_cli.report.view import dump
 
-        self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{report['id']}.json"
         temporary = path.with_suffix(".tmp")
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(dump(report))
-        temporary.replace(path)
+        self.unsaved = ""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(dump(report))
+            temporary.replace(path)
+        except OSError as error:
+            self.unsaved = f"{path}: {error.strerror}"
+            with contextlib.suppress(OSError):
+                temporary.unlink()
         return path
+
+    def page(self, report: Mapping[str, Any]) -> Path:
+        """Return where the page of a report goes that is only to be looked at."""
+        # The id of a file that somebody sent may be a path.
+        name = report["id"] if _ID.fullmatch(str(report.get("id"))) else "report"
+        folder = self._folder.with_name("pages")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{name}.html"
 
     def names(self) -> list[str]:
         """Ids, the newest last."""
@@ -56,8 +85,12 @@ class Results:
             path = self._folder / f"{matching[-1]}.json"
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot read {path}: {error}", hint="rin retrieve") from None
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}", hint=_NEWEST) from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path} is not JSON: {error}", hint=_NEWEST) from None
         if not isinstance(report, dict) or report.get("schema") != "rin.report/1":
-            raise InputError(f"{path} is not a rin report", hint="rin retrieve makes one")
+            raise InputError(f"{path} is not a rin report", hint=_NEWEST)
+        if reference.endswith(".json") and (lacking := [k for k in _PARTS if k not in report]):
+            raise InputError(f"{path} is not a whole report: no {lacking[0]!r}", hint=_NEWEST)
         return report

@@ -1,43 +1,59 @@
-"""`rin init`: find data, checkpoints and templates; propose; write rin.toml."""
+"""`rin init`: propose data, checkpoints and a template, and write rin.toml."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from rapidin_cli.checkpoints import ADAPTER_CONFIG
-from rapidin_cli.config import CONFIG_FILE
-from rapidin_cli.data.reading import DataSettings, RowError, guess_format, read_values
+from rapidin_cli.checkpoints import ADAPTER_CONFIG, is_hub_name
+from rapidin_cli.choices import Found, choose_checkpoints, choose_data, relative
+from rapidin_cli.config import CONFIG_FILE, CheckpointSettings
 from rapidin_cli.errors import InputError
 from rapidin_cli.project import prepare_rin_folder
+from rapidin_cli.rates import checkpoint_weights
 from rapidin_cli.resources import template_text
+from rapidin_cli.survey import Survey, read_json, shape_of, survey
 
-_DEPTH = 5
-_IGNORED_FOLDERS = {"node_modules", "__pycache__", "venv", "site-packages", "build", "dist"}
-_NOT_DATA = {"package.json", "tokenizer.json", "vocab.json", "trainer_state.json"}
+_CONVERSATIONS = ("messages", "conversations")
 
 
 @dataclass(frozen=True)
-class Found:
-    """A data file or a checkpoint folder, relative to the project where it is inside."""
+class Base:
+    """The model under the adapters.
 
-    path: str
-    about: str
+    Attributes:
+        setting: what rin.toml is to say; empty if the adapters name it.
+        place: a folder or a hub name; empty if none is needed.
+        why: where that comes from.
+    """
+
+    setting: str = ""
+    place: str = ""
+    why: str = ""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """What rin.toml would say."""
+    """What rin.toml would say.
+
+    Attributes:
+        notes: what else was found, and what was chosen among several.
+    """
 
     data: list[Found]
     checkpoints: list[tuple[str, Found]]
-    base: str
+    base: Base
     template: str
     why_template: str
+    notes: list[str]
+
+    @property
+    def next(self) -> str:
+        """The command to type once it is written."""
+        return "rin cache" if self.data and self.checkpoints else "rin status"
 
 
 def propose(
@@ -50,93 +66,70 @@ def propose(
     """Look around and return a proposal; None in a folder that is a project already.
 
     Raises:
-        InputError: no folder, or a data file that was named cannot be used.
+        InputError: no folder, or a data file or a checkpoint that was named cannot be used.
     """
     if not root.is_dir():
         raise InputError(f"{root} is no folder", hint="make it first")
     if (root / CONFIG_FILE).exists():
         return None
-    folders = _checkpoint_folders(root)
-    files = [_named_data(root, name) for name in data] or _find_data(root)
-    named = [Found(path, "given") for path in checkpoints] or _trained(root, folders)
-    template, why = (template, "given") if template else _guess_template(root, files, named, base)
-    return Proposal(files, _name(named), base, template, why)
-
-
-def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield folders with their files, nearest first in name order, hidden ones left out."""
-    for folder, folders, files in os.walk(root):
-        here = Path(folder)
-        depth = len(here.relative_to(root).parts)
-        folders[:] = sorted(
-            name
-            for name in folders
-            if depth < _DEPTH and not name.startswith(".") and name not in _IGNORED_FOLDERS
+    found = survey(root)
+    notes: list[str] = []
+    files = [_named_data(root, name) for name in data] or choose_data(root, found, notes)
+    if checkpoints:
+        named = [_named_checkpoint(root, path) for path in checkpoints]
+    else:
+        named = choose_checkpoints(root, found, notes)
+    if not found.complete and not (data and checkpoints):
+        notes.append(
+            "this folder is large, and not all was looked at: --data and --checkpoint name files"
         )
-        yield here, sorted(files)
-
-
-def _find_data(root: Path) -> list[Found]:
-    found = []
-    for folder, files in _walk(root):
-        if ADAPTER_CONFIG in files or "config.json" in files:
-            continue
-        for name in files:
-            path = folder / name
-            if path.suffix not in (".jsonl", ".json") or name in _NOT_DATA:
-                continue
-            shape = _shape(path)
-            if shape:
-                found.append((path.stat().st_size, path, shape))
-    if not found:
-        return []
-    # The largest file of a kind is the training set far more often than not.
-    _, path, shape = max(found, key=lambda item: (item[0], str(item[1])))
-    return [Found(_relative(root, path), f"{shape} rows")]
-
-
-def _shape(path: Path) -> str | None:
-    """Return the format that a file's first row shows, or None."""
-    try:
-        for _, value in read_values(path, path.name):
-            return None if isinstance(value, RowError) else guess_format(value, DataSettings())
-    except InputError:
-        return None
-    return None
+    under = _find_base(root, base, named, found)
+    why = "given"
+    if not template:
+        template, why = _guess_template(root, files, named, under.place)
+    return Proposal(files, _name(named), under, template, why, notes)
 
 
 def _named_data(root: Path, name: str) -> Found:
     path = root / name
     if not path.is_file():
         raise InputError(f"there is no data file {path}", hint="rin init --data FILE")
-    return Found(_relative(root, path), f"{_shape(path) or 'unknown'} rows")
+    return Found(relative(root, path), f"{shape_of(path) or 'unknown'} rows")
 
 
-def _checkpoint_folders(root: Path) -> list[tuple[Path, bool]]:
-    """Return (folder, is an adapter) of everything that looks like a checkpoint."""
-    found = []
-    for folder, files in _walk(root):
-        if ADAPTER_CONFIG in files:
-            found.append((folder, True))
-        elif "config.json" in files and any(name.endswith(".safetensors") for name in files):
-            found.append((folder, False))
-    return found
+def _named_checkpoint(root: Path, name: str) -> Found:
+    folder = root / Path(name).expanduser()
+    if not folder.is_dir():
+        if not is_hub_name(name):
+            raise InputError(f"there is no folder {folder}", hint="rin init --checkpoint FOLDER")
+        return Found(name, "given, from the model hub")
+    if not any((folder / file).is_file() for file in (ADAPTER_CONFIG, "config.json")):
+        raise InputError(
+            f"{folder} has neither {ADAPTER_CONFIG} nor config.json, so it is no checkpoint",
+            hint="rin init --checkpoint FOLDER",
+        )
+    return Found(relative(root, folder), "given")
 
 
-def _trained(root: Path, folders: list[tuple[Path, bool]]) -> list[Found]:
-    """Adapters if there are any (full models are then their bases), else full models."""
-    adapters = any(is_adapter for _, is_adapter in folders)
-    chosen = [folder for folder, is_adapter in folders if is_adapter == adapters]
-    chosen.sort(key=_step)
-    about = "adapter" if adapters else "full model"
-    return [Found(_relative(root, folder), about) for folder in chosen]
-
-
-def _step(folder: Path) -> tuple[str, int, str]:
-    """Sort checkpoint-2 before checkpoint-10."""
-    name, _, number = folder.name.rpartition("-")
-    known = number.isdigit()
-    return str(folder.parent), int(number) if known else 0, name if known else folder.name
+def _find_base(root: Path, given: str, named: Sequence[Found], found: Survey) -> Base:
+    """Find the base model, which may have moved since training."""
+    if given:
+        return Base(given, given, "given")
+    configs = [read_json(root / item.path / ADAPTER_CONFIG) for item in named]
+    bases = [str(config.get("base_model_name_or_path") or "") for config in configs]
+    if not any(bases):
+        return Base()
+    base = [name for name in bases if name][-1]
+    if (root / Path(base).expanduser()).is_dir():
+        return Base("", base, "named by the adapter")
+    if is_hub_name(base):
+        return Base("", base, "named by the adapter; from the model hub")
+    models = [each.path for each in found.checkpoints if not each.adapter and each.weights]
+    moved = [path for path in models if path.name == Path(base).name] or models
+    if len(moved) == 1:
+        here = relative(root, moved[0])
+        return Base(here, here, f"for {base}, which the adapter names and which is not here")
+    return Base("", base, "named by the adapter, but not here: set [model] base in rin.toml")
 
 
 def _name(found: Sequence[Found]) -> list[tuple[str, Found]]:
@@ -145,7 +138,8 @@ def _name(found: Sequence[Found]) -> list[tuple[str, Found]]:
         parts = [part for part in Path(item.path).parts if part not in (".", "..", "/")] or [
             "model"
         ]
-        taken = {name for name, _ in names}
+        parts = [re.sub("[,@]", "-", part).lstrip("-") or "model" for part in parts]
+        taken = {name for name, _ in names} | {"all"}
         length = 1
         while (name := "-".join(parts[-length:])) in taken and length < len(parts):
             length += 1
@@ -158,58 +152,66 @@ def _name(found: Sequence[Found]) -> list[tuple[str, Found]]:
 def _guess_template(
     root: Path, files: Sequence[Found], named: Sequence[Found], base: str
 ) -> tuple[str, str]:
-    """Chat if the model has a chat template, as fine-tuning then mostly uses it."""
-    for place in (*(item.path for item in named), base, *_bases(root, named)):
-        folder = root / place
-        if place and folder.is_dir() and _has_chat_template(folder):
+    """Chat for conversations, and if the model has a chat template, as training mostly uses it."""
+    shapes = {item.about.partition(" ")[0] for item in files}
+    if shapes & set(_CONVERSATIONS):
+        return "chat", "the data holds conversations"
+    for place in (*(item.path for item in named), base):
+        folder = root / place if (root / place).is_dir() else _downloaded(place)
+        if place and folder is not None and _has_chat_template(folder):
             return "chat", f"{place} has a chat template"
-    if any(item.about.startswith("alpaca") for item in files):
-        return "alpaca", "the data has Alpaca's fields"
+    if "alpaca" in shapes:
+        return "alpaca", "the data has Alpaca's fields, and no chat template was found"
     return "plain", "no chat template was found"
 
 
-def _bases(root: Path, named: Sequence[Found]) -> list[str]:
-    return [
-        str(_json(root / item.path / ADAPTER_CONFIG).get("base_model_name_or_path") or "")
-        for item in named
-    ]
+def _downloaded(name: str) -> Path | None:
+    """Where the hub's own cache has a model's tokenizer; nothing is asked of the hub."""
+    if not is_hub_name(name):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        kept = try_to_load_from_cache(name, "tokenizer_config.json")
+    except HFValidationError:
+        return None
+    return Path(kept).parent if isinstance(kept, str) else None
 
 
 def _has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").exists():
         return True
-    return bool(_json(folder / "tokenizer_config.json").get("chat_template"))
+    return bool(read_json(folder / "tokenizer_config.json").get("chat_template"))
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _relative(root: Path, path: Path) -> str:
-    try:
-        return path.resolve().relative_to(root).as_posix()
-    except ValueError:
-        return str(path.resolve())
-
-
-def describe(proposal: Proposal) -> list[str]:
+def describe(root: Path, proposal: Proposal) -> list[str]:
     """Return the proposal in lines for people."""
     lines = [f"data        {item.path}  ({item.about})" for item in proposal.data]
     lines += [
         f"checkpoint  {name}: {item.path}  ({item.about})" for name, item in proposal.checkpoints
     ]
-    if proposal.base:
-        lines.append(f"base        {proposal.base}")
+    if len(proposal.checkpoints) > 1:
+        lines.append(f"weights     {_weights(root, proposal)}")
+    if proposal.base.place:
+        lines.append(f"base        {proposal.base.place}  ({proposal.base.why})")
     lines.append(f"template    {proposal.template}  ({proposal.why_template})")
+    lines += proposal.notes
     if not proposal.data:
         lines.append("no training data was found: set [data] files in rin.toml")
     if not proposal.checkpoints:
         lines.append("no checkpoint was found: add [[checkpoints]] to rin.toml")
     return lines
+
+
+def _weights(root: Path, proposal: Proposal) -> str:
+    """What each checkpoint would count in `--checkpoints all`."""
+    settings = [CheckpointSettings(name, item.path) for name, item in proposal.checkpoints]
+    try:
+        weights, source = checkpoint_weights(settings, [root / one.path for one in settings])
+    except InputError as error:
+        return error.message
+    return f"{', '.join(f'{weight:.2f}' for weight in weights)}  ({source})"
 
 
 def initialise(root: Path, proposal: Proposal) -> None:
@@ -225,7 +227,7 @@ def initialise(root: Path, proposal: Proposal) -> None:
     text = environment.from_string(template_text("rin.toml.j2")).render(
         files=[item.path for item in proposal.data],
         template=proposal.template,
-        base=proposal.base,
+        base=proposal.base.setting,
         checkpoints=[(name, item.path) for name, item in proposal.checkpoints],
     )
     try:

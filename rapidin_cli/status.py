@@ -108,6 +108,15 @@ class ProjectStatus:
         """Whether nothing is left to do."""
         return not any(c.next or c.problem for c in self.checkpoints)
 
+    @property
+    def next(self) -> str:
+        """The command for the first thing that is not up to date; empty if all is."""
+        steps = [c.next for c in self.checkpoints if c.next]
+        missing = [c for c in self.checkpoints if c.next == f"rin cache {c.name}"]
+        if steps and len(missing) == len(self.checkpoints):
+            return "rin cache"
+        return steps[0] if steps else ""
+
     def lines(self) -> list[str]:
         """For people."""
         return [f"project {self.root}", *(checkpoint.line() for checkpoint in self.checkpoints)]

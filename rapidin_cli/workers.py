@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from rapidin_cli.checkpoints import Checkpoint, load_model
-from rapidin_cli.errors import RinError, UsageError, no_memory, out_of_memory
+from rapidin_cli.checkpoints import Checkpoint, load_model, most_tokens
+from rapidin_cli.errors import InputError, RinError, UsageError, no_memory, out_of_memory
 from rapidin_cli.gradients.spec import GradientSpec
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from rapidin_cli.gradients.rows import RowLayout
 
 LOCAL, RAY = "local", "ray"
+
+_CUDA = re.compile(r"cuda(:\d+)?")
 
 MAX_DEATHS = 3
 """Workers that may die on a batch before it is given up."""
@@ -69,6 +72,22 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def check_devices(requested: str) -> list[str]:
+    """Return the devices that a list names, before anything is loaded.
+
+    Raises:
+        UsageError: it is not `auto`, `cpu` or a list of CUDA devices.
+    """
+    names = [name.strip() for name in requested.split(",") if name.strip()] or ["auto"]
+    for name in names:
+        alone = name in ("auto", "cpu") and len(names) == 1
+        if not alone and not _CUDA.fullmatch(name):
+            raise UsageError(
+                f"{requested!r} is no device", hint="give auto, cpu or a list such as cuda:0,cuda:1"
+            )
+    return names
+
+
 def choose_devices(requested: str, cpu_workers: int) -> list[tuple[str, int]]:
     """Return (device, threads) for each worker.
 
@@ -77,20 +96,19 @@ def choose_devices(requested: str, cpu_workers: int) -> list[tuple[str, int]]:
         cpu_workers: processes when the device is the CPU; the cores are divided.
 
     Raises:
-        RinError: a device that is not there.
+        UsageError: what is no device. RinError: a device that is not there.
     """
     import torch
 
-    names = [name.strip() for name in requested.split(",") if name.strip()]
-    if names in ([], ["auto"]):
+    names = check_devices(requested)
+    if names == ["auto"]:
         names = [f"cuda:{n}" for n in range(torch.cuda.device_count())] or ["cpu"]
     if names == ["cpu"]:
         # A single worker keeps what torch and OMP_NUM_THREADS say.
         threads = max(1, cores() // cpu_workers) if cpu_workers > 1 else 0
         return [("cpu", threads)] * cpu_workers
     for name in names:
-        present = name.startswith("cuda") and torch.cuda.is_available()
-        if not present or (torch.device(name).index or 0) >= torch.cuda.device_count():
+        if (torch.device(name).index or 0) >= torch.cuda.device_count():
             raise RinError(
                 f"there is no device {name!r} ({torch.cuda.device_count()} CUDA devices found)",
                 hint="give cpu, or leave the option out",
@@ -137,6 +155,7 @@ class Worker:
 
         self.engine = build_engine(job)
         self._kind = row_kind(self.engine.layout)
+        self._most = most_tokens(self.engine.passes.model, learned=True)
         self.token_bytes = token_bytes(self.engine.passes)
         self.limit = batch_limit(self.engine.passes.device, self.token_bytes)
 
@@ -147,6 +166,11 @@ class Worker:
         after all are halved.
         """
         count, length = tokens[0].shape
+        if length > self._most:
+            raise InputError(
+                f"a row has {length:,} tokens, and the model reads {self._most:,}",
+                hint=f"set [data] max_tokens in rin.toml to {self._most} or less, as in training",
+            )
         most = max(1, self.limit // length)
         parts = [
             self._rows((tokens[0][first : first + most], tokens[1][first : first + most]))
@@ -393,8 +417,10 @@ def check_executor(executor: str, devices: str = "auto") -> None:
     """Refuse what cannot be had, before anything else is done.
 
     Raises:
-        UsageError: there is no such executor, it is not installed, or takes no devices.
+        UsageError: there is no such executor, it is not installed, or takes no devices; or
+            what is no device.
     """
+    check_devices(devices)
     if executor not in (LOCAL, RAY):
         raise UsageError(f"there is no executor {executor!r}", hint=f"choose {LOCAL} or {RAY}")
     if executor == RAY and devices != "auto":
@@ -403,7 +429,7 @@ def check_executor(executor: str, devices: str = "auto") -> None:
             hint="leave --devices out; --workers N makes N workers",
         )
     if executor == RAY and importlib.util.find_spec("ray") is None:
-        raise UsageError("Ray is not installed", hint="pip install ray")
+        raise UsageError("Ray is not installed", hint='pip install "rapidin[ray]"')
 
 
 def open_pool(jobs: Sequence[Job], executor: str = LOCAL) -> Pool:

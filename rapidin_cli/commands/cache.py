@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rapidin_cli import completion
 from rapidin_cli.commands.options import Checkpoints, Devices, Workers
 from rapidin_cli.console import duration, size
 from rapidin_cli.errors import UsageError
@@ -37,7 +40,11 @@ def cache(
         bool, typer.Option("--skip-bad", help="Leave unusable rows out and list them.")
     ] = False,
     root: Annotated[
-        str, typer.Option(help="Write to this remote, URL or folder, not to [storage] root.")
+        str,
+        typer.Option(
+            help="Write to this remote, URL or folder, not to \\[storage] root.",
+            autocompletion=completion.remotes,
+        ),
     ] = "",
     part: Annotated[
         str, typer.Option(metavar="I/N", help="Only this share of the rows: for job arrays.")
@@ -56,6 +63,7 @@ def cache(
     """
     from rapidin_cli import console
     from rapidin_cli.caching import WHOLE
+    from rapidin_cli.hints import OWN_WORDS, first_question
     from rapidin_cli.project import Project
     from rapidin_cli.workers import RAY, check_executor
 
@@ -72,10 +80,14 @@ def cache(
         if executor == RAY:
             console.say("as one process on this machine would take it; the cluster was not asked")
             workers = 1
+        rows = 0
         for found in project.forecast(
             names, devices=devices, workers=workers, skip_bad=skip_bad, part=share
         ):
             console.say(_forecast(found))
+            rows += found.rows
+        same = shlex.join(["rin", *(word for word in sys.argv[1:] if word != "--dry-run")])
+        console.say(f"next: {same if rows else first_question(project, names)}")
         return
     with _Watch() as watch:
         done = project.cache(
@@ -96,7 +108,8 @@ def cache(
     if share != WHOLE:
         console.say("next: rin cache, once all parts have ended: it brings rin.lock up to date")
         return
-    console.say("next: rin retrieve --prompt TEXT --response TEXT")
+    console.say(f"next: {first_question(project, names)}")
+    console.say(OWN_WORDS)
 
 
 def _share(text: str) -> Part:

@@ -32,6 +32,7 @@ def curvature(
     do not need it again.
     """
     from rapidin_cli import console
+    from rapidin_cli.hints import first_question
     from rapidin_cli.project import Project
 
     project = Project.open(context.obj.directory)
@@ -62,4 +63,4 @@ def curvature(
             'note: through curvature, rows of [gradient] row = "factors" shortlist better than '
             "sketches shorter than the gradient; which, and at how many bytes, is in the README"
         )
-    console.say("next: rin retrieve --score ekfac --prompt TEXT --response TEXT")
+    console.say(f"next: {first_question(project, checkpoints or ())} --score ekfac")

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from rapidin_cli import completion
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -15,12 +17,25 @@ def register(app: typer.Typer) -> None:
 def diff(
     context: typer.Context,
     before: Annotated[
-        str, typer.Argument(help="NAME, NAME@SNAPSHOT or @SNAPSHOT (of the last checkpoint).")
+        str,
+        typer.Argument(
+            help="NAME, NAME@SNAPSHOT or @SNAPSHOT (of the last checkpoint).",
+            autocompletion=completion.checkpoints,
+        ),
     ],
-    after: Annotated[str, typer.Argument(help="The same; the newest of BEFORE's by default.")] = "",
+    after: Annotated[
+        str,
+        typer.Argument(
+            help="The same; the newest of BEFORE's by default.",
+            autocompletion=completion.checkpoints,
+        ),
+    ] = "",
     result: Annotated[
         str | None,
-        typer.Option(help="A saved result: show how its queries' top influences moved."),
+        typer.Option(
+            help="A saved result: show how its queries' top influences moved.",
+            autocompletion=completion.results,
+        ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Influences of each sign to compare.")] = 10,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",

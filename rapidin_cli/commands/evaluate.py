@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rapidin_cli.commands.options import Checkpoint
+
 if TYPE_CHECKING:
     from rapidin_cli.evaluation.evaluate import Plan, Progress
     from rapidin_cli.project import Project
@@ -24,7 +26,6 @@ def register(app: typer.Typer) -> None:
 
 
 Queries = Annotated[Path, typer.Option(help="JSONL or JSON list of queries, in the data's shapes.")]
-Checkpoint = Annotated[str, typer.Option(help="Name from rin.toml; the last one by default.")]
 Scores = Annotated[
     str, typer.Option(help="A list such as ekfac,rapidin,bm25,random; all by default.")
 ]
@@ -82,7 +83,7 @@ def lds(
 ) -> None:
     """Train on random halves: do summed influences rank the outcomes? (1 is perfect, 0 chance.)
 
-    Trains with [evaluate] command of rin.toml, or with the built-in trainer. May be
+    Trains with \\[evaluate] command of rin.toml, or with the built-in trainer. May be
     interrupted and run again: trainings that are done are kept.
     """
     from rapidin_cli.evaluation.evaluate import linear_datamodeling

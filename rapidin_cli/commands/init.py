@@ -42,10 +42,10 @@ def init(
         console.say(f"{root / 'rin.toml'} is there already; nothing was changed")
         console.say("next: rin status")
         return
-    for line in describe(proposal):
+    for line in describe(root, proposal):
         console.say(line)
     if not yes and not console.confirm(f"write {root / 'rin.toml'}?", default=True):
         raise typer.Exit(1)
     initialise(root, proposal)
     console.say("wrote rin.toml; commit it, and check that [data] template is training's")
-    console.say("next: rin cache")
+    console.say(f"next: {proposal.next}")

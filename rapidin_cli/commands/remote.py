@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from rapidin_cli import completion
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
@@ -62,7 +64,9 @@ def list_(
 
 def remove(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="A remote of rin.toml.")],
+    name: Annotated[
+        str, typer.Argument(help="A remote of rin.toml.", autocompletion=completion.remotes)
+    ],
 ) -> None:
     """Take a remote out of rin.toml; what it holds stays."""
     from rapidin_cli import console

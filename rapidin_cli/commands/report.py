@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from rapidin_cli import completion
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -16,11 +18,18 @@ def register(app: typer.Typer) -> None:
 def report(
     context: typer.Context,
     result: Annotated[
-        str, typer.Argument(help="Beginning of a result's id, or a JSON file; the newest if empty.")
+        str,
+        typer.Argument(
+            help="Beginning of a result's id, or a JSON file; the newest if empty.",
+            autocompletion=completion.results,
+        ),
     ] = "",
     html: Annotated[Path | None, typer.Option(help="Write one offline HTML file.")] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite the HTML file, and write even a huge one.")
+    ] = False,
+    show: Annotated[
+        bool, typer.Option("--open", help="Open it in a browser; without --html, from .rin/pages.")
     ] = False,
     split: Annotated[
         bool, typer.Option("--split", help="A page for each query, and one that lists them.")
@@ -30,7 +39,12 @@ def report(
         typer.Option(metavar="MB", min=0.1, help="Leave out what is missed least until it fits."),
     ] = None,
     against: Annotated[
-        str, typer.Option(metavar="RESULT[:QUERY]", help="Compare with another result or query.")
+        str,
+        typer.Option(
+            metavar="RESULT[:QUERY]",
+            help="Compare with another result or query.",
+            autocompletion=completion.results,
+        ),
     ] = "",
     redact: Annotated[
         bool, typer.Option("--redact", help="Ids and scores only: no text of data or model.")
@@ -66,12 +80,25 @@ def report(
     results = Project.open(context.obj.directory).results
     if against:
         found = outputs.comparison(results, result, against, query, top, redacted=redact)
-        outputs.give_comparison(found, html=html, force=force, as_json=as_json)
+        page = results.page(found) if show and html is None else html
+        outputs.give_comparison(found, html=page, force=force or html is None, as_json=as_json)
+        _open(page, show)
         return
     saved = outputs.chosen(results, result, query, redacted=redact)
-    if html is not None:
-        outputs.give_html(saved, html, force=force, split=split, megabytes=shrink)
+    page = results.page(saved) if show and html is None else html
+    if page is not None:
+        outputs.give_html(saved, page, force=force or html is None, split=split, megabytes=shrink)
+    _open(page, show)
     if chosen:
         console.raw(outputs.text(saved, chosen[0], token))
-    elif html is None:
+    elif page is None:
         terminal.show(saved, token=token, example=example, top=top)
+
+
+def _open(page: Path | None, show: bool) -> None:
+    from rapidin_cli import console
+    from rapidin_cli.browser import open_page
+
+    if page is not None and show:
+        opened = open_page(page)
+        console.say(f"opened {page}" if opened else f"no browser is to be had here: open {page}")

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rapidin_cli import completion
+from rapidin_cli.commands.options import Checkpoint
+
 if TYPE_CHECKING:
     from rapidin_cli.influence.queries import Question
     from rapidin_cli.project import Project
@@ -45,14 +48,17 @@ def retrieve(
     token: Annotated[
         str, typer.Option(metavar="N[:M]", help="Explain only these tokens of the response.")
     ] = "",
-    checkpoint: Annotated[
-        str, typer.Option(help="Name from rin.toml; the last one by default.")
-    ] = "",
+    checkpoint: Checkpoint = "",
     checkpoints: Annotated[
-        str, typer.Option(help="all, or a list: add scores, weighted by learning rates.")
+        str,
+        typer.Option(
+            help="all, or a list: add scores, weighted by learning rates.",
+            autocompletion=completion.several_checkpoints,
+        ),
     ] = "",
     score: Annotated[
-        str, typer.Option(help="auto, ekfac, adam, dot, gram, cosine, rapidin.")
+        str,
+        typer.Option(help=", ".join(completion.SCORES) + ".", autocompletion=completion.scores),
     ] = "auto",
     exact: Annotated[
         int,
@@ -146,6 +152,8 @@ def retrieve(
         from rapidin_cli.report import terminal
 
         terminal.show(report)
+    if project.results.unsaved:
+        console.warn(f"rin report cannot show it again: {project.results.unsaved}")
     if score == AUTO and report["score"]["name"] == "dot":
         opened = [project.opened(member["name"]) for member in report["checkpoints"]]
         adam = all(has_second_moments(one.checkpoint) for one in opened)
@@ -165,7 +173,13 @@ def _several(one: str, several: str) -> list[str] | None:
         )
     if several == "all":
         return []
-    return [name.strip() for name in several.split(",") if name.strip()]
+    names = [name.strip() for name in several.split(",") if name.strip()]
+    if not names or "all" in names:
+        raise UsageError(
+            f"--checkpoints {several} is neither `all` nor a list of names",
+            hint="rin retrieve --checkpoints all, or NAME,NAME; rin status lists them",
+        )
+    return names
 
 
 def _narrowed(

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from rapidin_cli.commands.options import Checkpoint
 from rapidin_cli.errors import UsageError
 
 
@@ -19,9 +20,7 @@ def show(
     row: Annotated[
         str, typer.Argument(help="A row's id, FILE:LINE, or beginning of its digest.")
     ] = "",
-    checkpoint: Annotated[
-        str, typer.Option(help="Name from rin.toml; the last one by default.")
-    ] = "",
+    checkpoint: Checkpoint = "",
     self_influence: Annotated[
         bool, typer.Option("--self-influence", help="List the rows that explain themselves most.")
     ] = False,

@@ -22,15 +22,18 @@ def status(
 ) -> None:
     """Compare data, checkpoints, lock and cache; name the command for each difference."""
     from rapidin_cli import console
+    from rapidin_cli.hints import first_question
     from rapidin_cli.project import Project
     from rapidin_cli.sanitise import visible
     from rapidin_cli.status import project_status
 
-    found = project_status(Project.open(context.obj.directory), offline=offline)
+    project = Project.open(context.obj.directory)
+    found = project_status(project, offline=offline)
     if as_json:
         console.as_json(found.to_json())
     else:
         for line in found.lines():
             console.raw(visible(line))
+        console.say(f"next: {found.next or first_question(project)}")
     if exit_code and not found.up_to_date:
         raise typer.Exit(1)

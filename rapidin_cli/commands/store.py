@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rapidin_cli import completion
+
 if TYPE_CHECKING:
     from rapidin_cli.project import Project
     from rapidin_cli.sharing import Checked
     from rapidin_storage.verify import Verdict
 
-_REMOTE = Annotated[str, typer.Option(help="A remote, instead of the project's own store.")]
+_REMOTE = Annotated[
+    str,
+    typer.Option(
+        help="A remote, instead of the project's own store.", autocompletion=completion.remotes
+    ),
+]
 _NAMED = 10
 _JSON = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 
@@ -226,7 +233,11 @@ def _say_removed(count: int, size: int, done: bool, which: str) -> None:
 def log(
     context: typer.Context,
     checkpoint: Annotated[
-        str, typer.Argument(help="Name from rin.toml; the last one by default.")
+        str,
+        typer.Argument(
+            help="Name from rin.toml; the last one by default.",
+            autocompletion=completion.checkpoints,
+        ),
     ] = "",
     remote: _REMOTE = "",
     as_json: _JSON = False,
@@ -279,7 +290,11 @@ def _log_json(name: str, commits: list[Any]) -> dict[str, Any]:
 def export(
     context: typer.Context,
     checkpoint: Annotated[
-        str, typer.Argument(help="NAME or NAME@SNAPSHOT; the last checkpoint by default.")
+        str,
+        typer.Argument(
+            help="NAME or NAME@SNAPSHOT; the last checkpoint by default.",
+            autocompletion=completion.checkpoints,
+        ),
     ] = "",
     zarr: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder to make: a plain Zarr v3 group.")

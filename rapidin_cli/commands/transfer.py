@@ -8,14 +8,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rapidin_cli import completion
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
     from rapidin_cli.sharing import Moved
 
-_REMOTE = Annotated[str, typer.Argument(help="A remote; the only one, or origin, by default.")]
+_REMOTE = Annotated[
+    str,
+    typer.Argument(
+        help="A remote; the only one, or origin, by default.", autocompletion=completion.remotes
+    ),
+]
 _CHECKPOINT = Annotated[
-    list[str] | None, typer.Option(help="Name from rin.toml; all by default. May be repeated.")
+    list[str] | None,
+    typer.Option(
+        help="Name from rin.toml; all by default. May be repeated.",
+        autocompletion=completion.checkpoints,
+    ),
 ]
 _ALL = Annotated[bool, typer.Option("--all", help="Every cache of the store, old ones too.")]
 

@@ -204,7 +204,7 @@ class Encoder:
         return _Rendered(text, tuple(spans), special=False)
 
     def _chat(self, messages: Sequence[Message], *, generation: bool = False) -> str:
-        from jinja2.exceptions import TemplateError
+        from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
         try:
             return str(
@@ -215,6 +215,11 @@ class Encoder:
                     chat_template=self._chat_template,
                 )
             )
+        except TemplateSyntaxError as error:
+            raise InputError(
+                f"the tokenizer's chat template is broken at line {error.lineno}: {error.message}",
+                hint="correct chat_template.jinja, or chat_template in tokenizer_config.json",
+            ) from None
         except (TemplateError, TypeError, LookupError, ValueError, AttributeError) as error:
             raise RowError(f"the chat template refuses this conversation: {error}") from None
 

@@ -160,6 +160,8 @@ def _read_list(text: str, name: str) -> Iterator[tuple[int, Any]]:
         raise InputError(
             f"{name}:{error.lineno}: broken JSON list: {error.msg}", hint=f"repair {name}"
         ) from None
+    except RecursionError:
+        raise InputError(f"{name}: JSON nested too deeply", hint=f"repair {name}") from None
 
 
 def guess_format(value: Any, settings: DataSettings) -> str | None:

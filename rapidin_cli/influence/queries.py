@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from rapidin_cli.checkpoints import most_tokens
 from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import IGNORED, Example, one_token_queries, padded
 from rapidin_cli.data.reading import (
@@ -20,7 +21,7 @@ from rapidin_cli.data.reading import (
     parse_row,
     read_values,
 )
-from rapidin_cli.errors import InputError
+from rapidin_cli.errors import InputError, UsageError
 from rapidin_cli.gradients.directions import LayerGradient
 from rapidin_cli.gradients.engine import Change, GradientEngine
 from rapidin_cli.gradients.passes import Batch, Passes
@@ -101,16 +102,22 @@ def generate(
     engine: GradientEngine, encoder: Encoder, tokenizer: Any, prompt: str, max_new_tokens: int
 ) -> Example:
     """Let the model answer greedily; EOS is explained only if the model said it."""
-    ids = encoder.prompt_ids(prompt)
+    ids = encoder.prompt_ids(prompt) if prompt.strip() else []
     if not ids:
-        raise InputError("the prompt is empty", hint="give --prompt some text")
+        raise InputError("the prompt is empty", hint="rin retrieve --prompt TEXT --generate")
+    most = most_tokens(engine.passes.model)
+    if len(ids) >= most:
+        raise InputError(
+            f"the prompt has {len(ids):,} tokens, and the model reads {most:,}",
+            hint="ask with a shorter prompt",
+        )
     device = next(engine.passes.model.parameters()).device
     inputs = torch.tensor([ids], device=device)
     with torch.no_grad():
         output = engine.passes.model.generate(  # type: ignore[operator]
             input_ids=inputs,
             attention_mask=torch.ones_like(inputs),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=min(max_new_tokens, most - len(ids)),
             do_sample=False,
             temperature=None,
             top_p=None,
@@ -195,7 +202,11 @@ def read_questions(path: Path, settings: DataSettings, *, generate: bool) -> lis
     """
     questions = []
     name = "stdin" if str(path) == "/dev/stdin" else str(path)
-    for line, value in read_values(path, name):
+    try:
+        values = list(read_values(path, name))
+    except InputError as error:  # which speaks of training data
+        raise InputError(error.message, hint="give --queries a JSONL file of UTF-8 text") from None
+    for line, value in values:
         try:
             if isinstance(value, RowError):
                 raise value
@@ -275,7 +286,7 @@ def _numbers(question: Question, count: int) -> tuple[int, int]:
     except ValueError:
         span = -1, -1
     if not 0 <= span[0] <= span[1] < count:
-        raise InputError(
+        raise UsageError(
             f"query {question.id!r}: --token {question.span} is no span of its tokens 0 to "
             f"{count - 1}",
             hint="give one, 12, or a first and a last, 12:15",

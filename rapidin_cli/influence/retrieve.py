@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from rapidin_cli.checkpoints import most_tokens
 from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import Dataset, Example
 from rapidin_cli.data.reading import RowError
@@ -154,12 +155,29 @@ class Retriever:
         """
         try:
             made = self._query(question, options)
+            contrast = self._contrast(question, made)
+            self._check(made.example, contrast, question)
             example = narrowed(question, made.example, self.texts(made.example))
-            return replace(made, example=example, contrast=self._contrast(question, made))
+            return replace(made, example=example, contrast=contrast)
         except RowError as error:
             raise InputError(
                 f"query {question.id!r}: {error}", hint="correct it, or [data] template in rin.toml"
             ) from None
+
+    def _check(self, example: Example, contrast: Example | None, question: Question) -> None:
+        most = most_tokens(self._engine.passes.model)
+        longest = max(len(part.input_ids) for part in (example, contrast) if part is not None)
+        if longest > most:
+            raise InputError(
+                f"query {question.id!r} has {longest:,} tokens, and the model reads {most:,}",
+                hint="ask about a shorter prompt and response",
+            )
+        if contrast is not None and np.array_equal(contrast.input_ids, example.input_ids):
+            raise InputError(
+                f"query {question.id!r}: the contrast is the response itself, so there is no "
+                "difference to explain",
+                hint="rin retrieve --contrast TEXT, with what it should have said instead",
+            )
 
     def _contrast(self, question: Question, made: Query) -> Example | None:
         if not question.contrast:
@@ -181,6 +199,11 @@ class Retriever:
         if question.row is not None:
             return Query(question.id, "given", self._encoder.query_of_row(question.row))
         if question.response is not None:
+            if not question.response.strip():
+                raise InputError(
+                    f"query {question.id!r}: the response has no token to explain",
+                    hint="rin retrieve --prompt TEXT --response TEXT",
+                )
             example = self._encoder.query(question.prompt, question.response)
             return Query(question.id, "given", example)
         made = generate(
@@ -194,7 +217,7 @@ class Retriever:
         Args:
             scan: whether cached rows are to be scored; else only whole gradients.
         """
-        score = choose_score(options.score, self.layout)
+        score = choose_score(options.score, self.layout, options.damping)
         inverse = self._preconditioner(score, options.damping or score.damping)
         passes = self._engine.passes.exactly() if options.exact else self._engine.passes
         gradient = query_gradient(passes, query)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -131,14 +132,35 @@ SCORES = {
 }
 
 
-def choose_score(name: str, layout: RowLayout) -> Score:
+def check_score(name: str, damping: float | None) -> None:
+    """Refuse what no rows can answer.
+
+    Raises:
+        UsageError: an unknown name, or a damping for a score that inverts no curvature.
+    """
+    if name not in (AUTO, *SCORES):
+        raise UsageError(
+            f"there is no score {name!r}", hint=f"choose one of {', '.join((AUTO, *SCORES))}"
+        )
+    if damping is None:
+        return
+    if not math.isfinite(damping):
+        raise UsageError(f"--damping {damping} is no number", hint="rin retrieve --damping 0.1")
+    if name != AUTO and not SCORES[name].curvature:
+        damped = ", ".join(score.name for score in SCORES.values() if score.curvature)
+        raise UsageError(
+            f"the score {name} has no damping",
+            hint=f"leave --damping out, or choose a --score that has one: {damped}",
+        )
+
+
+def choose_score(name: str, layout: RowLayout, damping: float | None = None) -> Score:
     """Return a score that the cached rows can answer.
 
     Raises:
-        UsageError: an unknown name, or one that these rows cannot answer.
+        UsageError: see `check_score`; or one that these rows cannot answer.
     """
-    if name not in SCORES:
-        raise UsageError(f"there is no score {name!r}", hint=f"choose one of {', '.join(SCORES)}")
+    check_score(name, damping)
     if name != "rapidin" and not layout.per_layer:
         raise UsageError(
             f"rows of sketch = {layout.spec.sketch!r} mix all layers and answer only the score "

@@ -202,7 +202,7 @@ def test_without_curvature_ekfac_names_the_command(cached_project):
 def test_adam_scores_by_the_trainers_optimizer(prepared, tmp_path):
     ways = ["retrieve", "--score", "adam", "--prompt", PROMPT, "--response", RESPONSE, "--json"]
     lacking = rin(prepared, *ways)
-    assert lacking.returncode == 5
+    assert lacking.returncode == 4
     assert "has no optimizer.pt" in lacking.stderr
     folder = Path(shutil.copytree(prepared, tmp_path / "one"))
     trained = [p for p in tiny.lora(tiny.llama()).parameters() if p.requires_grad]
@@ -269,9 +269,12 @@ def test_focus_and_token_explain_a_part(prepared):
         expected = sum(example["tokens"][n] for n in chosen)
         assert words[digest]["score"] == pytest.approx(expected, rel=1e-3, abs=1e-3)
         assert span[digest]["score"] == words[digest]["score"]
-    for wrong, why in ((["--focus", "sheep"], "does not say"), (["--token", "77"], "no span")):
+    for wrong, code, why in (
+        (["--focus", "sheep"], 4, "does not say"),
+        (["--token", "77"], 2, "no span"),
+    ):
         refused = rin(prepared, "retrieve", "--prompt", PROMPT, "--response", RESPONSE, *wrong)
-        assert refused.returncode == 4
+        assert refused.returncode == code
         assert why in refused.stderr
     both = rin(prepared, "retrieve", "--row", "data.jsonl:1", "--focus", "a", "--contrast", "b")
     assert both.returncode == 2

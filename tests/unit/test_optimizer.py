@@ -8,7 +8,7 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import Trainer, TrainingArguments
 
 from rapidin_cli.checkpoints import Checkpoint
-from rapidin_cli.errors import InputError, MissingError
+from rapidin_cli.errors import InputError
 from rapidin_cli.gradients.passes import Passes
 from rapidin_cli.influence.preconditioners import Adam
 from rapidin_cli.optimizer import has_second_moments, second_moments
@@ -133,5 +133,5 @@ def test_other_files_are_refused(content, sentence, tmp_path, capsys):
 
 
 def test_without_a_file_it_says_so(tmp_path):
-    with pytest.raises(MissingError, match="has no optimizer"):
+    with pytest.raises(InputError, match="has no optimizer"):
         second_moments(Checkpoint("", tmp_path, None), Passes(tiny.llama(), "", CPU, "float32"))

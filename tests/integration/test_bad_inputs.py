@@ -1,0 +1,464 @@
+"""Bad input: one sentence that says what and where, the documented exit code, the next step.
+
+And nothing is lost: the store, rin.toml and rin.lock are as they were before.
+"""
+
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from rapidin_cli.errors import ExitCode
+from tests import tiny
+from tests.forked import rin
+
+USAGE, NO_PROJECT, BAD, STORE = (
+    ExitCode.USAGE, ExitCode.NO_PROJECT, ExitCode.BAD_INPUT, ExitCode.STORE,
+)  # fmt: skip
+LONGEST = 300
+CACHE = ("cache",)
+ASK = ("retrieve", "--prompt", "Where is the cat?", "--response", "In the park.")
+QUERIES = ("retrieve", "--queries", "queries.jsonl")
+GOOD = tiny.rows(3)
+
+
+@pytest.fixture
+def project(cached_project, tmp_path):
+    return Path(shutil.copytree(cached_project, tmp_path / "project"))
+
+
+# --- What is done to a project --------------------------------------------------------------
+
+
+def put(name, content):
+    def change(folder):
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return change
+
+
+def rows(*values):
+    return put("data.jsonl", "".join(json.dumps(value) + "\n" for value in values))
+
+
+def remove(*names):
+    def change(folder):
+        for name in names:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return change
+
+
+def as_folder(name):
+    def change(folder):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).mkdir()
+
+    return change
+
+
+def replace(old, new):
+    """In rin.toml."""
+
+    def change(folder):
+        text = (folder / "rin.toml").read_text()
+        assert old in text
+        (folder / "rin.toml").write_text(text.replace(old, new, 1))
+
+    return change
+
+
+def add(text):
+    """To rin.toml."""
+
+    def change(folder):
+        with (folder / "rin.toml").open("a") as file:
+            file.write(f"\n{text}\n")
+
+    return change
+
+
+def setting(name, **values):
+    """In a JSON file."""
+
+    def change(folder):
+        known = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**known, **values}))
+
+    return change
+
+
+def cut(name, size):
+    def change(folder):
+        (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+    return change
+
+
+def another_base(folder):
+    tiny.llama(hidden_size=64).save_pretrained(folder / "base")
+
+
+def few_positions(folder):
+    """A model that reads 1,024 tokens, and a row that has more."""
+    config = GPT2Config(vocab_size=400, n_embd=32, n_layer=1, n_head=4, n_positions=1024)
+    GPT2LMHeadModel(config).save_pretrained(folder / "base")
+    replace('path = "adapter"', 'path = "base"')(folder)
+    replace("max_tokens = 64", "max_tokens = 2048")(folder)
+    rows({"prompt": "Say it.", "response": "no " * 600})(folder)
+
+
+def not_finite(folder):
+    path = folder / "adapter/adapter_model.safetensors"
+    save_file({name: tensor * torch.nan for name, tensor in load_file(path).items()}, path)
+
+
+def asked(folder):
+    """A saved result."""
+    done = rin(folder, *ASK, "--exact", 0, "--top", 1, "--token-top", 1)
+    assert done.returncode == 0, done.stderr
+
+
+def both(*changes):
+    def change(folder):
+        for each in changes:
+            each(folder)
+
+    return change
+
+
+def nothing(_):
+    pass
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is done to a project, what is typed then, and what has to be said."""
+
+    name: str
+    change: object
+    command: tuple
+    code: ExitCode
+    said: str
+
+
+DATA = [
+    Case("gone", remove("data.jsonl"), CACHE, BAD, "cannot read data.jsonl: No such file"),
+    Case("a folder", as_folder("data.jsonl"), CACHE, BAD, "data.jsonl: Is a directory"),
+    Case("empty", put("data.jsonl", ""), CACHE, BAD, "no usable row in data.jsonl"),
+    Case("latin-1", put("data.jsonl", b'{"prompt": "\xe9"}'), CACHE, BAD, "not UTF-8 text (byte"),
+    Case("utf-16", put("data.jsonl", "{}".encode("utf-16")), CACHE, BAD, "not UTF-8 text"),
+    Case("half a row", put("data.jsonl", '{"prompt": "a", '), CACHE, BAD, "data.jsonl:1: broken"),
+    Case("half a list", put("data.jsonl", "[\n" + json.dumps(GOOD[0]) + ",\n"), CACHE, BAD,
+         "data.jsonl:3: broken JSON list"),
+    Case("too deep", put("data.jsonl", '[{"a":' + '{"a":' * 10**5), CACHE, BAD, "too deeply"),
+    Case("a number", rows(*GOOD, 3), CACHE, BAD, "data.jsonl:4: a row must be a JSON object"),
+    Case("not text", rows(*GOOD, {"prompt": 3, "response": "x"}), CACHE, BAD,
+         "data.jsonl:4: field 'prompt' must be text, not int"),
+    Case("NaN", put("data.jsonl", '{"prompt": NaN, "response": "x"}'), CACHE, BAD, "not float"),
+    Case("no response", rows(*GOOD, {"prompt": "x"}), CACHE, BAD, "'response' is missing"),
+    Case("other fields", rows({"question": "x"}), CACHE, BAD, "unknown shape ('question')"),
+    Case("an id twice", rows({"id": "a", **GOOD[0]}, {"id": "a", **GOOD[1]}), CACHE, BAD,
+         "data.jsonl:2: id 'a' is already that of data.jsonl:1"),
+    Case("no assistant", rows({"messages": [{"role": "user", "content": "x"}]}), CACHE, BAD,
+         "data.jsonl:1: there is no assistant turn"),
+    Case("nothing left", rows({"prompt": "x y " * 400, "response": "b"}), CACHE, BAD,
+         "no labelled token is left after cutting"),
+]  # fmt: skip
+
+CONFIG = [
+    Case("no project", remove("rin.toml"), ("status",), NO_PROJECT, "there is no rin.toml in"),
+    Case("not TOML", add("[data"), ("status",), BAD, "rin.toml is not TOML"),
+    Case("a setting twice", replace("max_tokens = 64", "max_tokens = 64\nmax_tokens = 3"),
+         ("status",), BAD, "line 6"),
+    Case("a table twice", add("[cache]"), ("status",), BAD, "Cannot declare ('cache',) twice"),
+    Case("not UTF-8", put("rin.toml", b"[data]\n\xff"), ("status",), BAD, "rin.toml is not TOML"),
+    Case("unknown setting", replace("max_tokens", "max_token"), ("status",), BAD,
+         "[data] has no setting 'max_token' (did you mean 'max_tokens'?)"),
+    Case("unknown table", add("[gradients]"), ("status",), BAD, "did you mean 'gradient'?"),
+    Case("wrong type", replace("max_tokens = 64", 'max_tokens = "64"'), ("status",), BAD,
+         "[data] max_tokens = '64' must be a whole number"),
+    Case("not a list", replace('["data.jsonl"]', '"data.jsonl"'), ("status",), BAD, "be a list"),
+    Case("nan", replace("commit_seconds = 30", "commit_seconds = nan"), CACHE, BAD,
+         "[cache] commit_seconds = nan must be a number"),
+    Case("a name with a comma", replace('"tuned"', '"a,b"'), CACHE, BAD, "be called 'a,b'"),
+    Case("a name that means all", replace('"tuned"', '"all"'), CACHE, BAD, "be called 'all'"),
+    Case("a template", replace('"chat"', '"caht"'), CACHE, BAD, "template = 'caht' is none of"),
+    Case("no file", replace('["data.jsonl"]', "[]"), CACHE, BAD, "[data] files is empty"),
+    Case("local", put(".rin/config.local.toml", '[model]\nbaze = "x"'), ("status",), BAD,
+         ".rin/config.local.toml: [model] has no setting 'baze' (did you mean 'base'?)"),
+    Case("lock", put("rin.lock", "nonsense"), CACHE, BAD, "rin.lock is not what this version"),
+]  # fmt: skip
+
+CHECKPOINT = [
+    Case("gone", replace('"adapter"', '"./gone"'), CACHE, BAD, "'tuned': no folder ./gone"),
+    Case("not on the hub", replace('"adapter"', '"acme/none"'), CACHE, BAD,
+         "acme/none is no folder here, and the model hub"),
+    Case("base gone", remove("base"), CACHE, BAD, "base model of 'tuned': base is no folder"),
+    Case("adapter config", put("adapter/adapter_config.json", "{"), CACHE, BAD,
+         "adapter_config.json: Expecting"),
+    Case("no base named", put("adapter/adapter_config.json", "{}"), CACHE, BAD,
+         "an adapter that does not name its base model"),
+    Case("unknown adapter", setting("adapter/adapter_config.json", peft_type="NOPE"), CACHE, BAD,
+         "'NOPE' is missing or not known"),
+    Case("of another base", another_base, CACHE, BAD, "was trained on another model"),
+    Case("of another kind", setting("adapter/adapter_config.json", target_modules=["nope"]), CACHE,
+         BAD, "was trained on another model"),
+    Case("cut", cut("adapter/adapter_model.safetensors", 1000), CACHE, BAD, "not a whole safe"),
+    Case("pickled", remove("adapter/adapter_model.safetensors"), CACHE, BAD, "no pickled weights"),
+    Case("not finite", both(not_finite, rows(*tiny.rows(41))), CACHE, BAD, "not finite"),
+    Case("unknown model", setting("base/config.json", model_type="nope"), CACHE, BAD,
+         "model type `nope`"),
+    Case("no tokenizer", remove("base/tokenizer.json", "base/tokenizer_config.json"), CACHE, BAD,
+         "'tuned' has no tokenizer"),
+    Case("a tokenizer", put("base/tokenizer.json", "{}"), CACHE, BAD, "the tokenizer of checkp"),
+    Case("no chat template", remove("base/chat_template.jinja"), CACHE, BAD, "no chat template"),
+    Case("chat template", put("base/chat_template.jinja", "{% for"), CACHE, BAD,
+         "chat template is broken at line 1"),
+    Case("positions", few_positions, CACHE, BAD, "and the model reads 1,024"),
+]  # fmt: skip
+
+QUERY = [
+    Case("empty prompt", nothing, ("retrieve", "--prompt", "", "--generate"), BAD, "is empty"),
+    Case("blank response", nothing, ("retrieve", "--prompt", "x", "--response", " "), BAD,
+         "no token to explain"),
+    Case("too long", nothing, ("retrieve", "--prompt", "x", "--response", "word " * 3000), BAD,
+         "tokens, and the model reads 2,048"),
+    Case("unknown row", nothing, ("retrieve", "--row", "nobody"), BAD, "has the id 'nobody'"),
+    Case("gone", nothing, QUERIES, BAD, "cannot read queries.jsonl: No such file"),
+    Case("empty", put("queries.jsonl", "\n"), QUERIES, BAD, "queries.jsonl holds no query"),
+    Case("broken", put("queries.jsonl", "{"), QUERIES, BAD, "queries.jsonl:1: broken JSON"),
+    Case("an id twice", put("queries.jsonl", (json.dumps({"id": "a", **GOOD[0]}) + "\n") * 2),
+         QUERIES, BAD, "two queries have the id 'a'"),
+    Case("unspoken focus", nothing, (*ASK, "--focus", "zebra"), BAD, "does not say 'zebra'"),
+    Case("its own contrast", nothing, (*ASK, "--contrast", "In the park."), BAD,
+         "the contrast is the response itself"),
+    Case("token 99", nothing, (*ASK, "--token", "99"), USAGE, "no span of its tokens 0 to"),
+    Case("token x", nothing, (*ASK, "--token", "x"), USAGE, "no span of its tokens 0 to"),
+]  # fmt: skip
+
+ARGUMENTS = [
+    Case("device", nothing, (*ASK, "--device", "banana"), USAGE, "'banana' is no device"),
+    Case("devices", nothing, ("cache", "--devices", "cpu,banana"), USAGE, "is no device"),
+    Case("two devices", nothing, (*ASK, "--device", "cuda:0,cuda:1"), USAGE, "on one device"),
+    Case("score", nothing, (*ASK, "--score", "nope"), USAGE, "there is no score 'nope'"),
+    Case("adam", nothing, (*ASK, "--score", "adam"), BAD, "'tuned' has no optimizer.pt"),
+    Case("ekfac", nothing, (*ASK, "--score", "ekfac"), STORE, "no curvature was collected"),
+    Case("damping", nothing, (*ASK, "--score", "dot", "--damping", "1"), USAGE, "no damping"),
+    Case("damping of auto", nothing, (*ASK, "--damping", "1"), USAGE, "dot has no damping"),
+    Case("damping inf", nothing, (*ASK, "--score", "gram", "--damping", "inf"), USAGE, "inf"),
+    Case("twice", nothing, (*ASK, "--checkpoints", "tuned,tuned"), USAGE, "is named twice"),
+    Case("all and one", nothing, (*ASK, "--checkpoints", "all,tuned"), USAGE, "neither `all`"),
+    Case("nobody", nothing, (*ASK, "--checkpoints", "nobody"), BAD, "no checkpoint 'nobody'"),
+    Case("no option", nothing, ("cache", "--wrokers", "2"), USAGE, "--wrokers"),
+    Case("no command", nothing, ("cahce",), USAGE, "cahce"),
+    Case("no number", nothing, ("cache", "--workers", "two"), USAGE, "--workers"),
+    Case("no folder", nothing, ("-C", "nowhere", "status"), USAGE, "cannot work in nowhere"),
+    Case("no report", nothing, ("report", "gone.json"), BAD, "cannot read gone.json: No such"),
+    Case("no result", nothing, ("report", "zzz"), STORE, "no result is saved here"),
+    Case("half a report", put("x.json", '{"schema": "rin.report/1"}'), ("report", "x.json"), BAD,
+         "x.json is not a whole report: no 'id'"),
+    Case("not a report", put("x.json", "{"), ("report", "x.json"), BAD, "x.json is not JSON"),
+    Case("report token", asked, ("report", "--token", "99"), USAGE, "has tokens 0 to"),
+    Case("report token x", asked, ("report", "--token", "x"), USAGE, "neither a token number"),
+    Case("report query", asked, ("report", "--query", "nobody"), BAD, "no query 'nobody'"),
+    Case("a file there", both(asked, put("r.html", "mine")), ("report", "--html", "r.html"), BAD,
+         "r.html is there already"),
+    Case("remote", nothing, ("push",), BAD, "this project has no remote"),
+    Case("snapshot", nothing, ("diff", "tuned@99"), BAD, "no snapshot '99'"),
+]  # fmt: skip
+
+CASES = [
+    pytest.param(case, id=f"{group}: {case.name}")
+    for group, cases in {
+        "data": DATA,
+        "config": CONFIG,
+        "checkpoint": CHECKPOINT,
+        "query": QUERY,
+        "arguments": ARGUMENTS,
+    }.items()
+    for case in cases
+]
+
+
+def test_there_are_sixty():
+    assert len(CASES) >= 60
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_gets_a_sentence_a_code_and_the_next_step(case, project):
+    case.change(project)
+    before = kept(project)
+    done = rin(project, *case.command)
+    explained(done, case.code, case.said)
+    assert kept(project) == before
+
+
+def explained(done, code, said):
+    """One sentence of a line, what to do, and no traceback."""
+    talk = done.stderr
+    assert done.returncode == code, talk
+    assert "Traceback" not in talk
+    assert "error: unexpected" not in talk
+    usage = re.search(r"Try '(rin .*)' for help", talk)  # Typer's own words for what it parses
+    if usage:
+        assert talk.count("─ Error ─") == 1
+    else:
+        (sentence,) = re.findall(r"^error: (.*)$", talk, re.MULTILINE)
+        assert len(sentence) < LONGEST
+        assert not sentence.endswith(".")
+        (step,) = re.findall(r"^next: +(.+)$", talk, re.MULTILINE)
+        assert step
+        assert talk.rstrip().endswith(step)
+    assert said in talk
+
+
+def kept(folder):
+    """Everything but what only speeds things up."""
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "fingerprints.json"
+    }
+
+
+def test_the_hint_names_every_score(project):
+    said = rin(project, *ASK, "--score", "nope").stderr
+    assert re.search("next:  choose one of .*auto.*ekfac", said)
+
+
+def test_without_ray_the_hint_is_what_the_readme_says(project):
+    code = (
+        "import sys; sys.modules['ray'] = None; sys.argv = ['rin', 'cache', '--executor', 'ray'];"
+        "from rapidin_cli.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=False
+    )
+    explained(done, USAGE, "Ray is not installed")
+    assert 'pip install "rapidin[ray]"' in done.stderr
+
+
+def test_scores_that_cannot_be_are_refused_before_the_model_is_read(project):
+    remove("base/model.safetensors")(project)
+    for options in (("--score", "nope"), ("--score", "dot", "--damping", "1")):
+        explained(rin(project, *ASK, *options), USAGE, "score")
+
+
+def test_brackets_stay_in_every_help_text():
+    import typer.main
+
+    from rapidin_cli.cli import app
+
+    def each(command, names=()):
+        yield names, command
+        for name, inner in getattr(command, "commands", {}).items():
+            yield from each(inner, (*names, name))
+
+    for names, command in each(typer.main.get_command(app)):
+        texts = [command.help or "", *(getattr(p, "help", "") or "" for p in command.params)]
+        wanted = {word for text in texts for word in re.findall(r"\[[a-z]+\]", text)}
+        if wanted:
+            shown = rin(Path.cwd(), *names, "--help").stdout
+            assert all(word in shown for word in wanted), names
+            assert "\\[" not in shown
+
+
+# --- Files that are unusual, but not bad ----------------------------------------------------
+
+
+def test_a_byte_order_mark_and_windows_lines_change_no_row(project):
+    data = (project / "data.jsonl").read_bytes()
+    put("data.jsonl", b"\xef\xbb\xbf" + data.replace(b"\n", b"\r\n") + b"\r\n")(project)
+    toml = (project / "rin.toml").read_bytes()
+    put("rin.toml", b"\xef\xbb\xbf" + toml.replace(b"\n", b"\r\n"))(project)
+    done = rin(project, "status", "--exit-code")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_tokenizer_needs_no_pad_token(project):
+    path = project / "base/tokenizer_config.json"
+    known = json.loads(path.read_text())
+    assert known.pop("pad_token")
+    path.write_text(json.dumps(known))
+    tiny.write_jsonl(project / "data.jsonl", tiny.rows(44))
+    assert "4 rows computed" in rin(project, "cache").stderr
+    done = rin(project, "retrieve", "--prompt", "Where is the cat?", "--generate", "--exact", 0)
+    assert done.returncode == 0, done.stderr
+
+
+# --- The machine ----------------------------------------------------------------------------
+
+
+def process(folder, *arguments, **options):
+    """A real one, as its environment and its limits matter."""
+    return subprocess.run(
+        [sys.executable, "-m", "rapidin_cli", *map(str, arguments)],
+        cwd=folder, capture_output=True, text=True, check=False, **options,
+    )  # fmt: skip
+
+
+def test_without_home_and_temporary_folder_it_works(project):
+    removed = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "HF_HOME", "USER", "LOGNAME")
+    environment = {k: v for k, v in os.environ.items() if k not in removed}
+    done = process(project, *ASK, "--exact", 0, env={**environment, "TMPDIR": "/nowhere"})
+    assert done.returncode == 0, done.stderr
+    assert "raised" in done.stdout
+
+
+def test_a_full_disk_is_named_and_the_cache_goes_on_when_there_is_room(project):
+    tiny.write_jsonl(project / "data.jsonl", tiny.rows(60))
+    before = kept(project / ".rin")
+
+    def small():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+    done = process(project, "cache", preexec_fn=small)
+    explained(done, ExitCode.FAILURE, "File too large")
+    after = kept(project / ".rin")
+    assert {path: after.get(path) for path in before} == before
+    assert "20 rows missing" in rin(project, "status").stdout
+    assert "20 rows computed, 60 cached" in rin(project, "cache").stderr
+
+
+@pytest.fixture
+def read_only(project):
+    """The project on a disk that cannot be written."""
+    place = project.parent / "read-only"
+    place.mkdir()
+    bind = ["mount", "--bind", str(project), str(place)]
+    if shutil.which("mount") is None or subprocess.run(bind, capture_output=True).returncode:
+        pytest.skip("mounting is not permitted here")
+    subprocess.run(["mount", "-o", "remount,ro,bind", str(place)], check=True)
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_folder_that_cannot_be_written_is_named(read_only, project):
+    remove(".rin/fingerprints.json")(project)
+    assert rin(read_only, "status").returncode == 0
+    done = rin(read_only, *ASK, "--exact", 0)
+    assert (done.returncode, "raised" in done.stdout) == (0, True)
+    assert "warning: rin report cannot show it again: " in done.stderr
+    tiny.write_jsonl(project / "data.jsonl", tiny.rows(41))
+    before = kept(project)
+    for command in (CACHE, ("remote", "add", "origin", "s3://bucket/p")):
+        explained(rin(read_only, *command), ExitCode.FAILURE, "Read-only file system")
+    assert kept(project) == before
+    (project / "rin.toml").unlink()
+    explained(rin(read_only, "init", "--yes"), BAD, "Read-only file system")

@@ -1,0 +1,362 @@
+"""`rin init` in folders as people have them: what it proposes, chooses, and leaves alone."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch.utils.data import Dataset as TorchDataset
+from transformers import Trainer, TrainingArguments
+
+from tests import tiny
+from tests.forked import rin
+
+HUB = "acme-lab/tiny-base"
+
+
+class Rows(TorchDataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, place):
+        ids = torch.arange(6) + place
+        return {"input_ids": ids, "labels": ids}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A base model, an adapter on it, and what a Trainer leaves with its last model on top."""
+    folder = tmp_path_factory.mktemp("parts")
+    tiny.project(folder, 2)
+    model = tiny.lora(tiny.llama())
+    arguments = TrainingArguments(
+        output_dir=str(folder / "run"),
+        max_steps=6,
+        save_steps=2,
+        logging_steps=1,
+        per_device_train_batch_size=2,
+        learning_rate=1e-2,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+    )
+    trainer = Trainer(model=model, args=arguments, train_dataset=Rows())
+    trainer.train()
+    trainer.save_model()
+    return folder
+
+
+def alpaca(count, answer="One, two."):
+    return [
+        {"instruction": f"Count to {n}.", "input": "", "output": answer * (1 + n % 3)}
+        for n in range(count)
+    ]
+
+
+def chats(count):
+    turns = [("user", "Hello"), ("assistant", "Hi.")]
+    return [
+        {"messages": [{"role": r, "content": f"{c} {n}"} for r, c in turns]} for n in range(count)
+    ]
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text if isinstance(text, str) else json.dumps(text, indent=1))
+
+
+def adapter_on(folder, source, base):
+    """An adapter that was trained on `base`."""
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    write(folder / "adapter_config.json", {**config, "base_model_name_or_path": base})
+
+
+def alpaca_with_an_adapter(folder, parts):
+    write(folder / "data/alpaca.json", alpaca(30))
+    adapter_on(folder / "models/adapter", parts / "adapter", HUB)
+
+
+def alpaca_on_a_chat_model(folder, parts):
+    write(folder / "alpaca.json", alpaca(30))
+    shutil.copytree(parts / "base", folder / "base")
+    adapter_on(folder / "out/lora", parts / "adapter", "base")
+
+
+def a_trainer_s_run(folder, parts):
+    tiny.write_jsonl(folder / "train.jsonl", tiny.rows(30))
+    shutil.copytree(parts / "run", folder / "out")
+
+
+def a_run_with_its_best_model_on_top(folder, parts):
+    """As load_best_model_at_end and save_state leave it."""
+    a_trainer_s_run(folder, parts)
+    for name, step in (("adapter_model.safetensors", 4), ("trainer_state.json", 6)):
+        shutil.copy(folder / f"out/checkpoint-{step}" / name, folder / "out")
+
+
+def two_runs(folder, parts):
+    a_trainer_s_run(folder, parts)
+    (folder / "out").rename(folder / "first")
+    shutil.copytree(parts / "run", folder / "second")
+    for path in (folder / "first").rglob("*.safetensors"):
+        os.utime(path, (1e9, 1e9))
+
+
+def many_checkpoints(folder, parts):
+    tiny.write_jsonl(folder / "train.jsonl", tiny.rows(30))
+    for step in range(1, 13):
+        adapter_on(folder / f"out/checkpoint-{step}", parts / "adapter", HUB)
+        path = folder / f"out/checkpoint-{step}/adapter_model.safetensors"
+        data = path.read_bytes()
+        path.write_bytes(data[:-4] + bytes([step, 0, 0, 0]))
+
+
+def chats_on_a_hub_model(folder, parts):
+    tiny.write_jsonl(folder / "data/chats.jsonl", chats(30))
+    adapter_on(folder / "adapter", parts / "adapter", HUB)
+
+
+def chats_alone(folder, _):
+    tiny.write_jsonl(folder / "chats.jsonl", chats(30))
+
+
+def splits(folder, parts):
+    tiny.write_jsonl(folder / "data/train.jsonl", tiny.rows(20))
+    tiny.write_jsonl(folder / "data/test.jsonl", tiny.rows(70))
+    tiny.write_jsonl(folder / "data/old.jsonl", tiny.rows(10))
+    adapter_on(folder / "adapter", parts / "adapter", HUB)
+
+
+def a_base_that_moved(folder, parts):
+    write(folder / "alpaca.json", alpaca(9))
+    shutil.copytree(parts / "base", folder / "models/base")
+    adapter_on(folder / "adapter", parts / "adapter", "/home/somebody/base")
+
+
+def a_full_model_beside_its_base(folder, parts):
+    tiny.write_jsonl(folder / "train.jsonl", tiny.rows(30))
+    shutil.copytree(parts / "base", folder / "base")
+    shutil.copytree(parts / "base", folder / "out/checkpoint-7")
+    encoder = {"architectures": ["BertModel"], "model_type": "bert"}
+    write(folder / "encoder/config.json", encoder)
+    shutil.copy(parts / "base/model.safetensors", folder / "encoder")
+
+
+def a_tree_with_much_else(folder, parts):
+    """Environments, caches, other projects, and a configuration of something else."""
+    chats_on_a_hub_model(folder, parts)
+    write(folder / "config.json", {"port": 80})
+    rows = [json.dumps(row) for row in tiny.rows(72)] * 3
+    for place in (
+        *(".git", ".cache/hub", "node_modules/pkg", "web/node_modules", "wandb/run", "__pycache__"),
+        *("my-environment", "rin-demo"),
+    ):
+        write(folder / place / "train.jsonl", "\n".join(rows))
+        adapter_on(folder / place / "lora", parts / "adapter", HUB)
+    write(folder / "my-environment/pyvenv.cfg", "home = /usr/bin")
+    write(folder / "rin-demo/rin.toml", "")
+    (folder / "secret").mkdir(mode=0o000)
+    (folder / "loop").symlink_to(folder)
+
+
+def pickled(folder, parts):
+    tiny.write_jsonl(folder / "train.jsonl", tiny.rows(30))
+    adapter_on(folder / "adapter", parts / "adapter", HUB)
+    (folder / "adapter/adapter_model.safetensors").rename(folder / "adapter/adapter_model.bin")
+
+
+def nothing(folder, _):
+    write(folder / "notes.json", {"text": 3})
+    write(folder / "vocab.jsonl", '{"text": ["no", "text"]}')
+
+
+@dataclass(frozen=True)
+class Case:
+    make: object
+    files: list
+    checkpoints: dict
+    template: str
+    base: str = ""
+    said: list = field(default_factory=list)
+    options: tuple = ()
+    next: str = "rin cache"
+
+
+CASES = [
+    Case(
+        alpaca_with_an_adapter,
+        ["data/alpaca.json"],
+        {"adapter": "models/adapter"},
+        "alpaca",
+        said=["alpaca rows", f"{HUB}  (named by the adapter; from the model hub)"],
+    ),
+    Case(
+        alpaca_on_a_chat_model,
+        ["alpaca.json"],
+        {"lora": "out/lora"},
+        "chat",
+        said=["base has a chat template", "base        base  (named by the adapter)"],
+    ),
+    Case(
+        a_trainer_s_run,
+        ["train.jsonl"],
+        {f"checkpoint-{n}": f"out/checkpoint-{n}" for n in (2, 4, 6)},
+        "plain",
+        said=[
+            "(adapter, step 4)",
+            "out was left out: it has the weights of out/checkpoint-6",
+            # Linear decay from 0.01: steps 1+2, 3+4, 5+6 of six.
+            "weights     0.52, 0.33, 0.14  (the learning rates in trainer_state.json)",
+        ],
+    ),
+    Case(
+        a_run_with_its_best_model_on_top,
+        ["train.jsonl"],
+        {f"checkpoint-{n}": f"out/checkpoint-{n}" for n in (2, 4, 6)},
+        "plain",
+        said=["the weights of out/checkpoint-4", "--checkpoint checkpoint-4 asks it"],
+    ),
+    Case(
+        two_runs,
+        ["train.jsonl"],
+        {f"checkpoint-{n}": f"second/checkpoint-{n}" for n in (2, 4, 6)},
+        "plain",
+        said=["the newest of 2 trainings; --checkpoint takes others: first"],
+    ),
+    Case(
+        many_checkpoints,
+        ["train.jsonl"],
+        {f"checkpoint-{n}": f"out/checkpoint-{n}" for n in (1, 4, 7, 9, 12)},
+        "plain",
+        said=["5 of 12 checkpoints, evenly spread", "equal weights"],
+    ),
+    Case(
+        chats_on_a_hub_model,
+        ["data/chats.jsonl"],
+        {"adapter": "adapter"},
+        "chat",
+        said=["messages rows", "the data holds conversations", HUB],
+    ),
+    Case(
+        chats_alone,
+        ["chats.jsonl"],
+        {"tiny-base": HUB},
+        "chat",
+        options=("--checkpoint", HUB),
+        said=["(given, from the model hub)"],
+    ),
+    Case(
+        chats_alone,
+        ["chats.jsonl"],
+        {},
+        "chat",
+        base=HUB,
+        options=("--base", HUB),
+        said=["no checkpoint was found: add [[checkpoints]]"],
+        next="rin status",
+    ),
+    Case(
+        splits,
+        ["data/train.jsonl"],
+        {"adapter": "adapter"},
+        "plain",
+        said=["the largest of 3 files that may be it", "data/old.jsonl, data/test.jsonl"],
+    ),
+    Case(
+        a_base_that_moved,
+        ["alpaca.json"],
+        {"adapter": "adapter"},
+        "chat",
+        base="models/base",
+        said=["for /home/somebody/base, which the adapter names and which is not here"],
+    ),
+    Case(
+        a_full_model_beside_its_base,
+        ["train.jsonl"],
+        {"checkpoint-7": "out/checkpoint-7"},
+        "chat",
+        said=["(full model, step 7)"],
+    ),
+    Case(a_tree_with_much_else, ["data/chats.jsonl"], {"adapter": "adapter"}, "chat"),
+    Case(
+        pickled,
+        ["train.jsonl"],
+        {},
+        "plain",
+        said=["adapter has no safetensors, and rin reads no pickles"],
+        next="rin status",
+    ),
+    Case(nothing, [], {}, "plain", said=["no training data was found"], next="rin status"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.make.__name__)
+def test_it_proposes_what_a_person_would(case, parts, tmp_path):
+    case.make(tmp_path, parts)
+    before = tree(tmp_path)
+    done = rin(tmp_path, "init", *case.options)  # without --yes: nobody can answer here
+    assert done.returncode == 0, done.stderr
+    written = tomllib.loads((tmp_path / "rin.toml").read_text())
+    assert written["data"]["files"] == case.files
+    assert written["data"]["template"] == case.template
+    found = {one["name"]: one["path"] for one in written.get("checkpoints", [])}
+    assert list(found.items()) == list(case.checkpoints.items())
+    assert written["model"]["base"] == case.base
+    for words in case.said:
+        assert words in done.stderr
+    assert done.stderr.rstrip().endswith(f"\nnext: {case.next}")
+    assert {path: bytes_ for path, bytes_ in tree(tmp_path).items() if path in before} == before
+    again = rin(tmp_path, "init", "--yes")
+    assert "nothing was changed" in again.stderr
+
+
+def tree(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("way", ["closed", "empty", "a pipe that stays open"])
+def test_it_does_not_wait_for_an_answer_that_nobody_can_give(way, parts, tmp_path):
+    alpaca_with_an_adapter(tmp_path, parts)
+    redirect = {"closed": "<&-", "empty": "</dev/null"}.get(way, "")
+    command = ["/bin/bash", "-c", f"{sys.executable} -m rapidin_cli init {redirect}"]
+    pipes = dict.fromkeys(("stdin", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, cwd=tmp_path, text=True, **pipes) as process:
+        assert process.wait(timeout=30) == 0, process.stderr.read()
+    assert (tmp_path / "rin.toml").exists()
+
+
+def test_a_huge_tree_is_not_looked_through(parts, tmp_path):
+    chats_on_a_hub_model(tmp_path, parts)
+    for folder in range(12):
+        place = tmp_path / f"images/{folder}"
+        place.mkdir(parents=True)
+        for number in range(6000):
+            os.close(os.open(place / f"{number}.json", os.O_CREAT))
+    start = time.perf_counter()
+    done = rin(tmp_path, "init", "--yes")
+    assert time.perf_counter() - start < 10
+    assert "not all was looked at: --data and --checkpoint" in done.stderr
+    assert "data/chats.jsonl" in (tmp_path / "rin.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--data", "gone.json"), "there is no data file"),
+        (("--checkpoint", "./gone"), "there is no folder"),
+        (("--checkpoint", "data"), "so it is no checkpoint"),
+    ],
+)
+def test_what_is_named_must_be_there(options, said, parts, tmp_path):
+    alpaca_with_an_adapter(tmp_path, parts)
+    done = rin(tmp_path, "init", "--yes", *options)
+    assert (done.returncode, said in done.stderr) == (4, True), done.stderr
+    assert not (tmp_path / "rin.toml").exists()
