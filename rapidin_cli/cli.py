@@ -25,6 +25,7 @@ from rapidin_cli.commands import (
     diff,
     doctor,
     evaluate,
+    export,
     init,
     remote,
     report,
@@ -88,8 +89,8 @@ def options(
 
 
 for module in (
-    init, cache, curvature, retrieve, report, status, show, diff, remote, transfer, store, doctor,
-    evaluate, demo,
+    init, cache, curvature, retrieve, report, status, show, diff, remote, transfer, store, export,
+    doctor, evaluate, demo,
 ):  # fmt: skip
     module.register(app)
 

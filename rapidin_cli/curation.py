@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rapidin_cli.data.reading import (
     HALF_PAIR,
@@ -22,9 +22,13 @@ from rapidin_cli.data.reading import (
     parse_row,
     read_values,
 )
-from rapidin_cli.errors import InputError
-from rapidin_cli.report.span import parse_span
-from rapidin_cli.report.tables import csv_text, ranked
+from rapidin_cli.errors import InputError, UsageError
+from rapidin_cli.report.saving import save_page
+from rapidin_cli.report.span import parse_span, selected
+from rapidin_cli.report.tables import SIDES, csv_text, ranked
+
+if TYPE_CHECKING:
+    from rapidin_cli.project import Project
 
 View = Mapping[str, Any]
 Place = tuple[str, int]
@@ -62,6 +66,49 @@ class Written:
     broken: list[str]
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Which rows of a result.
+
+    Attributes:
+        result: beginning of its id; empty for the newest.
+        query: only of this one; empty for all.
+        token: rank by a span of the response, see `parse_span`.
+        side: `raised`, `lowered` or `both`.
+        top: examples of each query and side.
+    """
+
+    result: str = ""
+    query: str = ""
+    token: str = ""
+    side: str = "raised"
+    top: int = 50
+
+
+def found(project: Project, wanted: Wanted) -> list[dict[str, Any]]:
+    """Return the rows that a saved result found.
+
+    Raises:
+        MissingError, InputError: there is no such result or query. UsageError: no such side.
+    """
+    if wanted.side not in (*SIDES, "both"):
+        raise UsageError(f"there is no side {wanted.side!r}", hint="raised, lowered or both")
+    report = selected(project.results.load(wanted.result), wanted.query)
+    return found_rows(report, wanted.side, wanted.top, wanted.token)
+
+
+def write_review(project: Project, wanted: Wanted, path: Path) -> int:
+    """Write the rows that a result found as a list to edit; return how many.
+
+    Raises: see `found`; InputError: the file is there, or cannot be written.
+    """
+    rows = found(project, wanted)
+    if path.exists():
+        raise _there(path)
+    save_page(csv_text(COLUMNS, iter(rows)), path, force=False)
+    return len(rows)
+
+
 def found_rows(report: View, side: str, top: int, token: str = "") -> list[dict[str, Any]]:
     """Return the rows of the best examples of every query, each once, the best ranks first.
 
@@ -70,7 +117,7 @@ def found_rows(report: View, side: str, top: int, token: str = "") -> list[dict[
         top: examples of each query and side.
         token: rank by a span of the response, see `parse_span`.
     """
-    sides = ("raised", "lowered") if side == "both" else (side,)
+    sides = SIDES if side == "both" else (side,)
     best: dict[Place, dict[str, Any]] = {}
     for query in report["queries"]:
         span = parse_span(token, query)
@@ -99,11 +146,6 @@ def found_rows(report: View, side: str, top: int, token: str = "") -> list[dict[
 def _text_digest(prompt: str, response: str) -> str:
     text = json.dumps([prompt, response]).encode("ascii")
     return hashlib.sha256(text).hexdigest()[:16]
-
-
-def review_list(rows: list[dict[str, Any]]) -> str:
-    """Return rows as CSV with a column `decision` for people to edit."""
-    return csv_text(COLUMNS, iter(rows))
 
 
 def read_review(path: Path) -> list[dict[str, Any]]:
@@ -171,7 +213,7 @@ def write_rows(
     try:
         out = path.open("x", encoding="utf-8")
     except FileExistsError:
-        raise InputError(f"{path} is there already", hint="give another file to --out") from None
+        raise _there(path) from None
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error.strerror}", hint="give another file to --out"
@@ -196,6 +238,10 @@ def write_rows(
         path.unlink()
         raise
     return Written(rows, changed, broken)
+
+
+def _there(path: Path) -> InputError:
+    return InputError(f"{path} is there already", hint="give another file to --out")
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -236,6 +282,9 @@ def without(row: dict[str, Any], found: bool) -> dict[str, Any] | None:
 def only(row: dict[str, Any], found: bool) -> dict[str, Any] | None:
     """Leave out all others."""
     return row if found else None
+
+
+CHANGES = {"drop": without, "only": only, "reviewed": without}
 
 
 def weighted(weight: float) -> Callable[[dict[str, Any], bool], dict[str, Any] | None]:

@@ -1,8 +1,7 @@
-"""`rin verify`, `gc`, `log` and `export`: the store."""
+"""`rin verify`, `gc` and `log`: the store."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,7 +28,6 @@ def register(app: typer.Typer) -> None:
     app.command(name="verify")(verify)
     app.command(name="gc")(gc)
     app.command(name="log")(log)
-    app.command(name="export")(export)
 
 
 def verify(
@@ -285,33 +283,3 @@ def _log_json(name: str, commits: list[Any]) -> dict[str, Any]:
             for commit in commits
         ],
     }
-
-
-def export(
-    context: typer.Context,
-    checkpoint: Annotated[
-        str,
-        typer.Argument(
-            help="NAME or NAME@SNAPSHOT; the last checkpoint by default.",
-            autocompletion=completion.checkpoints,
-        ),
-    ] = "",
-    zarr: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder to make: a plain Zarr v3 group.")
-    ] = None,
-) -> None:
-    """Write a snapshot as plain Zarr, for programs that know nothing of rin."""
-    from rapidin_cli import console
-    from rapidin_cli.errors import UsageError
-    from rapidin_cli.project import Project
-    from rapidin_storage.export import export_zarr
-
-    if zarr is None:
-        raise UsageError("say where to: --zarr DIR", hint="rin export --zarr rows.zarr")
-    if zarr.exists():
-        raise UsageError(f"{zarr} exists already", hint="give another folder")
-    project: Project = Project.open(context.obj.directory)
-    _, snapshot = project.resolve_snapshot(checkpoint)
-    size = export_zarr(snapshot, zarr)
-    console.say(f"wrote {zarr}: {snapshot.commit.rows:,} rows, {console.size(size)}")
-    console.say(f'next: python -c "import zarr; print(zarr.open_group({str(zarr)!r}).tree())"')

@@ -11,11 +11,10 @@ from typing import Any
 
 from rapidin_cli.errors import InputError
 from rapidin_cli.report.span import Span
-from rapidin_cli.report.tables import ranked
+from rapidin_cli.report.tables import SIDES, ranked
 from rapidin_cli.report.view import short
 
 SCHEMA = "rin.comparison/1"
-SIDES = "raised", "lowered"
 
 View = Mapping[str, Any]
 

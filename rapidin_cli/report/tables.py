@@ -28,6 +28,7 @@ COLUMNS = (
     "prompt",
     "response",
 )
+SIDES = ("raised", "lowered")
 _FORMULA = "=+-@\t\r"
 
 

@@ -1,0 +1,141 @@
+"""`rin export`: snapshots for other programs, and the training data without what was found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rapidin_cli import completion
+
+if TYPE_CHECKING:
+    from rapidin_cli.curation import Wanted
+    from rapidin_cli.project import Project
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="export")(export)
+
+
+def export(
+    context: typer.Context,
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            help="NAME or NAME@SNAPSHOT, for --zarr; the last checkpoint by default.",
+            autocompletion=completion.checkpoints,
+        ),
+    ] = "",
+    zarr: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to make: a plain Zarr v3 group.")
+    ] = None,
+    drop: Annotated[
+        str,
+        typer.Option(
+            metavar="RESULT",
+            help="Write the data without the rows that a result found; `latest` is the newest.",
+            autocompletion=completion.results,
+        ),
+    ] = "",
+    only: Annotated[
+        str,
+        typer.Option(
+            metavar="RESULT", help="Write only these rows.", autocompletion=completion.results
+        ),
+    ] = "",
+    weigh: Annotated[
+        str,
+        typer.Option(
+            metavar="RESULT",
+            help="Write all rows with a field `weight`: --weight for these, 1 for the others.",
+            autocompletion=completion.results,
+        ),
+    ] = "",
+    review: Annotated[
+        str,
+        typer.Option(
+            metavar="RESULT",
+            help="Write these rows as CSV with a column keep/drop to edit.",
+            autocompletion=completion.results,
+        ),
+    ] = "",
+    reviewed: Annotated[
+        Path | None,
+        typer.Option(metavar="CSV", help="Write the data without what an edited list drops."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The file to make: JSONL, or the CSV.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Examples of each query (and side).")] = 50,
+    side: Annotated[str, typer.Option(help="raised, lowered or both.")] = "raised",
+    query: Annotated[str, typer.Option(help="Only what was found for this query.")] = "",
+    token: Annotated[
+        str, typer.Option(metavar="N[:M]", help="Rank by one explained token, or a span.")
+    ] = "",
+    weight: Annotated[float, typer.Option(min=0, help="For --weigh.")] = 0.0,
+) -> None:
+    """Write a snapshot as plain Zarr, or the training data without (or only) what was found."""
+    from rapidin_cli.curation import Wanted
+    from rapidin_cli.errors import UsageError
+    from rapidin_cli.project import Project
+
+    ways = {"drop": drop, "only": only, "weigh": weigh, "review": review}
+    given = [name for name, value in ways.items() if value]
+    given += ["zarr"] * (zarr is not None) + ["reviewed"] * (reviewed is not None)
+    if len(given) != 1:
+        raise UsageError(
+            "say what to write in exactly one way",
+            hint="rin export --zarr DIR, or --drop, --only, --weigh, --review RESULT or "
+            "--reviewed CSV with --out FILE",
+        )
+    project: Project = Project.open(context.obj.directory)
+    if zarr is not None:
+        _snapshot(project, checkpoint, zarr)
+        return
+    if out is None:
+        raise UsageError(f"--{given[0]} needs --out FILE", hint="add --out cleaned.jsonl")
+    result = drop or only or weigh or review
+    wanted = Wanted("" if result == "latest" else result, query, token, side, top)
+    _rows(project, given[0], wanted, out, reviewed, weight)
+
+
+def _snapshot(project: Project, checkpoint: str, folder: Path) -> None:
+    from rapidin_cli import console
+    from rapidin_cli.errors import UsageError
+    from rapidin_storage.export import export_zarr
+
+    if folder.exists():
+        raise UsageError(f"{folder} exists already", hint="give another folder")
+    _, snapshot = project.resolve_snapshot(checkpoint)
+    size = export_zarr(snapshot, folder)
+    console.say(f"wrote {folder}: {snapshot.commit.rows:,} rows, {console.size(size)}")
+    console.say(f'next: python -c "import zarr; print(zarr.open_group({str(folder)!r}).tree())"')
+
+
+def _rows(
+    project: Project, way: str, wanted: Wanted, out: Path, reviewed: Path | None, weight: float
+) -> None:
+    from rapidin_cli import console, curation
+
+    if way == "review":
+        count = curation.write_review(project, wanted, out)
+        console.say(f"wrote {out}: {console.count(count, 'row')}, all marked keep")
+        console.say(
+            f"next: mark rows as drop, then rin export --reviewed {out} --out cleaned.jsonl"
+        )
+        return
+    change = curation.weighted(weight) if way == "weigh" else curation.CHANGES[way]
+    found = curation.found(project, wanted) if reviewed is None else curation.read_review(reviewed)
+    done = curation.write_rows(project.root, project.config.data, found, change, out)
+    told = {
+        "only": f"all of them found for {wanted.result or 'the newest result'}",
+        "weigh": f"{done.changed:,} of them with weight {weight:g}",
+    }.get(way, f"{done.changed:,} left out")
+    console.say(f"wrote {out}: {console.count(done.rows, 'row')}, {told}")
+    if done.broken:
+        console.warn(
+            f"{console.count(len(done.broken), 'line')} of the data that hold no JSON object "
+            f"could not be written; the first is {done.broken[0]}"
+        )
+    if way != "weigh":
+        console.say("next: train on it, and see with rin retrieve whether the model still says it")
