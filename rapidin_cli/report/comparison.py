@@ -62,11 +62,16 @@ def _pairs(first: View, second: View, query: str, other_query: str) -> Iterator[
     if query or other_query or len(ours) == len(theirs) == 1:
         yield _named(first, query), _named(second, other_query or query)
         return
-    by_text = {(q["prompt"], q["response"]): q for q in reversed(theirs)}
     for one in ours:
-        other = by_text.get((one["prompt"], one["response"]))
-        if other is not None:
-            yield one, other
+        alike = [q for q in theirs if _text(q) == _text(one)]
+        # Asked twice: the one of the same name.
+        alike.sort(key=lambda q: q["id"] != one["id"])
+        if alike:
+            yield one, alike[0]
+
+
+def _text(query: View) -> tuple[str, str]:
+    return query["prompt"], query["response"]
 
 
 def _named(report: View, name: str) -> View:
@@ -95,7 +100,7 @@ def _pair(one: View, other: View, *, same_unit: bool, top: int) -> dict[str, Any
     return {
         "first": _query(one),
         "second": _query(other),
-        "same_text": (one["prompt"], one["response"]) == (other["prompt"], other["response"]),
+        "same_text": _text(one) == _text(other),
         "agree": {side: _agreement(columns[side], side, top) for side in SIDES},
         **columns,
     }
