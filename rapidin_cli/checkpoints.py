@@ -68,6 +68,12 @@ def resolve(root: Path, name: str, path: str, base: str, *, trust: bool = False)
     folder = _folder(root, path, f"checkpoint {name!r}")
     if not (folder / ADAPTER_CONFIG).exists():
         if not (folder / "config.json").exists():
+            if steps := _steps(folder):
+                raise InputError(
+                    f"checkpoint {name!r}: {folder} is the folder of a training, with "
+                    f"{len(steps)} checkpoints in it",
+                    hint=f"set path to one of them in rin.toml, such as {path}/{steps[-1]}",
+                )
             raise InputError(
                 f"checkpoint {name!r}: {folder} has neither {ADAPTER_CONFIG} nor config.json",
                 hint="correct [[checkpoints]] in rin.toml",
@@ -80,6 +86,13 @@ def resolve(root: Path, name: str, path: str, base: str, *, trust: bool = False)
             hint="set [model] base in rin.toml",
         )
     return Checkpoint(name, folder, _folder(root, named, f"base model of {name!r}"), trust)
+
+
+def _steps(folder: Path) -> list[str]:
+    """Names of the checkpoints that a Trainer left in its output folder, the last one last."""
+    found = (path for path in folder.glob("checkpoint-*") if path.is_dir())
+    numbered = [path.name for path in found if path.name.rpartition("-")[2].isdigit()]
+    return sorted(numbered, key=lambda name: int(name.rpartition("-")[2]))
 
 
 def is_hub_name(place: str) -> bool:

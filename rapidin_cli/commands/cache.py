@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from rapidin_cli.caching import Part
     from rapidin_cli.forecast import Forecast
+    from rapidin_cli.gradients.capture import Skipped
     from rapidin_cli.project import Cached
 
 
@@ -196,12 +197,17 @@ class _Watcher:
             f"{layout.parameters:,} parameters, into {layout.dimensions:,} numbers "
             f"({layout.spec.precision})"
         )
-        reasons: dict[str, list[str]] = {}
+        trained = layout.parameters + sum(skipped.size for skipped in ready.skipped)
+        reasons: dict[str, list[Skipped]] = {}
         for skipped in ready.skipped:
-            reasons.setdefault(skipped.reason, []).append(skipped.name)
-        for reason, names in reasons.items():
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            console.say(f"{self._checkpoint}: not captured, {reason}: {names[0]}{more}")
+            reasons.setdefault(skipped.reason, []).append(skipped)
+        for reason, parts in reasons.items():
+            more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
+            share = sum(part.size for part in parts) / trained
+            console.say(
+                f"{self._checkpoint}: not captured, {share:.1%} of what was trained, {reason}: "
+                f"{parts[0].name}{more}"
+            )
 
     def advance(self, rows: int, tokens: int, device: str) -> None:
         del device

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from rapidin_cli.errors import InputError
 from rapidin_cli.gradients.rows import Layer
 
 _PROBE_BATCH, _PROBE_LENGTH = 2, 5
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
 
 @dataclass(frozen=True)
@@ -32,17 +34,35 @@ class Target:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A trainable parameter whose gradient is not captured, and why."""
+    """A trainable parameter whose gradient is not captured.
+
+    Attributes:
+        reason: why.
+        size: how many numbers it has.
+        chosen: whether the user's `layers` leaves it out.
+    """
 
     name: str
     reason: str
+    size: int
+    chosen: bool = False
+
+
+def share_left_out(targets: Sequence[Target], skipped: Sequence[Skipped]) -> tuple[float, str]:
+    """Return the share of the trained numbers that cannot be captured, and most often why."""
+    sizes: Counter[str] = Counter()
+    for each in skipped:
+        sizes[each.reason] += 0 if each.chosen else each.size
+    trained = sum(each.size for each in skipped) + sum(each.layer.size for each in targets)
+    reason = max(sizes, key=lambda name: sizes[name], default="")
+    return sizes.total() / trained, reason
 
 
 def find_targets(model: nn.Module, pattern: str) -> tuple[list[Target], list[Skipped]]:
     """Return the trainable linear layers that `pattern` matches, in the model's order.
 
     With an adapter only its factors are trainable, so they are the targets; without one
-    every linear layer is (`nn.Linear` and Hugging Face's `Conv1D`). A probe pass finds out
+    every linear layer is (`nn.Linear` and Hugging Face's `Conv1D`). Probe passes find out
     how often each is used and whether its inputs keep examples apart.
 
     Raises:
@@ -57,6 +77,7 @@ def find_targets(model: nn.Module, pattern: str) -> tuple[list[Target], list[Ski
         ) from None
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     modules: dict[str, nn.Module] = {}
+    unmatched: set[int] = set()
     reasons: dict[int, str] = dict.fromkeys(embeddings, "an embedding, not a linear layer")
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
@@ -68,6 +89,7 @@ def find_targets(model: nn.Module, pattern: str) -> tuple[list[Target], list[Ski
             reasons[id(weight)] = "the embedding, tied to the output layer"
         elif not matches(layer_name(name)):
             reasons[id(weight)] = f"not matched by layers = {pattern!r}"
+            unmatched.add(id(weight))
         else:
             modules[name] = module
     calls, mixed = _probe(model, modules)
@@ -76,22 +98,39 @@ def find_targets(model: nn.Module, pattern: str) -> tuple[list[Target], list[Ski
         if mixed[name]:
             reasons[id(module.weight)] = "its inputs do not keep the examples of a batch apart"
         elif not calls[name]:
-            reasons[id(module.weight)] = "not used in the forward pass"
+            reasons[id(module.weight)] = "not run as a layer in the forward pass"
         else:
             targets.append(Target(_layer(name, module), module, calls[name]))
-    if not targets:
-        found = "; ".join(sorted(set(reasons.values()))) or "the checkpoint trains none"
-        raise InputError(
-            f"no trainable linear layer is matched by [gradient] layers = {pattern!r} ({found})",
-            hint="correct [gradient] layers in rin.toml, or the kind of adapter",
-        )
     captured = {id(target.module.weight) for target in targets}
+    convolutions = {id(m.weight) for m in model.modules() if isinstance(m, _CONVOLUTIONS)}
+    reasons |= dict.fromkeys(convolutions, "a convolution, not a linear layer")
     skipped = [
-        Skipped(layer_name(name), reasons.get(id(parameter), "not the weight of a linear layer"))
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and id(parameter) not in captured
+        Skipped(layer_name(name), reasons.get(id(p)) or _other(p), p.numel(), id(p) in unmatched)
+        for name, p in model.named_parameters()
+        if p.requires_grad and id(p) not in captured
     ]
+    if not targets:
+        raise _nothing_to_capture(pattern, skipped)
     return targets, skipped
+
+
+def _other(parameter: nn.Parameter) -> str:
+    if parameter.dim() == 3:
+        return "matrices fused into one tensor, as of a mixture's experts"
+    return "not the weight of a linear layer"
+
+
+def _nothing_to_capture(pattern: str, skipped: list[Skipped]) -> InputError:
+    if any(each.chosen for each in skipped):
+        return InputError(
+            f"no trainable linear layer is matched by [gradient] layers = {pattern!r}",
+            hint="correct [gradient] layers in rin.toml",
+        )
+    trained = f"{skipped[0].name} ({skipped[0].reason})" if skipped else "nothing at all"
+    return InputError(
+        f"the checkpoint has no trainable linear layer; what was trained is {trained}",
+        hint="rin takes full models and adapters with factors (LoRA, rsLoRA, DoRA)",
+    )
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -118,15 +157,37 @@ def _layer(name: str, module: nn.Module) -> Layer:
 def _probe(
     model: nn.Module, modules: dict[str, nn.Module]
 ) -> tuple[dict[str, int], dict[str, bool]]:
-    calls = dict.fromkeys(modules, 0)
+    """Return how often each layer is run on sequences, and whether on anything else that counts."""
+    with torch.no_grad():
+        calls, others, _ = _watched(model, modules)
     mixed = dict.fromkeys(modules, False)
+    if any(others.values()):
+        # DoRA runs its factors on a unit matrix too, for a norm that has no gradient.
+        odd = {name: modules[name] for name, outputs in others.items() if outputs}
+        _, others, logits = _watched(model, odd)
+        names = [name for name, outputs in others.items() for _ in outputs]
+        outputs = [output for each in others.values() for output in each]
+        found = torch.autograd.grad(logits.float().sum(), outputs, allow_unused=True)
+        for name, gradient in zip(names, found, strict=True):
+            mixed[name] |= gradient is not None
+    return calls, mixed
+
+
+def _watched(
+    model: nn.Module, modules: dict[str, nn.Module]
+) -> tuple[dict[str, int], dict[str, list[torch.Tensor]], torch.Tensor]:
+    """Run two short sequences; return calls on them, other calls' outputs, and the logits."""
+    calls = dict.fromkeys(modules, 0)
+    others: dict[str, list[torch.Tensor]] = {name: [] for name in modules}
 
     def watch(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            del module, output
-            calls[name] += 1
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+            del module
             shape = inputs[0].shape
-            mixed[name] |= len(shape) != 3 or tuple(shape[:2]) != (_PROBE_BATCH, _PROBE_LENGTH)
+            if len(shape) == 3 and tuple(shape[:2]) == (_PROBE_BATCH, _PROBE_LENGTH):
+                calls[name] += 1
+            else:
+                others[name].append(output)
 
         return hook
 
@@ -134,12 +195,16 @@ def _probe(
     try:
         device = next(model.parameters()).device
         ids = torch.ones((_PROBE_BATCH, _PROBE_LENGTH), dtype=torch.long, device=device)
-        with torch.no_grad():
-            model(input_ids=ids, use_cache=False)
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
     finally:
         for handle in handles:
             handle.remove()
-    return calls, mixed
+    return calls, others, logits
+
+
+def of_sequences(inputs: tuple[Any, ...]) -> bool:
+    """Whether a target's inputs are (B, T, I): its other calls have no gradient, see `_probe`."""
+    return bool(inputs[0].dim() == 3)
 
 
 Consumer = Callable[[int, torch.Tensor, torch.Tensor], None]
@@ -170,8 +235,9 @@ def captured(model: nn.Module, targets: list[Target], consume: Consumer) -> Iter
     def watch(number: int) -> Any:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
             del module
-            x = inputs[0].detach()
-            output.register_hook(lambda d: arrive(number, x, d))
+            if of_sequences(inputs):
+                x = inputs[0].detach()
+                output.register_hook(lambda d: arrive(number, x, d))
 
         return hook
 

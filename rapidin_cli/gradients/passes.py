@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +17,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rapidin_cli.data.examples import IGNORED
 from rapidin_cli.errors import InputError
-from rapidin_cli.gradients.capture import Consumer, captured, find_targets
+from rapidin_cli.gradients.capture import (
+    Consumer,
+    captured,
+    find_targets,
+    of_sequences,
+    share_left_out,
+)
 
 Compute = Literal["float32", "bfloat16"]
 
@@ -59,6 +65,7 @@ class Passes:
     Attributes:
         trained: names of all trainable parameters.
         targets: the watched layers. skipped: trainable parameters that are not, and why.
+        left_out: what share of all trained numbers cannot be watched, and why.
         vocabulary: tokens that the model knows.
     """
 
@@ -69,10 +76,11 @@ class Passes:
         self.model = model
         self.device = device
         self.compute = compute
-        self.vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+        self.vocabulary = _vocabulary(model)
         self._positions = _absolute_positions(_inner(model))
         self.trained = [name for name, p in model.named_parameters() if p.requires_grad]
         self.targets, self.skipped = find_targets(model, pattern)
+        self.left_out = share_left_out(self.targets, self.skipped)
         model.requires_grad_(False)
         self._separate = self._find_head()
         self._keeps_logits = "logits_to_keep" in inspect.signature(_inner(model).forward).parameters
@@ -147,8 +155,8 @@ class Passes:
         """Differentiate each token's loss along a change of the target layers' weights.
 
         One forward-mode pass for all tokens (DESIGN 4.4): the layers' outputs are
-        y + eps * perturb(x), and the derivative is taken by eps at 0. Attention runs on
-        its plain kernel: the fused ones have no forward-mode derivative.
+        y + eps * perturb(x), and the derivative is taken by eps at 0. Attention and experts
+        run on plain kernels: the fused ones have no forward-mode derivative.
 
         Returns:
             For each sequence, the derivative of each labelled token's loss, in order.
@@ -157,7 +165,8 @@ class Passes:
             NoForwardModeError: some operator has none.
         """
         ids, labels = self._moved(batch)
-        with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+        plain = sdpa_kernel(SDPBackend.MATH), _plain_experts(_inner(self.model))
+        with torch.no_grad(), forward_ad.dual_level(), plain[0], plain[1]:
             eps = forward_ad.make_dual(
                 torch.zeros((), device=self.device), torch.ones((), device=self.device)
             )
@@ -165,6 +174,8 @@ class Passes:
             def watch(number: int) -> Any:
                 def hook(module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> Any:
                     del module
+                    if not of_sequences(inputs):
+                        return output
                     change = perturb(number, inputs[0])
                     return output + (eps * change).to(output.dtype)
 
@@ -281,6 +292,27 @@ def _absolute_positions(model: nn.Module) -> int | None:
     # OPT keeps two more than it says.
     sizes = (m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding))
     return known if any(known <= size <= known + 2 for size in sizes) else None
+
+
+@contextlib.contextmanager
+def _plain_experts(model: nn.Module) -> Iterator[None]:
+    """Have a mixture's experts computed one after the other."""
+    before = getattr(getattr(model, "config", None), "_experts_implementation", None)
+    choose: Any = getattr(model, "set_experts_implementation", None)
+    if before is None or choose is None:
+        yield
+        return
+    choose("eager")
+    try:
+        yield
+    finally:
+        choose(before)
+
+
+def _vocabulary(model: nn.Module) -> int:
+    """Tokens that the model's input embedding knows, whatever an adapter put around it."""
+    table = model.get_input_embeddings()  # type: ignore[operator]
+    return next(m.num_embeddings for m in table.modules() if isinstance(m, nn.Embedding))
 
 
 def _inner(model: nn.Module) -> nn.Module:

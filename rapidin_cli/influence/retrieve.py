@@ -141,6 +141,11 @@ class Retriever:
         return self._engine.layout
 
     @property
+    def left_out(self) -> tuple[float, str]:
+        """Share of the trained numbers that cannot be captured, and most often why."""
+        return self._engine.passes.left_out
+
+    @property
     def missing(self) -> int:
         """Examples of the data that have no cached row."""
         index = self.snapshot.index

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from rapidin_storage import Snapshot
 
 
+# Norms and biases are a thousandth of a model, embeddings or fused experts most of a small one.
+_TOLD = 0.02
+
+
 class Session:
     """Checkpoints that are loaded once and asked any number of times.
 
@@ -107,6 +111,12 @@ class Session:
             views.append(query_view(found, texts, learnt, examples))
         score = SCORES[options.score]
         warnings = _warnings(last.missing, dataset, self._opened[-1].checkpoint.name)
+        share, reason = last.left_out
+        if share >= _TOLD:
+            warnings.append(
+                f"{share:.0%} of the trained parameters could not be captured, most of them being "
+                f"{reason}: their part of the influence is missing"
+            )
         if len(self._chosen) > 1 and self._source.startswith("equal"):
             warnings.append(f"{self._source}: set learning_rate in [[checkpoints]] of rin.toml")
         if any(found.exact is not None and not found.exact.forward_mode for found in answers):

@@ -1,0 +1,125 @@
+"""People's own models from `rin cache` to an answer: full models, adapters, a Trainer's folder."""
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import Trainer, TrainingArguments
+
+from rapidin_cli import Project
+from rapidin_cli.errors import InputError
+from rapidin_cli.influence.queries import Question
+from rapidin_cli.influence.retrieve import Options
+from tests import forked, tiny
+from tests.unit.test_models import adapted, model_of
+
+RIN = """
+[data]
+files = ["data.jsonl"]
+template = "chat"
+max_tokens = 64
+[model]
+dtype = "float32"
+[gradient]
+dimensions = 4096
+[[checkpoints]]
+name = "model"
+path = "{path}"
+"""
+
+
+def folder_of(model: torch.nn.Module, root: Path) -> Path:
+    """A project with a full model, or with an adapter on a base."""
+    path = root / "model"
+    if hasattr(model, "peft_config"):
+        base = tiny.llama(tie_word_embeddings=False)
+        base.save_pretrained(root / "base")
+        model.peft_config["default"].base_model_name_or_path = str(root / "base")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PEFT, about saving embeddings
+        model.save_pretrained(path)
+    tiny.tokenizer().save_pretrained(path)
+    tiny.write_jsonl(root / "data.jsonl", tiny.rows(12))
+    (root / "rin.toml").write_text(RIN.format(path="model"))
+    return root
+
+
+def full(kind: str) -> torch.nn.Module:
+    return tiny.gpt2() if kind == "gpt2" else model_of(kind)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text", "phi3", "qwen3", "qwen3_moe"])
+def test_a_full_model_finds_a_row_by_itself(kind, tmp_path):
+    root = folder_of(full(kind), tmp_path)
+    done = forked.rin(root, "cache")
+    assert done.returncode == 0, done.stderr
+    captured = "experts" if kind == "qwen3_moe" else "embedding"
+    assert f"{captured}" in done.stderr
+    assert "of what was trained" in done.stderr
+    asked = ("--row", "data.jsonl:6", "--score", "cosine")
+    answer = json.loads(forked.rin(root, "retrieve", *asked, "--json").stdout)
+    [query] = answer["queries"]
+    best = query["examples"][0]
+    assert best["rows"][0]["line"] == 6
+    assert best["score"] == pytest.approx(1, abs=1e-3)
+    assert query["exact"]["forward_mode"]
+    assert sum(value for _, value in best["training"]) == pytest.approx(best["score"], abs=1e-3)
+    assert sum(best["tokens"]) == pytest.approx(best["score"], abs=1e-3)
+    assert any("trained parameters could not be captured" in told for told in answer["warnings"])
+
+
+@pytest.mark.parametrize("kind", ["dora", "rslora", "with the output layer", "on the embedding"])
+def test_an_adapter_finds_a_row_by_itself(kind, tmp_path):
+    settings = {
+        "dora": {"use_dora": True, "target_modules": "all-linear"},
+        "rslora": {"use_rslora": True, "target_modules": "all-linear"},
+        "with the output layer": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        "on the embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    }[kind]
+    config = LoraConfig(r=4, task_type="CAUSAL_LM", **settings)
+    root = folder_of(adapted(config), tmp_path)
+    project = Project.open(root)
+    project.cache()
+    question = Question("q1", training_row="data.jsonl:6")
+    answer = project.retrieve([question], Options(score="cosine"))
+    best = answer["queries"][0]["examples"][0]
+    assert best["rows"][0]["line"] == 6
+    assert best["score"] == pytest.approx(1, abs=1e-3)
+    told = any("could not be captured" in warning for warning in answer["warnings"])
+    assert told == (kind in ("dora", "on the embedding"))
+
+
+def test_a_merged_adapter_is_a_full_model(tmp_path):
+    model = adapted(LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    root = folder_of(model.merge_and_unload(), tmp_path)
+    project = Project.open(root)
+    project.cache()
+    assert project.opened().checkpoint.base is None
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """What a Trainer leaves: two checkpoints, its state, and no model above them."""
+    root = folder_of(tiny.llama(), tmp_path)
+    rows = [torch.arange(1, 20) + n for n in range(8)]
+    data = [{"input_ids": row, "labels": row, "attention_mask": row.ge(0)} for row in rows]
+    arguments = TrainingArguments(
+        output_dir=str(root / "run"), max_steps=4, save_steps=2, report_to=[],
+        per_device_train_batch_size=2, use_cpu=True, disable_tqdm=True, logging_strategy="no",
+    )  # fmt: skip
+    Trainer(tiny.llama(), arguments, train_dataset=data, processing_class=tiny.tokenizer()).train()
+    return root
+
+
+def test_a_trainers_folder_is_named_and_its_checkpoints_work(trained):
+    (trained / "rin.toml").write_text(RIN.format(path="run"))
+    with pytest.raises(InputError, match="folder of a training, with 2 checkpoints") as caught:
+        Project.open(trained).opened()
+    assert "run/checkpoint-4" in caught.value.hint
+    (trained / "rin.toml").write_text(RIN.format(path="run/checkpoint-4"))
+    done = forked.rin(trained, "cache")
+    assert done.returncode == 0, done.stderr
+    assert "12 cached" in done.stderr
