@@ -88,7 +88,14 @@ class Opened:
         """All training examples as this checkpoint's tokenizer reads them."""
         project = self._project
         return load_dataset(
-            project.root, project.config.data, self.encoder, skip_bad=self._skip_bad
+            project.root,
+            project.config.data,
+            lambda: self.encoder,
+            skip_bad=self._skip_bad,
+            kept=project.root / ".rin" / "data",
+            tokenizer=project.fingerprints.tokenizer(
+                self.checkpoint, project.config.data.rendering()
+            ),
         )
 
     def plan(self, snapshot: Snapshot | None, part: Part = WHOLE) -> Plan:

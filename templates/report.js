@@ -209,6 +209,7 @@
   }
 
   function wordsText({ of, agree, matches }) {
+    if (of === 0) return "";
     const text = `Shared words alone (BM25) would put ${agree} of the ${of} most raising examples among its first 10.`;
     const only = matches.filter((match) => match.percentile > 10 && match.percentile < 90).slice(0, 3).map((match) => match.id);
     return only.length > 0 ? `${text} Alike in words, but of no special influence: ${only.join(", ")}.` : text;

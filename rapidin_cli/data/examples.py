@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -53,26 +53,86 @@ class Example:
         mask[0] = False
         return mask
 
+    def with_tokens(self, input_ids: Tokens, labels: Tokens) -> Example:
+        """Return the same row with other tokens."""
+        return Example(self.row, input_ids, labels, self.truncated)
+
     @property
     def learnt(self) -> int:
         """Number of tokens that have a loss."""
         return int(self.learnt_mask.sum())
 
 
+class Groups(Mapping[bytes, list[Example]]):
+    """Digest -> the examples that have it, in the order of the data."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._examples = examples
+        self._numbers: dict[bytes, int] = {}
+        self._first: list[int] = []
+        self._others: dict[int, list[int]] = {}
+        for place, example in enumerate(examples):
+            number = self._numbers.setdefault(example.digest, len(self._first))
+            if number == len(self._first):
+                self._first.append(place)
+            else:
+                self._others.setdefault(number, []).append(place)
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._numbers)
+
+    def __contains__(self, digest: object) -> bool:
+        return digest in self._numbers
+
+    def __getitem__(self, digest: bytes) -> list[Example]:
+        return self.at(self._numbers[digest])
+
+    def at(self, number: int) -> list[Example]:
+        """Return the examples of the n-th digest."""
+        places = [self._first[number], *self._others.get(number, ())]
+        return [self._examples[place] for place in places]
+
+
+class Distinct(Sequence[list[Example]]):
+    """The same as a sequence."""
+
+    def __init__(self, groups: Groups) -> None:
+        self._groups = groups
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    @overload
+    def __getitem__(self, number: int) -> list[Example]: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[list[Example]]: ...
+    def __getitem__(self, number: int | slice) -> list[Example] | list[list[Example]]:
+        if isinstance(number, slice):
+            return [self._groups.at(n) for n in range(*number.indices(len(self)))]
+        if not -len(self) <= number < len(self):
+            raise IndexError(number)
+        return self._groups.at(number % len(self))
+
+
 @dataclass
 class Dataset:
     """All usable examples of a project, and what was left out."""
 
-    examples: list[Example] = field(default_factory=list)
+    examples: Sequence[Example] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
 
     @cached_property
-    def by_digest(self) -> dict[bytes, list[Example]]:
+    def by_digest(self) -> Groups:
         """Digest -> the examples that have it, in file order."""
-        groups: dict[bytes, list[Example]] = {}
-        for example in self.examples:
-            groups.setdefault(example.digest, []).append(example)
-        return groups
+        return Groups(self.examples)
+
+    @property
+    def distinct(self) -> Distinct:
+        """The examples of each digest, in the order of `by_digest`."""
+        return Distinct(self.by_digest)
 
     @cached_property
     def digest(self) -> str:
@@ -89,14 +149,22 @@ class Dataset:
 
     def find(self, identity: str) -> Example | None:
         """Return the example with that row id or FILE:LINE, or whose digest begins so."""
-        for example in self.examples:
+        number = self._number(identity)
+        return None if number is None else self.examples[number]
+
+    def _number(self, identity: str) -> int | None:
+        named = getattr(self.examples, "named", None)
+        if named is not None:
+            number: int | None = named(identity)
+            return number
+        for number, example in enumerate(self.examples):
             place = f"{example.row.file}:{example.row.line}"
             if identity in (example.row.id, place):
-                return example
+                return number
         if len(identity) >= 8:
-            for example in self.examples:
+            for number, example in enumerate(self.examples):
                 if example.digest.hex().startswith(identity):
-                    return example
+                    return number
         return None
 
 
@@ -146,5 +214,5 @@ def one_token_queries(query: Example) -> list[Example]:
     for position in np.flatnonzero(query.learnt_mask):
         labels = np.full(position + 1, IGNORED, dtype=np.int32)
         labels[position] = query.labels[position]
-        parts.append(replace(query, input_ids=query.input_ids[: position + 1], labels=labels))
+        parts.append(query.with_tokens(query.input_ids[: position + 1], labels))
     return parts

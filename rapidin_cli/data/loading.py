@@ -2,41 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+from rapidin_cli.data.encoded import EncodedRows, Store, name_of
 from rapidin_cli.data.encoding import Encoder
-from rapidin_cli.data.examples import Dataset
+from rapidin_cli.data.examples import Dataset, Example
 from rapidin_cli.data.reading import BadRow, DataSettings, Row, read_rows
 from rapidin_cli.errors import InputError
 
+_RECENT = 2 * 10**9  # nanoseconds
+_LIBRARIES = "transformers", "tokenizers"
+
 
 def load_dataset(
-    root: Path, settings: DataSettings, encoder: Encoder, *, skip_bad: bool = False
+    root: Path,
+    settings: DataSettings,
+    encoder: Encoder | Callable[[], Encoder],
+    *,
+    skip_bad: bool = False,
+    kept: Path | None = None,
+    tokenizer: str = "",
 ) -> Dataset:
     """Read and tokenise all files.
+
+    Args:
+        encoder: turns rows into tokens; made when it is needed.
+        kept: folder of encoded rows, which are read instead where they are there; nothing is
+            kept if None.
+        tokenizer: fingerprint of what turns a row into tokens.
 
     Raises:
         InputError: no file, no row, or (without `skip_bad`) the first bad row.
     """
     if not settings.files:
         raise InputError("[data] files is empty", hint="name your training data in rin.toml")
-    dataset = Dataset()
-
-    def good_rows() -> Iterator[Row]:
-        for row in read_rows(root, settings):
-            if isinstance(row, BadRow):
-                _reject(row, dataset, skip_bad)
-            else:
-                yield row
-
-    for example in encoder.examples(good_rows()):
-        if isinstance(example, BadRow):
-            _reject(example, dataset, skip_bad)
-        else:
-            dataset.examples.append(example)
-    dataset.bad.sort(key=lambda bad: (settings.files.index(bad.file), bad.line))
-    if not dataset.examples:
+    bad: list[BadRow] = []
+    make = encoder if callable(encoder) else lambda: encoder
+    examples = _examples(root, settings, make, bad, skip_bad=skip_bad)
+    if kept is None:
+        dataset = Dataset(list(examples), bad)
+        bad.sort(key=lambda each: (settings.files.index(each.file), each.line))
+    else:
+        rows = _encoded(Store(kept), root, settings, tokenizer, examples, bad)
+        dataset = Dataset(rows, rows.bad)
+        if rows.bad and not skip_bad:
+            raise _rejected(rows.bad[0])
+    if not len(dataset.examples):
         raise InputError(
             f"no usable row in {', '.join(settings.files)}",
             hint="correct [data] in rin.toml",
@@ -44,7 +61,78 @@ def load_dataset(
     return dataset
 
 
-def _reject(bad: BadRow, dataset: Dataset, skip_bad: bool) -> None:
-    if not skip_bad:
-        raise InputError(str(bad), hint="repair the row, or leave such rows out with --skip-bad")
-    dataset.bad.append(bad)
+def _encoded(
+    store: Store,
+    root: Path,
+    settings: DataSettings,
+    tokenizer: str,
+    examples: Iterator[Example],
+    bad: list[BadRow],
+) -> EncodedRows:
+    before = _state(root, settings)
+    name = name_of(
+        {
+            "settings": dataclasses.asdict(settings),
+            "tokenizer": tokenizer,
+            "libraries": [metadata.version(library) for library in _LIBRARIES],
+            "files": [each[:3] for each in before],
+            "recent": [each[3:] for each in before],
+        }
+    )
+    found = store.find(name)
+    if found is not None:
+        return found
+    rows = store.write(name, settings.files, examples, bad)
+    if [each[:3] for each in _state(root, settings)] != [each[:3] for each in before]:
+        raise InputError("the data was written to while it was read", hint="run the command again")
+    return rows
+
+
+def _state(root: Path, settings: DataSettings) -> list[Any]:
+    """Sizes and times of the data files."""
+    found: list[Any] = []
+    for name in settings.files:
+        try:
+            state = (root / name).stat()
+            times: list[Any] = [name, state.st_size, state.st_mtime_ns]
+            if time.time_ns() - state.st_mtime_ns < _RECENT:
+                # It may be written to again within the same tick of the file system's clock.
+                with (root / name).open("rb") as file:
+                    times.append(hashlib.file_digest(file, "sha256").hexdigest())
+            found.append(times)
+        except OSError:
+            found.append([name])  # reading it says why
+    return found
+
+
+def _examples(
+    root: Path,
+    settings: DataSettings,
+    encoder: Callable[[], Encoder],
+    bad: list[BadRow],
+    *,
+    skip_bad: bool,
+) -> Iterator[Example]:
+    """Yield the usable rows as tokens, and collect the others."""
+
+    def reject(row: BadRow) -> None:
+        if not skip_bad:
+            raise _rejected(row)
+        bad.append(row)
+
+    def good_rows() -> Iterator[Row]:
+        for row in read_rows(root, settings):
+            if isinstance(row, BadRow):
+                reject(row)
+            else:
+                yield row
+
+    for example in encoder().examples(good_rows()):
+        if isinstance(example, BadRow):
+            reject(example)
+        else:
+            yield example
+
+
+def _rejected(bad: BadRow) -> InputError:
+    return InputError(str(bad), hint="repair the row, or leave such rows out with --skip-bad")

@@ -119,7 +119,7 @@ class Asking:
     Args:
         panel: whom to ask.
         dataset: the training data.
-        lexical: of its distinct examples.
+        lexical: of its distinct examples, if words are to be compared.
         options: how.
         progress: is told what goes on.
     """
@@ -128,7 +128,7 @@ class Asking:
         self,
         panel: Panel,
         dataset: Dataset,
-        lexical: Lexical,
+        lexical: Lexical | None,
         options: Options,
         progress: Progress,
     ) -> None:
@@ -136,7 +136,7 @@ class Asking:
         self._options = options
         self._progress = progress
         self._digests = list(dataset.by_digest)
-        self._examples = list(dataset.by_digest.values())
+        self._examples = dataset.distinct
         self._lexical = lexical
 
     def answers(self, questions: Sequence[Question]) -> list[Answer]:
@@ -326,5 +326,7 @@ class Asking:
 
     def _finish(self, work: _Work, found: Found, exact: Exactness | None) -> Answer:
         examples = [self._examples[int(position)] for position in found.slots]
-        words = self._lexical.scores(work.query.example)
+        words = np.zeros(len(self._examples), dtype=np.float32)
+        if self._lexical is not None:
+            words = self._lexical.scores(work.query.example)
         return Answer(work.query, work.losses, examples, found, words, exact)

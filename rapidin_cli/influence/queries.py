@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -276,7 +276,7 @@ def narrowed(question: Question, example: Example, texts: Sequence[str]) -> Exam
         return example
     labels = np.full_like(example.labels, IGNORED)
     labels[chosen] = example.labels[chosen]
-    return replace(example, labels=labels)
+    return example.with_tokens(example.input_ids, labels)
 
 
 def _numbers(question: Question, count: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from rapidin_cli import __version__
 from rapidin_cli.config import CheckpointSettings
 from rapidin_cli.data.examples import Dataset
 from rapidin_cli.influence.asking import Answer, Asking, Panel, Progress
-from rapidin_cli.influence.lexical import Lexical
+from rapidin_cli.influence.lexical import MOST_TEXT, Lexical
 from rapidin_cli.influence.score import AUTO, SCORES, SIGN
 from rapidin_cli.lock import read_lock
 from rapidin_cli.rates import checkpoint_weights
@@ -72,8 +72,8 @@ class Session:
         self._panel = Panel(openers, self._weights)
 
     @cached_property
-    def _lexical(self) -> Lexical:
-        return Lexical([rows[0] for rows in self._opened[-1].dataset.by_digest.values()])
+    def _lexical(self) -> Lexical | None:
+        return Lexical.of(self._opened[-1].dataset)
 
     def retrieve(
         self,
@@ -103,12 +103,11 @@ class Session:
     def _report(self, answers: Sequence[Answer], options: Options, command: str) -> dict[str, Any]:
         last = self._panel.at(-1)
         dataset = self._opened[-1].dataset
-        examples = list(dataset.by_digest.values())
         views = []
         for found in answers:
             texts = [last.texts(part) for part, _ in found.query.parts]
             learnt = [last.learnt_texts(rows[0]) for rows in found.examples]
-            views.append(query_view(found, texts, learnt, examples))
+            views.append(query_view(found, texts, learnt, dataset.distinct))
         score = SCORES[options.score]
         warnings = _warnings(last.missing, dataset, self._opened[-1].checkpoint.name)
         share, reason = last.left_out
@@ -116,6 +115,11 @@ class Session:
             warnings.append(
                 f"{share:.0%} of the trained parameters could not be captured, most of them being "
                 f"{reason}: their part of the influence is missing"
+            )
+        if self._lexical is None:
+            warnings.append(
+                f"shared words (BM25) were not compared: the data has more than "
+                f"{MOST_TEXT >> 20:,} MB of text"
             )
         if len(self._chosen) > 1 and self._source.startswith("equal"):
             warnings.append(f"{self._source}: set learning_rate in [[checkpoints]] of rin.toml")

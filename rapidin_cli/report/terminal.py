@@ -79,7 +79,8 @@ def _query(query: View, span: Span, top: int, look: Look) -> RenderableType:
         parts.append(_histogram(query["distribution"], look))
     if query["exact"] is not None:
         parts.append(_exactness(query))
-    parts.append(words_told(query["words"]))
+    if query["words"]["of"]:
+        parts.append(words_told(query["words"]))
     what = "all tokens" if span.everything else str(span)
     kept = f"{len(query['examples']):,} kept of {query['scored']:,} scored"
     sides = ranked(query, span)

@@ -111,7 +111,7 @@ def _words_view(
     order = np.argsort(-np.nan_to_num(totals, nan=-np.inf), kind="stable")[:_MATCHES]
     raised = [int(position) for position in order if totals[position] > 0]
     return {
-        "of": len(raised),
+        "of": len(raised) if len(matches) else 0,
         "agree": sum(bool(1 <= ranks[position] <= _MATCHES) for position in raised),
         "matches": [
             {
