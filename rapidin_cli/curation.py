@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rapidin_cli.data.files import RowError, read_values
 from rapidin_cli.data.reading import (
     HALF_PAIR,
     DataSettings,
-    RowError,
     guess_format,
     parse_row,
-    read_values,
 )
 from rapidin_cli.errors import InputError, UsageError
 from rapidin_cli.report.saving import save_page

@@ -17,7 +17,9 @@ from typing import Any
 
 from rapidin_cli.checkpoints import ADAPTER_CONFIG
 from rapidin_cli.config import CONFIG_FILE
-from rapidin_cli.data.reading import DataSettings, RowError, guess_format, parse_row
+from rapidin_cli.data.files import TABLES, read_values
+from rapidin_cli.data.reading import DataSettings, guess_format, parse_row
+from rapidin_cli.errors import InputError
 from rapidin_cli.rates import STATE_FILE
 
 _DEPTH = 5
@@ -31,6 +33,7 @@ _IGNORED_FOLDERS = {
 }
 # Environments of Python and conda, and projects of their own (the demo's).
 _FOREIGN = {"pyvenv.cfg", "conda-meta", CONFIG_FILE}
+_DATA = (".jsonl", ".json", *TABLES)
 _NOT_DATA = {"package.json", "tokenizer.json", "vocab.json", STATE_FILE}
 _NOT_TRAINING = re.compile(r"(^|[^a-z])(val|valid|validation|dev|eval|test)([^a-z]|$)")
 _STEP = re.compile(r"(?:checkpoint|ckpt|global_step|step|epoch|iter)[-_]?(\d+)\Z", re.IGNORECASE)
@@ -98,7 +101,7 @@ def survey(root: Path) -> Survey:
             checkpoints.append(found)
         for name in names:
             path = folder / name
-            size = _size(path) if path.suffix in (".jsonl", ".json") else None
+            size = _size(path) if name.removesuffix(".gz").endswith(_DATA) else None
             if size is not None and name not in _NOT_DATA:
                 # The largest file of a kind is the training set far more often than not.
                 training = not _NOT_TRAINING.search(path.stem.lower())
@@ -193,6 +196,9 @@ def shape_of(path: Path) -> str | None:
     """Return the format that a file's first row has, or None."""
     settings = DataSettings()
     try:
+        if path.suffix in (".gz", *TABLES):
+            value = next(read_values(path, path.name))[1]
+            return guess_format(value, settings)
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES).decode("utf-8-sig", errors="ignore").lstrip()
         if head.startswith("["):
@@ -202,7 +208,7 @@ def shape_of(path: Path) -> str | None:
         shape = guess_format(value, settings)
         if shape is not None:
             parse_row(value, shape, settings, path.name, 1)
-    except (OSError, ValueError, RecursionError, RowError):
+    except (OSError, ValueError, RecursionError, StopIteration, InputError):
         return None
     return shape
 

@@ -16,6 +16,7 @@ the number of rows, not with their texts.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
@@ -231,11 +232,14 @@ class _Writer:
         self._put("text_ends", self._packed)
         self._texts = []
 
+    def stop(self) -> None:
+        for stream in self._streams.values():
+            stream.close()
+
     def close(self, bad: Sequence[BadRow]) -> None:
         if self._texts:
             self._end_block()
-        for stream in self._streams.values():
-            stream.close()
+        self.stop()
         facts = {
             "rows": self._rows,
             "text_bytes": self._raw,
@@ -271,20 +275,22 @@ class Store:
     ) -> EncodedRows:
         """Write rows and return them; `bad` is complete once `examples` has ended."""
         temporary = Path(tempfile.mkdtemp(prefix="new-", dir=self._writable()))
+        writer = _Writer(temporary, files)
         try:
-            writer = _Writer(temporary, files)
             for example in examples:
                 writer.add(example)
             bad.sort(key=lambda each: (files.index(each.file), each.line))
             writer.close(bad)
         except BaseException:
+            writer.stop()
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         place = temporary.parent / name
-        try:
-            temporary.rename(place)
-        except OSError:  # somebody else has written it in the meantime
-            shutil.rmtree(temporary, ignore_errors=True)
+        if self.find(name) is None:  # else somebody else has written it in the meantime
+            shutil.rmtree(place, ignore_errors=True)
+            with suppress(OSError):
+                temporary.rename(place)
+        shutil.rmtree(temporary, ignore_errors=True)
         self._forget(temporary.parent)
         return EncodedRows(place)
 
@@ -293,8 +299,9 @@ class Store:
             self._folder.mkdir(parents=True, exist_ok=True)
             if os.access(self._folder, os.W_OK):
                 return self._folder
-        self._temporary = tempfile.TemporaryDirectory(prefix="rin-data-")
-        return Path(self._temporary.name)
+        temporary = Path(tempfile.mkdtemp(prefix="rin-data-"))
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+        return temporary
 
     def _forget(self, folder: Path) -> None:
         """Remove the folders that were not used for longest."""

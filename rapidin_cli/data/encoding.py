@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from rapidin_cli.data.examples import IGNORED, Example
-from rapidin_cli.data.reading import BadRow, DataSettings, Message, Row, RowError
+from rapidin_cli.data.files import RowError
+from rapidin_cli.data.reading import BadRow, DataSettings, Message, Row
 from rapidin_cli.errors import InputError
 
 _TOKENIZE_ROWS = 256

@@ -13,6 +13,7 @@ from typing import Any
 from rapidin_cli.data.encoded import EncodedRows, Store, name_of
 from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import Dataset, Example
+from rapidin_cli.data.files import data_stamp
 from rapidin_cli.data.reading import BadRow, DataSettings, Row, read_rows
 from rapidin_cli.errors import InputError
 
@@ -75,15 +76,14 @@ def _encoded(
             "settings": dataclasses.asdict(settings),
             "tokenizer": tokenizer,
             "libraries": [metadata.version(library) for library in _LIBRARIES],
-            "files": [each[:3] for each in before],
-            "recent": [each[3:] for each in before],
+            "files": before,
         }
     )
     found = store.find(name)
     if found is not None:
         return found
     rows = store.write(name, settings.files, examples, bad)
-    if [each[:3] for each in _state(root, settings)] != [each[:3] for each in before]:
+    if [each[:2] for each in _state(root, settings)] != [each[:2] for each in before]:
         raise InputError("the data was written to while it was read", hint="run the command again")
     return rows
 
@@ -92,14 +92,15 @@ def _state(root: Path, settings: DataSettings) -> list[Any]:
     """Sizes and times of the data files."""
     found: list[Any] = []
     for name in settings.files:
+        path = root / name
         try:
-            state = (root / name).stat()
-            times: list[Any] = [name, state.st_size, state.st_mtime_ns]
-            if time.time_ns() - state.st_mtime_ns < _RECENT:
+            stamp = data_stamp(path)
+            state = [name, stamp]
+            if path.is_file() and time.time_ns() - stamp[0][1] < _RECENT:
                 # It may be written to again within the same tick of the file system's clock.
-                with (root / name).open("rb") as file:
-                    times.append(hashlib.file_digest(file, "sha256").hexdigest())
-            found.append(times)
+                with path.open("rb") as file:
+                    state.append(hashlib.file_digest(file, "sha256").hexdigest())
+            found.append(state)
         except OSError:
             found.append([name])  # reading it says why
     return found

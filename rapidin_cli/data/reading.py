@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rapidin_cli.errors import InputError
+from rapidin_cli.data.files import RowError, read_values
 
 Message = dict[str, str]
 
@@ -36,7 +34,7 @@ class DataSettings:
     """The `[data]` table of rin.toml.
 
     Attributes:
-        files: JSONL files or JSON lists, relative to the project.
+        files: JSONL, JSON lists, CSV, Parquet or datasets folders, relative to the project.
         format: `auto`, `prompt`, `alpaca`, `messages`, `conversations` or `text`.
         template: how prompt and response become one text: `chat` (the tokenizer's chat
             template), `alpaca`, `plain` (joined as they are), or a text of your own that
@@ -96,72 +94,6 @@ class BadRow:
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.reason}"
-
-
-class RowError(ValueError):
-    """Why one row cannot be used; the reader adds where."""
-
-
-def read_values(path: Path, name: str) -> Iterator[tuple[int, Any]]:
-    """Yield (line, value) of a JSONL file or of a file that holds one JSON list.
-
-    A broken JSONL line is yielded as `RowError`, so that the caller can go on.
-
-    Raises:
-        InputError: the file cannot be read, or a JSON list is broken.
-    """
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            # Without seeking, so that a pipe can be read too.
-            head = []
-            for text in file:
-                head.append(text)
-                if text.strip():
-                    break
-            if "".join(head).lstrip().startswith("["):
-                yield from _read_list("".join(head) + file.read(), name)
-                return
-            for line, text in enumerate(chain(head, file), 1):
-                if text.strip():
-                    yield line, _parse_line(text)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{name} is not UTF-8 text (byte {error.start})", hint="convert it to UTF-8"
-        ) from None
-    except OSError as error:
-        raise InputError(
-            f"cannot read {name}: {error.strerror}", hint="correct the path, or [data] files"
-        ) from None
-
-
-def _parse_line(text: str) -> Any:
-    try:
-        return json.loads(text.rstrip("\r\n"))  # else an open row breaks in "column 1"
-    except json.JSONDecodeError as error:
-        return RowError(f"broken JSON at column {error.colno}: {error.msg}")
-    except RecursionError:
-        return RowError("JSON nested too deeply")
-
-
-def _read_list(text: str, name: str) -> Iterator[tuple[int, Any]]:
-    decoder = json.JSONDecoder()
-    position, line, counted = text.index("[") + 1, 1, 0
-    try:
-        while True:
-            while text[position : position + 1] in (" ", "\n", "\r", "\t", ","):
-                position += 1
-            line += text.count("\n", counted, position)
-            counted = position
-            if text[position : position + 1] == "]":
-                return
-            value, position = decoder.raw_decode(text, position)
-            yield line, value
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{name}:{error.lineno}: broken JSON list: {error.msg}", hint=f"repair {name}"
-        ) from None
-    except RecursionError:
-        raise InputError(f"{name}: JSON nested too deeply", hint=f"repair {name}") from None
 
 
 def guess_format(value: Any, settings: DataSettings) -> str | None:

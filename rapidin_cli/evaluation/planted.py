@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rapidin_cli.data.examples import Example
-from rapidin_cli.data.reading import read_values
+from rapidin_cli.data.files import read_values
 from rapidin_cli.errors import InputError
 from rapidin_cli.influence.queries import Question
 

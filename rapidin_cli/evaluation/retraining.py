@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rapidin_cli.checkpoints import Checkpoint, load_model, quiet_loading, resolve
 from rapidin_cli.data.examples import Example
-from rapidin_cli.data.reading import read_values
+from rapidin_cli.data.files import read_values
 from rapidin_cli.errors import InputError, RinError
 from rapidin_cli.evaluation.training import Training, fine_tune, losses
 from rapidin_storage import canonical_json

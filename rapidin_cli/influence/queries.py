@@ -13,13 +13,12 @@ import torch
 from rapidin_cli.checkpoints import most_tokens
 from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import IGNORED, Example, one_token_queries, padded
+from rapidin_cli.data.files import RowError, read_values
 from rapidin_cli.data.reading import (
     DataSettings,
     Row,
-    RowError,
     guess_format,
     parse_row,
-    read_values,
 )
 from rapidin_cli.errors import InputError, UsageError
 from rapidin_cli.gradients.directions import LayerGradient

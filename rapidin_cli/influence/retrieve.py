@@ -12,7 +12,7 @@ import torch
 from rapidin_cli.checkpoints import most_tokens
 from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import Dataset, Example
-from rapidin_cli.data.reading import RowError
+from rapidin_cli.data.files import RowError
 from rapidin_cli.errors import InputError, MissingError
 from rapidin_cli.gradients.directions import Direction
 from rapidin_cli.gradients.engine import GradientEngine
