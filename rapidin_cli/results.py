@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rapidin_cli.errors import InputError, MissingError
+from rapidin_cli.report.schema import lacking
 
-_PARTS = ("id", "provenance", "checkpoints", "data", "score", "warnings", "queries")
 _NEWEST = "rin report shows the newest result, and rin retrieve makes one"
 _ID = re.compile(r"[0-9a-f]{12}")
 
@@ -91,6 +91,9 @@ class Results:
             raise InputError(f"{path} is not JSON: {error}", hint=_NEWEST) from None
         if not isinstance(report, dict) or report.get("schema") != "rin.report/1":
             raise InputError(f"{path} is not a rin report", hint=_NEWEST)
-        if reference.endswith(".json") and (lacking := [k for k in _PARTS if k not in report]):
-            raise InputError(f"{path} is not a whole report: no {lacking[0]!r}", hint=_NEWEST)
+        if place := lacking(report):
+            raise InputError(
+                f"{path} is not a whole report of this version of rin: it lacks {place}",
+                hint="ask again: rin retrieve",
+            )
         return report

@@ -272,7 +272,7 @@ ARGUMENTS = [
     Case("no report", nothing, ("report", "gone.json"), BAD, "cannot read gone.json: No such"),
     Case("no result", nothing, ("report", "zzz"), STORE, "no result is saved here"),
     Case("half a report", put("x.json", '{"schema": "rin.report/1"}'), ("report", "x.json"), BAD,
-         "x.json is not a whole report: no 'id'"),
+         "x.json is not a whole report of this version of rin: it lacks id"),
     Case("not a report", put("x.json", "{"), ("report", "x.json"), BAD, "x.json is not JSON"),
     Case("report token", asked, ("report", "--token", "99"), USAGE, "has tokens 0 to"),
     Case("report token x", asked, ("report", "--token", "x"), USAGE, "neither a token number"),
