@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What the process says when it ends; documented in the README."""
+    """What the process says when it ends; documented in docs/commands.md."""
 
     DONE = 0
     FAILURE = 1

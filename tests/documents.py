@@ -61,10 +61,9 @@ def anchors(page: Path) -> set[str]:
 def section(page: Path, title: str) -> str:
     """The text under the heading that begins so; empty if there is none."""
     text = page.read_text(encoding="utf-8")
-    found = re.search(
-        rf"^(#+) {re.escape(title)}(?!\w)[^\n]*\n(.*?)(?=^#|\Z)", text, re.M | re.S
-    )
-    return found.group(2) if found else ""
+    head = rf"^#+ {re.escape(title)}(?!\w)[^\n]*\n"
+    found = re.search(rf"{head}(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)
+    return found.group(1) if found else ""
 
 
 def steps(block: Block) -> Iterator[tuple[str, str]]:
@@ -84,8 +83,9 @@ def replace_sample(page: Path, command: str, shown: str, printed: str) -> None:
 
 def is_output(shown: str, printed: str) -> bool:
     """Whether a sample is what was printed, up to numbers and hashes; `...` stands for lines."""
-    wanted = [re.escape(part.strip("\n")) for part in re.split(r"^\.\.\.$", _neutral(shown), flags=re.M)]
-    return re.fullmatch(r"(?s:.*)".join(wanted), _neutral(printed)) is not None
+    parts = re.split(r"^\.\.\.$", _neutral(shown), flags=re.MULTILINE)
+    wanted = "(?s:.*)".join(re.escape(part.strip("\n")) for part in parts)
+    return re.fullmatch(wanted, _neutral(printed)) is not None
 
 
 def _neutral(text: str) -> str:

@@ -1,10 +1,11 @@
 """Pictures of both reports for the documents, of the demo: run by hand, and look at them.
 
-    python tests/pictures.py docs/images             # makes the demo first
-    python tests/pictures.py docs/images rin-demo    # takes one that is there
+python tests/pictures.py docs/images             # makes the demo first
+python tests/pictures.py docs/images rin-demo    # takes one that is there
 """
 
 import base64
+import io
 import json
 import os
 import struct
@@ -62,7 +63,7 @@ def rin(folder: Path, *arguments: str) -> str:
 
 def terminal(demo: Path, out: Path) -> None:
     command = ["report", "--query", QUERY, "--top", "4"]
-    console = Console(record=True, width=COLUMNS, file=Path(os.devnull).open("w"))
+    console = Console(record=True, width=COLUMNS, file=io.StringIO())
     for line in rin(demo, *command).splitlines():
         console.print(Text.from_ansi(line.rstrip()), soft_wrap=True)
     drawn = console.export_svg(title=f"rin {' '.join(command)}", code_format=SVG, unique_id="rin")
@@ -78,9 +79,7 @@ def page(demo: Path, out: Path) -> None:
         rin(demo, "report", "--html", str(path))
         for theme in ("light", "dark"):
             window = {"width": 1200, "height": 1500}
-            with opened(
-                browser, path, f"#q={QUERY}", viewport=window, color_scheme=theme
-            ) as seen:
+            with opened(browser, path, f"#q={QUERY}", viewport=window, color_scheme=theme) as seen:
                 seen.page.locator(f"[data-token='{said.index(TOKEN)}']").click()
                 seen.page.locator("#raised .card-head").nth(1).click()
                 seen.page.mouse.move(0, 0)
@@ -97,13 +96,16 @@ def small(page: Page, picture: bytes) -> bytes:
       const image = new Image();
       image.src = "data:image/png;base64," + data;
       await image.decode();
-      const canvas = Object.assign(document.createElement("canvas"), { width: image.width, height: image.height });
+      const { width, height } = image;
+      const canvas = Object.assign(document.createElement("canvas"), { width, height });
       const context = canvas.getContext("2d");
       context.drawImage(image, 0, 0);
-      const bytes = context.getImageData(0, 0, image.width, image.height).data;
+      const bytes = context.getImageData(0, 0, width, height).data;
       let text = "";
-      for (let i = 0; i < bytes.length; i += 4) text += String.fromCharCode(bytes[i], bytes[i + 1], bytes[i + 2]);
-      return [image.width, image.height, btoa(text)];
+      for (let i = 0; i < bytes.length; i += 4) {
+        text += String.fromCharCode(bytes[i], bytes[i + 1], bytes[i + 2]);
+      }
+      return [width, height, btoa(text)];
     }"""
     width, height, pixels = page.evaluate(code, base64.b64encode(picture).decode())
     rgb = np.frombuffer(base64.b64decode(pixels), np.uint8).reshape(-1, 3).astype(np.int32)

@@ -4,6 +4,7 @@ As in `tests.forked`, only the imports are spared: each command is a process of 
 caller's folder, environment, standard input and outputs, and the caller gets its exit status.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -57,6 +59,7 @@ def commands(folder: Path) -> Iterator[Path]:
 def _serve(address: str) -> None:
     for name in PRELOAD:
         import_module(name)
+    gc.freeze()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address + ".new")
     listener.listen()
@@ -89,7 +92,17 @@ def _answer(link: socket.socket) -> None:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    _rin(arguments) if name == "rin" else _python(arguments)
+    code = 1
+    try:
+        _rin(arguments) if name == "rin" else _python(arguments)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # taking down all those imports takes a second
 
 
 def _rin(arguments: list[str]) -> None:
