@@ -102,7 +102,8 @@ def _report(moved: list[Moved], watch: _Watch) -> None:
         if one.synced.merged:
             parts.append("merged with what others had added")
         if snapshot is not None:
-            parts.append(f"{snapshot.commit.rows:,} rows in snapshot {snapshot.commit.number}")
+            rows = console.count(snapshot.commit.rows, "row")
+            parts.append(f"{rows} in snapshot {snapshot.commit.number}")
         console.say(f"{one.names}: {', '.join(parts)}")
     console.say(watch.summary())
 
