@@ -387,7 +387,7 @@
     const change = element("span", "change");
     const percentile = element("span", "percentile");
     const chevron = element("span", "chevron", "▸");
-    const head = element("button", "card-head", rank, score, change, percentile, chevron);
+    const head = element("button", "card-head", chevron, rank, score, change, percentile);
     head.type = "button";
     const body = element("div", "body");
     const pin = element("button", "pin", "Pin");
@@ -526,9 +526,9 @@
   function barTable(className, caption, titles, rows) {
     const most = Math.max(...rows.map(([, value]) => Math.abs(value)));
     const line = ([cells, value]) => element("tr", "", ...cells.map((cell) => put(element("td", "words"), cell)), element("td", "", bar(value, most)), element("td", "", number(value)));
-    const heading = (text) => { const cell = element("th", "words", text); cell.scope = "col"; return cell; };
+    const heading = (text, kind = "words") => { const cell = element("th", kind, text); cell.scope = "col"; return cell; };
     return element("div", `table ${className}`, element("table", "", element("caption", "", caption),
-      element("thead", "", element("tr", "", ...titles.map(heading), element("td"), heading("score"))), element("tbody", "", ...rows.map(line))));
+      element("thead", "", element("tr", "", ...titles.map((title) => heading(title)), element("td"), heading("score", ""))), element("tbody", "", ...rows.map(line))));
   }
 
   function layerBars({ strongest, rest }) {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,10 @@ def register(app: typer.Typer) -> None:
     app.command(name="export")(export)
 
 
+def _result(told: str) -> Any:
+    return typer.Option(metavar="RESULT", help=told, autocompletion=completion.results)
+
+
 def export(
     context: typer.Context,
     checkpoint: Annotated[
@@ -32,34 +36,14 @@ def export(
         Path | None, typer.Option(metavar="DIR", help="Folder to make: a plain Zarr v3 group.")
     ] = None,
     drop: Annotated[
-        str,
-        typer.Option(
-            metavar="RESULT",
-            help="Write the data without the rows that a result found; `latest` is the newest.",
-            autocompletion=completion.results,
-        ),
+        str, _result("Write the data without the rows that it found; `latest` is the newest.")
     ] = "",
-    only: Annotated[
-        str,
-        typer.Option(
-            metavar="RESULT", help="Write only these rows.", autocompletion=completion.results
-        ),
-    ] = "",
+    only: Annotated[str, _result("Write only these rows.")] = "",
     weigh: Annotated[
-        str,
-        typer.Option(
-            metavar="RESULT",
-            help="Write all rows with a field `weight`: --weight for these, 1 for the others.",
-            autocompletion=completion.results,
-        ),
+        str, _result("Write all rows with a field `weight`: --weight for these, 1 for the others.")
     ] = "",
     review: Annotated[
-        str,
-        typer.Option(
-            metavar="RESULT",
-            help="Write these rows as CSV with a column keep/drop to edit.",
-            autocompletion=completion.results,
-        ),
+        str, _result("Write these rows as CSV with a column keep/drop to edit.")
     ] = "",
     reviewed: Annotated[
         Path | None,

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,17 +44,23 @@ def load_dataset(
     """
     if not settings.files:
         raise InputError("[data] files is empty", hint="name your training data in rin.toml")
-    bad: list[BadRow] = []
     make = encoder if callable(encoder) else lambda: encoder
-    examples = _examples(root, settings, make, bad, skip_bad=skip_bad)
-    if kept is None:
-        dataset = Dataset(list(examples), bad)
-        bad.sort(key=lambda each: (settings.files.index(each.file), each.line))
-    else:
-        rows = _encoded(Store(kept), root, settings, tokenizer, examples, bad)
+
+    def examples(bad: list[BadRow]) -> Iterator[Example]:
+        return _examples(root, settings, make, bad, skip_bad=skip_bad)
+
+    rows = None
+    if kept is not None:
+        with suppress(OSError):  # a full disk, say: nothing is kept
+            rows = _encoded(Store(kept), root, settings, tokenizer, examples)
+    if rows is not None:
         dataset = Dataset(rows, rows.bad)
         if rows.bad and not skip_bad:
             raise _rejected(rows.bad[0])
+    else:
+        bad: list[BadRow] = []
+        dataset = Dataset(list(examples(bad)), bad)
+        bad.sort(key=lambda each: (settings.files.index(each.file), each.line))
     if not len(dataset.examples):
         raise InputError(
             f"no usable row in {', '.join(settings.files)}",
@@ -67,8 +74,7 @@ def _encoded(
     root: Path,
     settings: DataSettings,
     tokenizer: str,
-    examples: Iterator[Example],
-    bad: list[BadRow],
+    examples: Callable[[list[BadRow]], Iterator[Example]],
 ) -> EncodedRows:
     before = _state(root, settings)
     name = name_of(
@@ -82,7 +88,8 @@ def _encoded(
     found = store.find(name)
     if found is not None:
         return found
-    rows = store.write(name, settings.files, examples, bad)
+    bad: list[BadRow] = []
+    rows = store.write(name, settings.files, examples(bad), bad)
     if [each[:2] for each in _state(root, settings)] != [each[:2] for each in before]:
         raise InputError("the data was written to while it was read", hint="run the command again")
     return rows

@@ -159,7 +159,7 @@ class Case:
 
 DATA = [
     Case("gone", remove("data.jsonl"), CACHE, BAD, "cannot read data.jsonl: No such file"),
-    Case("a folder", as_folder("data.jsonl"), CACHE, BAD, "data.jsonl: Is a directory"),
+    Case("a folder", as_folder("data.jsonl"), CACHE, BAD, "data.jsonl is a folder, and not one"),
     Case("empty", put("data.jsonl", ""), CACHE, BAD, "no usable row in data.jsonl"),
     Case("latin-1", put("data.jsonl", b'{"prompt": "\xe9"}'), CACHE, BAD, "not UTF-8 text (byte"),
     Case("utf-16", put("data.jsonl", "{}".encode("utf-16")), CACHE, BAD, "not UTF-8 text"),
@@ -330,10 +330,11 @@ def explained(done, code, said):
 
 def kept(folder):
     """Everything but what only speeds things up."""
+    tokens = {folder / "data", folder / ".rin" / "data"}
     return {
         path.relative_to(folder): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.name != "fingerprints.json"
+        if path.is_file() and path.name != "fingerprints.json" and not tokens & {*path.parents}
     }
 
 

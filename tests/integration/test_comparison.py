@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,7 @@ from rapidin_cli.report.comparison import change, compare
 from rapidin_cli.report.comparison_shown import page
 from rapidin_cli.report.smaller import redact_comparison
 from tests import forked
-from tests.integration.browser import HOSTILE, chromium, make_report, opened
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as launched:
-        yield launched
+from tests.integration.browser import HOSTILE, make_report, opened
 
 
 @pytest.fixture(scope="module")

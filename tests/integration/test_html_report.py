@@ -4,7 +4,6 @@ import json
 import math
 import re
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from rapidin_cli.report.html import render_html
 from rapidin_cli.report.publish import publish
 from rapidin_cli.resources import template_text
 from rapidin_cli.sanitise import visible
-from tests.integration.browser import HOSTILE, REPLY, chromium, digest_of, make_report, opened
+from tests.integration.browser import HOSTILE, REPLY, digest_of, opened
 
 
 def expected_order(query: dict[str, Any], first: int, last: int) -> tuple[list[str], list[str]]:
@@ -51,24 +50,6 @@ def totals_order(query: dict[str, Any]) -> tuple[list[str], list[str]]:
     raised = [digest for score, digest in ordered if score > 0]
     lowered = sorted((score, digest) for score, digest in ordered if score < 0)
     return raised, [digest for _, digest in lowered]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as launched:
-        yield launched
-
-
-@pytest.fixture(scope="module")
-def report() -> dict[str, Any]:
-    return make_report()
-
-
-@pytest.fixture(scope="module")
-def path(report: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("html") / "report.html"
-    publish(report, target)
-    return target
 
 
 def test_opening_it_asks_for_nothing_and_complains_of_nothing(browser: Browser, path: Path) -> None:

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +16,11 @@ from rapidin_cli.report.publish import publish
 from rapidin_cli.report.smaller import redact
 from tests.integration.browser import (
     HOSTILE,
-    chromium,
     digest_of,
     large_report,
     make_report,
     opened,
 )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as launched:
-        yield launched
-
-
-@pytest.fixture(scope="module")
-def report() -> dict[str, Any]:
-    return make_report()
-
-
-@pytest.fixture(scope="module")
-def path(report: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("html") / "report.html"
-    publish(report, target)
-    return target
 
 
 def saved(page: Page, button: str) -> str:

@@ -145,6 +145,17 @@ def test_a_folder_that_cannot_be_written_is_done_without(folder, monkeypatch):
     assert list((folder / "kept").iterdir()) == []
 
 
+def test_a_full_disk_is_done_without(folder, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(encoded._Writer, "_end_block", full)
+    dataset = load(folder, Counting())
+    assert len(dataset.examples) == 301
+    assert dataset.bad
+    assert list((folder / "kept").iterdir()) == []
+
+
 def test_an_interrupted_writing_leaves_nothing(folder):
     def broken():
         yield load(folder, Counting(), kept=None).examples[0]
