@@ -1,8 +1,27 @@
 """`rin demo`, whole: what the README promises first."""
 
+import os
 import re
+import shlex
 import subprocess
 import sys
+
+from tests import documents
+
+README = documents.ROOT / "README.md"
+
+
+def check_sample_of_readme(folder):
+    """The first question of the README, up to what differs from machine to machine: numbers."""
+    sample = next(b for b in documents.blocks(README) if b.language == "console")
+    command, shown = next(documents.steps(sample))
+    done = subprocess.run(
+        [sys.executable, "-m", "rapidin_cli", *shlex.split(command)[1:]],
+        cwd=folder, env={**os.environ, "COLUMNS": "80"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    frame = re.compile(r"^(?:data|score|prompt|raised|lowered) .*$", re.MULTILINE)
+    assert frame.findall(shown) == frame.findall(done.stdout)
+    assert len(frame.findall(shown)) == 5
 
 
 def test_the_demo_finds_what_was_planted(tmp_path):
@@ -21,6 +40,7 @@ def test_the_demo_finds_what_was_planted(tmp_path):
         assert int(found.group(1)) >= 7
         assert f"{kind}-" in line.split(":")[-1]
     assert (tmp_path / "story/report.html").stat().st_size > 10_000
+    check_sample_of_readme(tmp_path / "story")
     again = subprocess.run(
         [sys.executable, "-m", "rapidin_cli", "demo", "story"],
         cwd=tmp_path, capture_output=True, text=True, check=False,

@@ -189,7 +189,7 @@ def asked(project, shims, tmp_path_factory):
     folder = tmp_path_factory.mktemp("asked") / "project"
     shutil.copytree(project, folder)
     done = (
-        "rin init --yes; rin cache; rin curvature; git add rin.toml rin.lock; git commit -qm cached;"
+        "rin init --yes; rin cache; rin curvature; git add rin.toml rin.lock; git commit -qm rin;"
         "rin retrieve --prompt 'What is the capital of France?' --response 'It is Paris.'"
     )
     code, printed = run("sh", done, folder, shims)
