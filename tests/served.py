@@ -43,7 +43,8 @@ def commands(folder: Path) -> Iterator[Path]:
         shim = shims / name
         shim.write_text(_SHIM.format(python=sys.executable, address=address, name=name))
         shim.chmod(0o700)
-    server = subprocess.Popen([sys.executable, "-m", "tests.served", address])
+    here = Path(__file__).parents[1]
+    server = subprocess.Popen([sys.executable, "-m", "tests.served", address], cwd=here)
     try:
         until = time.monotonic() + _READY_SECONDS
         while not Path(address).exists():

@@ -70,6 +70,13 @@ def test_every_command_and_option_is_documented(name, command):
     assert listed <= set(options(command)), "an option that there is not"
 
 
+def test_the_options_before_the_command_are_documented():
+    text = COMMANDS.read_text().partition("\n## ")[0]
+    for parameter in typer.main.get_command(app).params:
+        for option in parameter.opts:
+            assert option == "--help" or f"{option}`" in text, option
+
+
 def test_every_setting_is_documented():
     config = Config()
     for table in dataclasses.fields(config):
@@ -223,7 +230,10 @@ def run(language, text, folder, shims, **environment):
 def test_the_blocks_run(page, project, asked, shims, s3_server, tmp_path):
     folder = tmp_path / "project"
     shutil.copytree(project if page.name == STARTS_BARE else asked, folder)
-    environment = {"AWS_ENDPOINT_URL": s3_server.endpoint, "REPOSITORY": str(asked)}
+    repository = tmp_path / "repository.git"
+    shared = f"git clone -q --bare . {repository}; git remote add origin {repository}"
+    assert run("sh", shared, folder, shims) == (0, "")
+    environment = {"AWS_ENDPOINT_URL": s3_server.endpoint, "REPOSITORY": str(repository)}
     for block in documents.blocks(page):
         where = f"{page.name}:{block.line}"
         if block.language in ("sh", "python"):
