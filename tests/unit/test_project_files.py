@@ -16,6 +16,7 @@ from rapidin_cli.remotes import add_remote, remove_remote
 from rapidin_cli.results import Results
 from rapidin_cli.sanitise import one_line, visible
 from tests import tiny
+from tests.integration.browser import make_report
 
 
 def config(tmp_path, text):
@@ -253,7 +254,7 @@ def test_results_are_found_by_their_beginning(tmp_path):
     with pytest.raises(MissingError, match="no result"):
         results.load()
     for name in ("aaaa11112222", "bbbb11112222"):
-        results.save({"schema": "rin.report/1", "id": name})
+        results.save({**make_report(), "id": name})
     assert results.load()["id"] == "bbbb11112222"
     assert results.load("aaa")["id"] == "aaaa11112222"
     assert (tmp_path / "results/aaaa11112222.json").stat().st_mode & 0o777 == 0o600
