@@ -79,13 +79,25 @@ def resolve(root: Path, name: str, path: str, base: str, *, trust: bool = False)
                 hint="correct [[checkpoints]] in rin.toml",
             )
         return Checkpoint(name, folder, None, trust)
-    named = base or _read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or ""
+    adapter = _read_json(folder / ADAPTER_CONFIG)
+    if adapter.get("alora_invocation_tokens"):
+        raise InputError(
+            f"checkpoint {name!r} is an activated LoRA, which acts on a part of a text only",
+            hint="rin takes LoRA, rsLoRA and DoRA adapters, and full models",
+        )
+    named = base or adapter.get("base_model_name_or_path") or ""
     if not named:
         raise InputError(
             f"checkpoint {name!r} is an adapter that does not name its base model",
             hint="set [model] base in rin.toml",
         )
-    return Checkpoint(name, folder, _folder(root, named, f"base model of {name!r}"), trust)
+    below = _folder(root, named, f"base model of {name!r}")
+    if (below / ADAPTER_CONFIG).exists():
+        raise InputError(
+            f"the base model of {name!r} is itself an adapter: {below}",
+            hint="merge that one into its own base (PEFT's merge_and_unload), and set [model] base",
+        )
+    return Checkpoint(name, folder, below, trust)
 
 
 def _steps(folder: Path) -> list[str]:
@@ -237,18 +249,21 @@ def _is_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _hash_tensors(file: Path) -> dict[str, str]:
-    """Hash each tensor of a safetensors file: name -> SHA-256 of dtype, shape and bytes.
+def _not_whole(file: Path) -> InputError:
+    return InputError(f"{file} is not a whole safetensors file", hint="save the checkpoint again")
 
-    Read by hand, not through `safetensors`, which would need the dtype in NumPy or torch:
-    8 bytes of header size, a JSON header, then the data.
+
+def _header(file: Path) -> tuple[dict[str, tuple[str, list[int], Any]], int]:
+    """Return dtype, shape and place of each tensor of a safetensors file, and the header's size.
+
+    Raises:
+        InputError: it is none.
     """
-    broken = InputError(f"{file} is not a whole safetensors file", hint="save the checkpoint again")
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= size - 8:
-            raise broken
+            raise _not_whole(file)
         try:
             header = json.loads(stream.read(length))
             entries = {
@@ -257,7 +272,20 @@ def _hash_tensors(file: Path) -> dict[str, str]:
                 if name != "__metadata__"
             }
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise broken from None
+            raise _not_whole(file) from None
+    return entries, length
+
+
+def _hash_tensors(file: Path) -> dict[str, str]:
+    """Hash each tensor of a safetensors file: name -> SHA-256 of dtype, shape and bytes.
+
+    Read by hand, not through `safetensors`, which would need the dtype in NumPy or torch:
+    8 bytes of header size, a JSON header, then the data.
+    """
+    entries, length = _header(file)
+    broken = _not_whole(file)
+    size = file.stat().st_size
+    with file.open("rb") as stream:
         hashes = {}
         for name, (dtype, shape, offsets) in entries.items():
             start, stop = map(int, offsets)
@@ -328,22 +356,59 @@ def load_model(checkpoint: Checkpoint, device: str, *, float32: bool = True) -> 
     from transformers import AutoModelForCausalLM
 
     dtype: Any = torch.float32 if float32 or device == "cpu" else "auto"
+    folder = checkpoint.base or checkpoint.path
+    # A quantised model is put on its device as it is read, and cannot be moved.
+    quantised = "quantization_config" in _read_json(folder / "config.json")
     try:
         with quiet_loading():
-            model = AutoModelForCausalLM.from_pretrained(
-                checkpoint.base or checkpoint.path,
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder,
+                output_loading_info=True,
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=checkpoint.trust_remote_code,
+                device_map={"": device} if quantised else None,
             )
+            _refuse_incomplete(checkpoint, folder, [*found["missing_keys"]])
+            _refuse_incomplete(checkpoint, folder, [key for key, *_ in found["mismatched_keys"]])
             if checkpoint.base is not None:
                 from peft import PeftModel
 
                 model = PeftModel.from_pretrained(model, checkpoint.path, is_trainable=True)
-            loaded: nn.Module = model.to(device).eval()
+                _refuse_incomplete(checkpoint, checkpoint.path, _missing(model, checkpoint.path))
+            loaded: nn.Module = (model if quantised else model.to(device)).eval()
+            module: Any
+            for module in loaded.modules():
+                # bitsandbytes' kernel for this kind of CPU has no gradient, and warns at most.
+                if hasattr(module, "support_avx512bf16_for_cpu"):
+                    module.support_avx512bf16_for_cpu = False
             return loaded
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise _cannot_load("the model", checkpoint, error) from None
+
+
+def _refuse_incomplete(checkpoint: Checkpoint, folder: Path, missing: list[str]) -> None:
+    """Raise InputError if tensors are missing: loading would make them up, each time anew."""
+    if missing:
+        more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+        raise InputError(
+            f"the weights of checkpoint {checkpoint.name!r} are not whole: {folder} lacks "
+            f"{min(missing)}{more}",
+            hint="save the checkpoint again, or correct its path or [model] base in rin.toml",
+        )
+
+
+def _missing(model: Any, folder: Path) -> list[str]:
+    """Return names of an adapter's tensors that its files do not have."""
+    from peft import get_peft_model_state_dict
+
+    def bare(name: str) -> str:
+        return name.removesuffix(".weight")
+
+    header = (_header(file)[0] for file in folder.glob("adapter_model*.safetensors"))
+    saved = {bare(name) for names in header for name in names}
+    wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return [name for name in wanted if bare(name) not in saved]
 
 
 def most_tokens(model: nn.Module, *, learned: bool = False) -> int:

@@ -196,7 +196,7 @@ class Passes:
 
     def exactly(self) -> Passes:
         """Return the same passes in float32, where the weights are: without autocast."""
-        weights = {parameter.dtype for parameter in self.model.parameters()}
+        weights = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
         exact = copy.copy(self)
         if weights == {torch.float32}:
             exact.compute = "float32"

@@ -1,20 +1,28 @@
 """People's own models from `rin cache` to an answer: full models, adapters, a Trainer's folder."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig
-from transformers import Trainer, TrainingArguments
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    Trainer,
+    TrainingArguments,
+)
 
 from rapidin_cli import Project
+from rapidin_cli.checkpoints import load_model
 from rapidin_cli.errors import InputError
 from rapidin_cli.influence.queries import Question
 from rapidin_cli.influence.retrieve import Options
 from tests import forked, tiny
-from tests.unit.test_models import adapted, model_of
+from tests.unit.test_models import adapted, check_rows, model_of
 
 RIN = """
 [data]
@@ -92,6 +100,33 @@ def test_an_adapter_finds_a_row_by_itself(kind, tmp_path):
     assert told == (kind in ("dora", "on the embedding"))
 
 
+def test_an_adapter_on_a_four_bit_base_finds_a_row_by_itself(tmp_path):
+    tiny.llama(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "whole")
+    four = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
+    base = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "whole", quantization_config=four, device_map={"": "cpu"}
+    )
+    base.save_pretrained(tmp_path / "base")
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    torch.manual_seed(1)
+    model = get_peft_model(base, config)
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    model.save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    tiny.write_jsonl(tmp_path / "data.jsonl", tiny.rows(12))
+    (tmp_path / "rin.toml").write_text(RIN.format(path="model"))
+    project = Project.open(tmp_path)
+    check_rows(load_model(project.opened().checkpoint, "cpu"))
+    project.cache()
+    question = Question("q1", training_row="data.jsonl:6")
+    best = project.retrieve([question], Options(score="cosine"))["queries"][0]["examples"][0]
+    assert best["rows"][0]["line"] == 6
+    assert best["score"] == pytest.approx(1, abs=1e-3)
+    assert sum(value for _, value in best["training"]) == pytest.approx(1, abs=1e-3)
+
+
 def test_a_merged_adapter_is_a_full_model(tmp_path):
     model = adapted(LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
     root = folder_of(model.merge_and_unload(), tmp_path)
@@ -123,3 +158,58 @@ def test_a_trainers_folder_is_named_and_its_checkpoints_work(trained):
     done = forked.rin(trained, "cache")
     assert done.returncode == 0, done.stderr
     assert "12 cached" in done.stderr
+
+
+def without(path: Path, part: str, new: str = "") -> None:
+    """Leave tensors out of a file, or give them another name."""
+    tensors = load_file(path)
+    kept = {
+        n.replace(part, new) if new else n: t for n, t in tensors.items() if new or part not in n
+    }
+    assert kept.keys() != tensors.keys()
+    save_file(kept, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("part", "new"), [("layers.1.self_attn.q_proj", ""), ("self_attn", "self_attention")]
+)
+def test_a_full_model_with_missing_tensors_is_refused(part, new, tmp_path):
+    root = folder_of(tiny.llama(), tmp_path)
+    without(root / "model/model.safetensors", part, new)
+    with pytest.raises(InputError, match=r"are not whole: .* lacks .*self_attn") as caught:
+        load_model(Project.open(root).opened().checkpoint, "cpu")
+    assert "save the checkpoint again" in caught.value.hint
+    assert forked.rin(root, "cache").returncode == 4
+
+
+@pytest.mark.parametrize(
+    ("part", "new"), [("layers.1.self_attn.q_proj.lora_A", ""), ("lora_B", "lora_C")]
+)
+def test_an_adapter_with_missing_tensors_is_refused(part, new, tmp_path):
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    root = folder_of(adapted(config), tmp_path)
+    without(root / "model/adapter_model.safetensors", part, new)
+    with pytest.raises(InputError, match=r"are not whole: .* lacks"):
+        load_model(Project.open(root).opened().checkpoint, "cpu")
+
+
+def test_an_adapter_on_an_adapter_is_refused(tmp_path):
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    root = folder_of(adapted(config), tmp_path)
+    shutil.copytree(root / "model", root / "second")
+    settings = json.loads((root / "second/adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = "model"
+    (root / "second/adapter_config.json").write_text(json.dumps(settings))
+    (root / "rin.toml").write_text(RIN.format(path="second"))
+    with pytest.raises(InputError, match="is itself an adapter"):
+        Project.open(root).opened()
+
+
+def test_an_activated_lora_is_refused_as_what_it_is(tmp_path):
+    root = folder_of(adapted(LoraConfig(r=4, target_modules=["q_proj"])), tmp_path)
+    settings = json.loads((root / "model/adapter_config.json").read_text())
+    (root / "model/adapter_config.json").write_text(
+        json.dumps({**settings, "alora_invocation_tokens": [5, 6]})
+    )
+    with pytest.raises(InputError, match="activated LoRA"):
+        Project.open(root).opened()
