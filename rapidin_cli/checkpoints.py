@@ -411,22 +411,10 @@ def _missing(model: Any, folder: Path) -> list[str]:
     return [name for name in wanted if bare(name) not in saved]
 
 
-def most_tokens(model: nn.Module, *, learned: bool = False) -> int:
-    """Return how many tokens a model reads; a large number if it does not say.
-
-    Args:
-        learned: only a limit that breaks the model: of an embedding of positions.
-    """
-    named = ("wpe", "position")
-    embeds = any(
-        part in name.rpartition(".")[2] and hasattr(module, "num_embeddings")
-        for name, module in model.named_modules()
-        for part in named
-    )
+def most_tokens(model: nn.Module) -> int:
+    """Return how many tokens a model was made for; a large number if it does not say."""
     most = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(most, int) and most > 0 and (embeds or not learned):
-        return most
-    return sys.maxsize
+    return most if isinstance(most, int) and most > 0 else sys.maxsize
 
 
 def _cannot_load(what: str, checkpoint: Checkpoint, error: Exception) -> InputError:

@@ -9,18 +9,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rapidin_cli.data.files import RowError, read_values
-from rapidin_cli.data.reading import (
-    HALF_PAIR,
-    DataSettings,
-    guess_format,
-    parse_row,
-)
+from rapidin_cli.data.reading import HALF_PAIR, BadRow, DataSettings, Row, read_pairs
 from rapidin_cli.errors import InputError, UsageError
 from rapidin_cli.report.saving import save_page
 from rapidin_cli.report.span import parse_span, selected
@@ -219,10 +213,12 @@ def write_rows(
         ) from None
     try:
         with out:
-            for place, value in _values(root, settings):
+            for value, row in read_pairs(root, settings):
+                place = row.file, row.line
                 was_found = place in wanted
                 if was_found:
-                    _check(place, value, wanted.pop(place), settings)
+                    if _digest_of(row) != wanted.pop(place):
+                        raise _moved(place)
                     changed += 1
                 if not isinstance(value, dict):
                     broken.append(f"{place[0]}:{place[1]}")
@@ -249,21 +245,8 @@ def _line(row: dict[str, Any]) -> str:
     return json.dumps(row) if HALF_PAIR.search(text) else text
 
 
-def _values(root: Path, settings: DataSettings) -> Iterator[tuple[Place, Any]]:
-    for name in settings.files:
-        for line, value in read_values(root / name, name):
-            yield (name, line), value
-
-
-def _check(place: Place, value: Any, digest: str, settings: DataSettings) -> None:
-    """Raise InputError if a row has another text than when it was scored."""
-    try:
-        shape = settings.format if settings.format != "auto" else guess_format(value, settings)
-        row = parse_row(value, shape or "", settings, *place)
-    except RowError:
-        raise _moved(place) from None
-    if _text_digest(row.prompt, row.response) != digest:
-        raise _moved(place)
+def _digest_of(row: Row | BadRow) -> str:
+    return _text_digest(row.prompt, row.response) if isinstance(row, Row) else ""
 
 
 def _moved(place: Place) -> InputError:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from rapidin_cli.checkpoints import Checkpoint, load_model, most_tokens
-from rapidin_cli.errors import InputError, RinError, UsageError, no_memory, out_of_memory
+from rapidin_cli.checkpoints import Checkpoint, load_model
+from rapidin_cli.errors import RinError, UsageError, no_memory, out_of_memory
 from rapidin_cli.gradients.spec import GradientSpec
 
 if TYPE_CHECKING:
@@ -155,7 +155,6 @@ class Worker:
 
         self.engine = build_engine(job)
         self._kind = row_kind(self.engine.layout)
-        self._most = most_tokens(self.engine.passes.model, learned=True)
         self.token_bytes = token_bytes(self.engine.passes)
         self.limit = batch_limit(self.engine.passes.device, self.token_bytes)
 
@@ -166,11 +165,6 @@ class Worker:
         after all are halved.
         """
         count, length = tokens[0].shape
-        if length > self._most:
-            raise InputError(
-                f"a row has {length:,} tokens, and the model reads {self._most:,}",
-                hint=f"set [data] max_tokens in rin.toml to {self._most} or less, as in training",
-            )
         most = max(1, self.limit // length)
         parts = [
             self._rows((tokens[0][first : first + most], tokens[1][first : first + most]))

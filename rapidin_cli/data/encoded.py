@@ -22,6 +22,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -40,6 +41,8 @@ _BLOCK = 256
 _KEPT_BLOCKS = 64
 # Folders that are kept: of several tokenizers, and of a setting that is tried.
 _KEPT_FOLDERS = 4
+_NEW = "new-"
+_ABANDONED_SECONDS = 3600
 _ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
     "tokens": ("<i4", ()),
     "learnt": ("u1", ()),
@@ -274,23 +277,22 @@ class Store:
         self, name: str, files: Sequence[str], examples: Iterator[Example], bad: list[BadRow]
     ) -> EncodedRows:
         """Write rows and return them; `bad` is complete once `examples` has ended."""
-        temporary = Path(tempfile.mkdtemp(prefix="new-", dir=self._writable()))
+        temporary = Path(tempfile.mkdtemp(prefix=_NEW, dir=self._writable()))
         writer = _Writer(temporary, files)
         try:
             for example in examples:
                 writer.add(example)
             bad.sort(key=lambda each: (files.index(each.file), each.line))
             writer.close(bad)
-        except BaseException:
+            written = self.find(name)
+            if written is not None:  # by somebody else in the meantime
+                return written
+            place = temporary.parent / name
+            shutil.rmtree(place, ignore_errors=True)
+            temporary.rename(place)
+        finally:
             writer.stop()
             shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        place = temporary.parent / name
-        if self.find(name) is None:  # else somebody else has written it in the meantime
-            shutil.rmtree(place, ignore_errors=True)
-            with suppress(OSError):
-                temporary.rename(place)
-        shutil.rmtree(temporary, ignore_errors=True)
         self._forget(temporary.parent)
         return EncodedRows(place)
 
@@ -304,12 +306,19 @@ class Store:
         return temporary
 
     def _forget(self, folder: Path) -> None:
-        """Remove the folders that were not used for longest."""
+        """Remove the folders that were not used for longest, and what a killed writer left."""
         with suppress(OSError):
-            kept = [each for each in folder.iterdir() if not each.name.startswith("new-")]
-            kept.sort(key=lambda each: each.stat().st_mtime_ns)
-            for old in kept[:-_KEPT_FOLDERS]:
+            found = sorted(folder.iterdir(), key=lambda each: each.stat().st_mtime_ns)
+            kept = [each for each in found if not each.name.startswith(_NEW)]
+            unused = kept[:-_KEPT_FOLDERS]
+            unused += [each for each in found if each.name.startswith(_NEW) and _stands(each)]
+            for old in unused:
                 shutil.rmtree(old, ignore_errors=True)
+
+
+def _stands(folder: Path) -> bool:
+    """Whether nobody has written to a new folder for an hour."""
+    return time.time() - (folder / "tokens").stat().st_mtime > _ABANDONED_SECONDS
 
 
 def name_of(parts: Mapping[str, Any]) -> str:

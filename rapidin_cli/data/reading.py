@@ -115,6 +115,15 @@ def guess_format(value: Any, settings: DataSettings) -> str | None:
 
 def read_rows(root: Path, settings: DataSettings) -> Iterator[Row | BadRow]:
     """Yield every row of all files in order, the bad ones as `BadRow`."""
+    for _, row in read_pairs(root, settings):
+        yield row
+
+
+def read_pairs(root: Path, settings: DataSettings) -> Iterator[tuple[Any, Row | BadRow]]:
+    """Do as `read_rows`, with the value of each row as it stands in its file.
+
+    Of a broken line that is a `RowError`.
+    """
     seen: dict[str, str] = {}
     for name in settings.files:
         chosen = None if settings.format == "auto" else settings.format
@@ -129,9 +138,9 @@ def read_rows(root: Path, settings: DataSettings) -> Iterator[Row | BadRow]:
                 if row.id in seen:
                     raise RowError(f"id {row.id!r} is already that of {seen[row.id]}")
                 seen[row.id] = f"{name}:{line}"
-                yield row
+                yield value, row
             except RowError as error:
-                yield BadRow(name, line, str(error))
+                yield value, BadRow(name, line, str(error))
 
 
 def _unknown_shape(value: Any, settings: DataSettings) -> str:

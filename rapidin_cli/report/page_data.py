@@ -47,9 +47,8 @@ class _Packer:
         packed["training"] = None
         if training is not None:
             scores = np.array([score for _, score in training], dtype=np.float64)
-            packed["training"] = self._add_rounded(scores, packed) if self._rounded else None
-            if not self._rounded:
-                packed["training"] = self._add(scores)
+            rounded = self._rounded
+            packed["training"] = self._add_rounded(scores, packed) if rounded else self._add(scores)
         return packed
 
     def _text(self, example: dict[str, Any], learnt: list[str] | None) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from rapidin_cli.errors import UsageError
 from rapidin_cli.report.html import render_html, render_page
 from rapidin_cli.report.saving import refuse_existing, save_page
-from rapidin_cli.report.smaller import shrunk
+from rapidin_cli.report.smaller import ever_smaller
 
 MEGABYTE = 10**6
 # Measured in Chromium on two cores (tests/integration/test_html_report.py): 10 MB are ready in
@@ -30,7 +30,11 @@ class Published:
 def page_of(report: Mapping[str, Any]) -> str:
     """Return the page; scores of training tokens are rounded if it would be large."""
     page = render_html(report)
-    return page if len(page) <= ROUNDED_ABOVE else render_html(report, rounded=True)
+    return page if _size(page) <= ROUNDED_ABOVE else render_html(report, rounded=True)
+
+
+def _size(page: str) -> int:
+    return len(page.encode("utf-8"))
 
 
 def publish(
@@ -56,7 +60,7 @@ def publish(
     if split:
         return _split(report, path, force=force, megabytes=megabytes)
     page = _fitted(report, megabytes)
-    size = len(page.encode("utf-8"))
+    size = _size(page)
     if size > REFUSED_ABOVE and not force:
         raise UsageError(
             f"{path} would have {size / MEGABYTE:.0f} MB, which few browsers and mails take",
@@ -71,14 +75,16 @@ def publish(
 def _fitted(report: Mapping[str, Any], megabytes: float | None) -> str:
     if megabytes is None:
         return page_of(report)
-    most = megabytes * MEGABYTE
-    page = page_of(shrunk(report, lambda smaller: len(page_of(smaller)) <= most))
-    if len(page) > most:
-        raise UsageError(
-            f"the report has {len(page) / MEGABYTE:.1f} MB at the least",
-            hint="add --split, or give --shrink more",
-        )
-    return page
+    size = 0
+    for smaller in ever_smaller(report):
+        page = page_of(smaller)
+        size = _size(page)
+        if size <= megabytes * MEGABYTE:
+            return page
+    raise UsageError(
+        f"the report has {size / MEGABYTE:.1f} MB at the least",
+        hint="add --split, or give --shrink more",
+    )
 
 
 def _split(

@@ -40,7 +40,7 @@ def save_page(text: str, path: Path, *, force: bool) -> int:
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
-    """Raise InputError if there is a file that must not be replaced, or no folder for it."""
+    """Raise InputError if there is a file that must not be replaced."""
     with _explained(path):
         if not force and os.path.lexists(path):
             raise FileExistsError(str(path))

@@ -60,22 +60,20 @@ def _redacted_example(example: View) -> dict[str, Any]:
     return {**example, "prompt": "", "response": "", "training": training}
 
 
-def shrunk(report: View, fits: Callable[[View], bool]) -> dict[str, Any]:
-    """Leave out what is missed least until the report fits; its warnings say what.
+def ever_smaller(report: View) -> Iterator[dict[str, Any]]:
+    """Yield the report, and then with less and less: what is missed least goes first.
 
-    Args:
-        fits: whether a report is small enough.
+    Its warnings say what was left out.
     """
     smaller = dict(report)
+    yield smaller
     left_out: list[str] = []
     for name, change in _steps():
-        if fits(smaller):
-            break
         queries = [{**query, "examples": change(query["examples"])} for query in smaller["queries"]]
         left_out = [*left_out, name]
         told = f"left out to make this file smaller: {', '.join(left_out)}"
         smaller = {**smaller, "queries": queries, "warnings": [*report["warnings"], told]}
-    return smaller
+        yield smaller
 
 
 def _steps() -> Iterator[tuple[str, Callable[[list[Any]], list[Any]]]]:

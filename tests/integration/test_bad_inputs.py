@@ -230,7 +230,7 @@ CHECKPOINT = [
     Case("no chat template", remove("base/chat_template.jinja"), CACHE, BAD, "no chat template"),
     Case("chat template", put("base/chat_template.jinja", "{% for"), CACHE, BAD,
          "chat template is broken at line 1"),
-    Case("positions", few_positions, CACHE, BAD, "and the model reads 1,024"),
+    Case("positions", few_positions, CACHE, BAD, "longer than the model's 1,024 positions"),
 ]  # fmt: skip
 
 QUERY = [

@@ -117,6 +117,17 @@ def test_data_that_has_changed_is_refused(project):
         assert not (project / "cleaned.jsonl").exists()
 
 
+def test_a_row_is_read_in_the_shape_of_its_file(project):
+    """A field of another shape, which the reader of the data does not look at, is no change."""
+    lines_ = (project / "data.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines_]
+    rows[3]["messages"] = []
+    tiny.write_jsonl(project / "data.jsonl", rows)
+    done = forked.rin(project, "export", "--only", "latest", "--top", "3", "--out", "only.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert rows[3] in lines(project / "only.jsonl")
+
+
 def test_lines_that_are_no_rows_are_named_and_half_pairs_survive(project):
     with (project / "data.jsonl").open("a", encoding="utf-8") as file:
         file.write('{broken\n[1]\n{"prompt": "half \\ud800", "response": "x"}\n')

@@ -18,7 +18,7 @@ from typing import Any
 import pyte
 import pytest
 
-from tests.integration.browser import HOSTILE, digest_of, make_report
+from tests.integration.browser import digest_of, make_report
 from tests.integration.test_html_report import expected_order, totals_order
 
 SNAPSHOTS = Path(__file__).parents[1] / "data" / "terminal"
@@ -35,6 +35,7 @@ LINES = 400
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
     made = make_report()
+    made["queries"][0]["prompt"] = "[red]stop[/foo] Can I return a hat?"  # no markup of ours
     # Wide characters take two columns.
     made["queries"][0]["examples"][1]["response"] = "帽子は九十日以内に返品できます。🙂 はい。"
     made["queries"][0]["examples"][1] |= {"training": None, "cells": None}
@@ -127,7 +128,8 @@ def test_hostile_text_sends_nothing_to_the_terminal_but_colours(
     rest = re.sub(rb"\x1b\[[0-9;]*m", b"", got).decode("utf-8")
     assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202e\u2028]", rest)
     assert "⟨U+202E⟩" in rest
-    assert "[red]" not in HOSTILE or "[red]" in rest
+    if not arguments:
+        assert "[red]stop[/foo]" in rest
 
 
 def test_ids_are_whole_at_every_width(folder: Path, report: dict[str, Any]) -> None:

@@ -138,6 +138,21 @@ def test_old_folders_are_removed_and_used_ones_stay(folder):
     assert len(list((folder / "kept").iterdir())) <= 4
 
 
+def test_what_a_killed_writer_left_is_removed(folder):
+    load(folder, Counting())
+    for name, age in (("new-old", 7200), ("new-now", 5)):
+        left = folder / "kept" / name
+        left.mkdir()
+        (left / "tokens").write_bytes(b"1234")
+        then = (left / "tokens").stat().st_mtime - age
+        os.utime(left / "tokens", (then, then))
+    load(folder, Counting(), tokenizer="another")
+    names = {each.name for each in (folder / "kept").iterdir()}
+    assert "new-now" in names  # somebody may be writing it
+    assert "new-old" not in names
+    assert len(names) == 3
+
+
 def test_a_folder_that_cannot_be_written_is_done_without(folder, monkeypatch):
     monkeypatch.setattr(encoded.os, "access", lambda *_: False)
     dataset = load(folder, Counting())
