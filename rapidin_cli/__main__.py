@@ -1,5 +1,5 @@
 """`python -m rapidin_cli` is `rin`."""
 
-from rapidin_cli.cli import main
+from rapidin_cli.commands.main import main
 
 main()

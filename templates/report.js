@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  // The same set as _HIDDEN in rapidin_cli/sanitise.py.
+  // The same set as _HIDDEN in rapidin_cli/output/sanitise.py.
   const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\u{d800}-\u{dfff}\u{e0000}-\u{e0fff}]/gu;
   const SHOWN = 10;
   const SNIPPET = 280;

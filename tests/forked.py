@@ -13,8 +13,8 @@ from pathlib import Path
 
 PRELOAD = [
     *("torch", "transformers", "peft", "peft.tuners.lora", "zarr", "s3fs", "aiobotocore.session"),
-    *("transformers.models.llama.modeling_llama", "rich.progress", "rapidin_cli.cli"),
-    *("rapidin_cli.project", "rapidin_cli.influence.retrieve", "rapidin_cli.report.terminal"),
+    *("transformers.models.llama.modeling_llama", "rich.progress", "rapidin_cli.commands.main"),
+    *("rapidin_cli.api", "rapidin_cli.influence.loaded_checkpoint", "rapidin_cli.report.terminal"),
 ]
 _TIMEOUT = 120
 
@@ -39,7 +39,7 @@ def rin(folder, *arguments, **environment):
 
 
 def _serve(folder, command, settings, paths):
-    from rapidin_cli.cli import main
+    from rapidin_cli.commands.main import main
 
     os.environ.clear()
     os.environ.update(settings)

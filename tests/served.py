@@ -107,7 +107,7 @@ def _answer(link: socket.socket) -> None:
 
 
 def _rin(arguments: list[str]) -> None:
-    from rapidin_cli.cli import main
+    from rapidin_cli.commands.main import main
 
     sys.argv = ["rin", *arguments]
     main()

@@ -8,19 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rapidin_cli import completion
+from rapidin_cli.commands import completion
 from rapidin_cli.commands.options import Checkpoints, Devices, Workers
-from rapidin_cli.console import duration, size
 from rapidin_cli.errors import UsageError
+from rapidin_cli.output import console
+from rapidin_cli.output.console import duration, size
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-    from rich.progress import TaskID
-
-    from rapidin_cli.caching import Part
-    from rapidin_cli.forecast import Forecast
-    from rapidin_cli.gradients.capture import Skipped
-    from rapidin_cli.project import Cached
+    from rapidin_cli.work.caching import Part
+    from rapidin_cli.work.forecast import Forecast
+    from rapidin_cli.workspace.runs import Cached
 
 
 def register(app: typer.Typer) -> None:
@@ -62,18 +59,18 @@ def cache(
     Only rows that are not cached yet are computed. It can be interrupted, killed and run
     again at any time: at most the work since the last commit (30 s) is repeated.
     """
-    from rapidin_cli import console
-    from rapidin_cli.caching import WHOLE
-    from rapidin_cli.hints import OWN_WORDS, first_question
-    from rapidin_cli.project import Project
-    from rapidin_cli.workers import RAY, check_executor
+    from rapidin_cli.api import Project
+    from rapidin_cli.commands.caching_bar import CachingBars
+    from rapidin_cli.commands.next_question import OWN_WORDS, first_question
+    from rapidin_cli.work.caching import WHOLE
+    from rapidin_cli.work.pools import RAY, check_executor
 
     project = Project.open(context.obj.directory, root)
     names = checkpoints or []
     share = _share(part)
-    if share != WHOLE and getattr(project.store, "single_writer", False):
+    if share != WHOLE and getattr(project.places.store, "single_writer", False):
         raise UsageError(
-            f"{project.store} is for a single writer, and --part means several",
+            f"{project.places.store} is for a single writer, and --part means several",
             hint="cache into local folders, and rin push them one after the other",
         )
     if dry_run:
@@ -90,7 +87,7 @@ def cache(
         same = shlex.join(["rin", *(word for word in sys.argv[1:] if word != "--dry-run")])
         console.say(f"next: {same if rows else first_question(project, names)}")
         return
-    with _Watch() as watch:
+    with CachingBars() as bars:
         done = project.cache(
             names,
             devices=devices,
@@ -100,7 +97,7 @@ def cache(
             fetch=fetch,
             executor=executor,
             tell=console.say,
-            progress=watch,
+            progress=bars,
         )
     for result in done:
         console.say(_summary(result))
@@ -144,79 +141,3 @@ def _summary(result: Cached) -> str:
         parts.append(f"{dataset.truncated:,} rows cut at max_tokens")
     parts.append(f"snapshot {commit.number}")
     return ", ".join(parts)
-
-
-class _Watch:
-    """Shows a progress bar for each checkpoint in turn."""
-
-    def __enter__(self) -> _Watch:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-
-        from rapidin_cli import console
-
-        self._open = console.progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-        )
-        self._bar = self._open.__enter__()
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self._open.__exit__(*details)  # type: ignore[arg-type]
-
-    def __call__(self, checkpoint: str) -> _Watcher:
-        return _Watcher(self._bar, checkpoint)
-
-
-class _Watcher:
-    """Turns `caching.Progress` into a bar and a few lines."""
-
-    def __init__(self, bar: Bar, checkpoint: str) -> None:
-        self._bar = bar
-        self._checkpoint = checkpoint
-        self._tokens = 0
-        self._task: TaskID | None = None
-
-    def start(self, rows: int, tokens: int) -> None:
-        from rapidin_cli import console
-
-        console.say(f"{self._checkpoint}: {rows:,} rows to compute, {tokens:,} tokens")
-        self._task = self._bar.add_task(self._checkpoint, total=rows, rate="loading the model")
-
-    def ready(self, ready: object) -> None:
-        from rapidin_cli import console
-        from rapidin_cli.workers import Ready
-
-        assert isinstance(ready, Ready)
-        layout = ready.layout
-        console.say(
-            f"{self._checkpoint}: gradients of {len(layout.layers):,} layers, "
-            f"{layout.parameters:,} parameters, into {layout.dimensions:,} numbers "
-            f"({layout.spec.precision})"
-        )
-        trained = layout.parameters + sum(skipped.size for skipped in ready.skipped)
-        reasons: dict[str, list[Skipped]] = {}
-        for skipped in ready.skipped:
-            reasons.setdefault(skipped.reason, []).append(skipped)
-        for reason, parts in reasons.items():
-            more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
-            share = sum(part.size for part in parts) / trained
-            console.say(
-                f"{self._checkpoint}: not captured, {share:.1%} of what was trained, {reason}: "
-                f"{parts[0].name}{more}"
-            )
-
-    def advance(self, rows: int, tokens: int, device: str) -> None:
-        del device
-        assert self._task is not None
-        self._tokens += tokens
-        self._bar.update(self._task, advance=rows)
-        elapsed = self._bar.tasks[self._task].elapsed or 0
-        if elapsed > 0:
-            self._bar.update(self._task, rate=f"{self._tokens / elapsed:,.0f} tokens/s")
-
-    def committed(self, snapshot: object) -> None:
-        """Nothing to show: the summary names the snapshot."""

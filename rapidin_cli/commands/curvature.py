@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from rapidin_cli.commands.options import Checkpoints, Devices, Workers
+from rapidin_cli.output import console
 
 
 def register(app: typer.Typer) -> None:
@@ -31,9 +32,8 @@ def curvature(
     Goes over the data twice. The cached rows stay as they are, and rows added to the data later
     do not need it again.
     """
-    from rapidin_cli import console
-    from rapidin_cli.hints import first_question
-    from rapidin_cli.project import Project
+    from rapidin_cli.api import Project
+    from rapidin_cli.commands.next_question import first_question
 
     project = Project.open(context.obj.directory)
     parameters = 0

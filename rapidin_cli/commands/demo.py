@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from rapidin_cli.output import console
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -24,7 +26,6 @@ def demo(
 
     Takes about a minute on two cores and leaves a folder to explore.
     """
-    from rapidin_cli import console
-    from rapidin_cli.demo.story import run_demo
+    from rapidin_cli.setup.demo.story import run_demo
 
     run_demo(context.obj.directory / folder, force=force, say=console.say)

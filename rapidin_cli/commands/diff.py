@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-from rapidin_cli import completion
+from rapidin_cli.commands import completion
+from rapidin_cli.output import console
+from rapidin_cli.output.sanitise import visible
 
 
 def register(app: typer.Typer) -> None:
@@ -45,10 +47,8 @@ def diff(
     ] = False,
 ) -> None:
     """Rows added and gone, and with --result how the influences of its queries moved."""
-    from rapidin_cli import console
-    from rapidin_cli.diff import compare_influences, compare_rows, diff_lines
-    from rapidin_cli.project import Project
-    from rapidin_cli.sanitise import visible
+    from rapidin_cli.api import Project
+    from rapidin_cli.workspace.diff import compare_influences, compare_rows, diff_lines
 
     project = Project.open(context.obj.directory)
     found = compare_rows(project, before, after)

@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+from rapidin_cli.output import console
+from rapidin_cli.output.sanitise import visible
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -17,9 +20,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Check versions, devices, the project and its store; exit with 1 if something is wrong."""
-    from rapidin_cli import console
-    from rapidin_cli.doctor import examine
-    from rapidin_cli.sanitise import visible
+    from rapidin_cli.setup.doctor import examine
 
     checks = examine(context.obj.directory)
     if as_json:

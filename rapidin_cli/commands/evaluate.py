@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rapidin_cli.commands.options import Checkpoint
+from rapidin_cli.output import console
+from rapidin_cli.workspace.project_checkpoint import ProjectCheckpoint
 
 if TYPE_CHECKING:
-    from rapidin_cli.evaluation.evaluate import Plan, Progress
-    from rapidin_cli.project import Project
+    from rapidin_cli.evaluation.evaluate import Plan
 
 
 def register(app: typer.Typer) -> None:
@@ -63,9 +64,9 @@ def retrieval(
     from rapidin_cli.evaluation.evaluate import retrieval as run
     from rapidin_cli.evaluation.planted import planted_rows
 
-    project, plan = _plan(context, queries, checkpoint, scores, exact, device, 1)
+    opened, plan = _plan(context, queries, checkpoint, scores, exact, device, 1)
     find = planted_rows(queries, planted)
-    _show(lambda progress: run(project, plan, find, top, progress), as_json, html, force)
+    _show(lambda progress: run(opened, plan, find, top, progress), as_json, html, force)
 
 
 def lds(
@@ -88,9 +89,9 @@ def lds(
     """
     from rapidin_cli.evaluation.evaluate import linear_datamodeling
 
-    project, plan = _plan(context, queries, checkpoint, scores, exact, device, workers)
+    opened, plan = _plan(context, queries, checkpoint, scores, exact, device, workers)
     _show(
-        lambda progress: linear_datamodeling(project, plan, subsets, progress),
+        lambda progress: linear_datamodeling(opened, plan, subsets, progress),
         as_json,
         html,
         force,
@@ -117,8 +118,8 @@ def counterfactual(
     """
     from rapidin_cli.evaluation.evaluate import counterfactual as run
 
-    project, plan = _plan(context, queries, checkpoint, scores, exact, device, workers)
-    _show(lambda progress: run(project, plan, top, repeats, progress), as_json, html, force)
+    opened, plan = _plan(context, queries, checkpoint, scores, exact, device, workers)
+    _show(lambda progress: run(opened, plan, top, repeats, progress), as_json, html, force)
 
 
 def _plan(
@@ -129,15 +130,15 @@ def _plan(
     exact: bool,
     device: str,
     workers: int,
-) -> tuple[Project, Plan]:
+) -> tuple[ProjectCheckpoint, Plan]:
+    from rapidin_cli.api import Project
     from rapidin_cli.evaluation.evaluate import Plan
     from rapidin_cli.influence.queries import read_questions
-    from rapidin_cli.project import Project
 
     project = Project.open(context.obj.directory)
     questions = read_questions(queries, project.config.data, generate=False)
     names = [name.strip() for name in scores.split(",") if name.strip()]
-    return project, Plan(questions, checkpoint, names, exact, device, workers)
+    return project.opened(checkpoint), Plan(questions, names, exact, device, workers)
 
 
 def _show(
@@ -146,7 +147,6 @@ def _show(
     html: Path | None,
     force: bool,
 ) -> None:
-    from rapidin_cli import console
     from rapidin_cli.report import evaluation
 
     with console.progress() as bar:
@@ -155,8 +155,7 @@ def _show(
         def advance(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total)
 
-        progress: Progress = advance
-        found = run(progress)
+        found = run(advance)
     if html is not None:
         size = evaluation.save_html(found, html, force=force)
         console.say(f"wrote {html} ({size:,} bytes)")

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rapidin_cli import completion
+from rapidin_cli.commands import completion
+from rapidin_cli.errors import UsageError
+from rapidin_cli.output import console
 
 if TYPE_CHECKING:
-    from rapidin_cli.curation import Wanted
-    from rapidin_cli.project import Project
+    from rapidin_cli.api import Project
+    from rapidin_cli.report.curation import Wanted
 
 
 def register(app: typer.Typer) -> None:
@@ -59,9 +61,8 @@ def export(
     weight: Annotated[float, typer.Option(min=0, help="For --weigh.")] = 0.0,
 ) -> None:
     """Write a snapshot as plain Zarr, or the training data without (or only) what was found."""
-    from rapidin_cli.curation import Wanted
-    from rapidin_cli.errors import UsageError
-    from rapidin_cli.project import Project
+    from rapidin_cli.api import Project
+    from rapidin_cli.report.curation import Wanted
 
     ways = {"drop": drop, "only": only, "weigh": weigh, "review": review}
     given = [name for name, value in ways.items() if value]
@@ -79,13 +80,10 @@ def export(
     if out is None:
         raise UsageError(f"--{given[0]} needs --out FILE", hint="add --out cleaned.jsonl")
     result = drop or only or weigh or review
-    wanted = Wanted("" if result == "latest" else result, query, token, side, top)
-    _rows(project, given[0], wanted, out, reviewed, weight)
+    _rows(project, given[0], result, Wanted(query, token, side, top), out, reviewed, weight)
 
 
 def _snapshot(project: Project, checkpoint: str, folder: Path) -> None:
-    from rapidin_cli import console
-    from rapidin_cli.errors import UsageError
     from rapidin_storage.export import export_zarr
 
     if folder.exists():
@@ -97,22 +95,32 @@ def _snapshot(project: Project, checkpoint: str, folder: Path) -> None:
 
 
 def _rows(
-    project: Project, way: str, wanted: Wanted, out: Path, reviewed: Path | None, weight: float
+    project: Project,
+    way: str,
+    result: str,
+    wanted: Wanted,
+    out: Path,
+    reviewed: Path | None,
+    weight: float,
 ) -> None:
-    from rapidin_cli import console, curation
+    from rapidin_cli.report import curation
 
+    named = "" if result == "latest" else result
+    if reviewed is None:
+        found = curation.found(project.results.load(named), wanted)
+    else:
+        found = curation.read_review(reviewed)
     if way == "review":
-        count = curation.write_review(project, wanted, out)
+        count = curation.write_review(found, out)
         console.say(f"wrote {out}: {console.count(count, 'row')}, all marked keep")
         console.say(
             f"next: mark rows as drop, then rin export --reviewed {out} --out cleaned.jsonl"
         )
         return
     change = curation.weighted(weight) if way == "weigh" else curation.CHANGES[way]
-    found = curation.found(project, wanted) if reviewed is None else curation.read_review(reviewed)
     done = curation.write_rows(project.root, project.config.data, found, change, out)
     told = {
-        "only": f"all of them found for {wanted.result or 'the newest result'}",
+        "only": f"all of them found for {named or 'the newest result'}",
         "weigh": f"{done.changed:,} of them with weight {weight:g}",
     }.get(way, f"{done.changed:,} left out")
     console.say(f"wrote {out}: {console.count(done.rows, 'row')}, {told}")

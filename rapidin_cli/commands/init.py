@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from rapidin_cli.output import console
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -33,8 +35,7 @@ def init(
 
     Nothing that is there is ever overwritten; in a project it only says so.
     """
-    from rapidin_cli import console
-    from rapidin_cli.scaffold import describe, initialise, propose
+    from rapidin_cli.setup.proposal import describe, initialise, propose
 
     root = context.obj.directory.resolve()
     proposal = propose(root, data or [], checkpoint or [], base, template)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rapidin_cli import completion
+from rapidin_cli.commands import completion
 
 Checkpoints = Annotated[
     list[str] | None,

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-from rapidin_cli import completion
+from rapidin_cli.commands import completion
+from rapidin_cli.output import console
+from rapidin_cli.output.sanitise import visible
 
 
 def register(app: typer.Typer) -> None:
@@ -27,10 +29,9 @@ def add(
     region: Annotated[str, typer.Option(help="Region of the bucket.")] = "",
 ) -> None:
     """Add a remote to rin.toml. Credentials come from the AWS chain, never from rin.toml."""
-    from rapidin_cli import console
-    from rapidin_cli.config import RemoteSettings
-    from rapidin_cli.project import Project
-    from rapidin_cli.remotes import add_remote
+    from rapidin_cli.api import Project
+    from rapidin_cli.workspace.config import RemoteSettings
+    from rapidin_cli.workspace.remotes import add_remote
 
     project = Project.open(context.obj.directory)
     settings = RemoteSettings(url, endpoint_url, profile, region)
@@ -46,9 +47,7 @@ def list_(
     """List the remotes of rin.toml."""
     from dataclasses import asdict
 
-    from rapidin_cli import console
-    from rapidin_cli.project import Project
-    from rapidin_cli.sanitise import visible
+    from rapidin_cli.api import Project
 
     remotes = Project.open(context.obj.directory).config.remote
     if as_json:
@@ -69,9 +68,8 @@ def remove(
     ],
 ) -> None:
     """Take a remote out of rin.toml; what it holds stays."""
-    from rapidin_cli import console
-    from rapidin_cli.project import Project
-    from rapidin_cli.remotes import remove_remote
+    from rapidin_cli.api import Project
+    from rapidin_cli.workspace.remotes import remove_remote
 
     project = Project.open(context.obj.directory)
     remove_remote(project.root, project.config, name)

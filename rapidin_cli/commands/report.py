@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from rapidin_cli import completion
+from rapidin_cli.commands import completion
+from rapidin_cli.errors import UsageError
+from rapidin_cli.output import console
 
 
 def register(app: typer.Typer) -> None:
@@ -64,9 +66,7 @@ def report(
     top: Annotated[int, typer.Option(min=1, help="Examples to show of each sign.")] = 5,
 ) -> None:
     """Show a saved result in the terminal, or as HTML, JSON or CSV; or compare two."""
-    from rapidin_cli import console
-    from rapidin_cli.errors import UsageError
-    from rapidin_cli.project import Project
+    from rapidin_cli.api import Project
     from rapidin_cli.report import outputs, terminal
 
     formats = {"--json": as_json, "--jsonl": as_jsonl, "--csv": as_csv}
@@ -96,8 +96,7 @@ def report(
 
 
 def _open(page: Path | None, show: bool) -> None:
-    from rapidin_cli import console
-    from rapidin_cli.browser import open_page
+    from rapidin_cli.output.browser import open_page
 
     if page is not None and show:
         opened = open_page(page)

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rapidin_cli import completion
+from rapidin_cli.commands import completion
 from rapidin_cli.commands.options import Checkpoint
+from rapidin_cli.errors import UsageError
+from rapidin_cli.output import console
 
 if TYPE_CHECKING:
+    from rapidin_cli.api import Project
     from rapidin_cli.influence.queries import Question
-    from rapidin_cli.project import Project
 
 
 def register(app: typer.Typer) -> None:
@@ -101,12 +103,10 @@ def retrieve(
     Give a prompt and the response to explain, or a prompt with --generate, or a file of
     queries. The result is saved: `rin report` shows it again.
     """
-    from rapidin_cli import console
-    from rapidin_cli.errors import UsageError
-    from rapidin_cli.influence.retrieve import Options
+    from rapidin_cli.api import Project
+    from rapidin_cli.gradients.optimizer_state import has_second_moments
+    from rapidin_cli.influence.options import Options
     from rapidin_cli.influence.score import AUTO
-    from rapidin_cli.optimizer import has_second_moments
-    from rapidin_cli.project import Project
 
     if cells and not (exact and tokens):
         raise UsageError(
@@ -163,7 +163,6 @@ def retrieve(
 
 def _several(one: str, several: str) -> list[str] | None:
     """Read `all` or a list of names; None if it was not given."""
-    from rapidin_cli.errors import UsageError
 
     if not several:
         return None
@@ -186,7 +185,6 @@ def _narrowed(
     questions: list[Question], contrast: str | None, focus: str | None, token: str
 ) -> list[Question]:
     """Put on the questions what the options say of each."""
-    from rapidin_cli.errors import UsageError
 
     if (contrast is not None) + (focus is not None) + bool(token) > 1:
         raise UsageError(
@@ -216,7 +214,6 @@ def _questions(
     queries: Path | None,
     row: str | None,
 ) -> list[Question]:
-    from rapidin_cli.errors import UsageError
     from rapidin_cli.influence.queries import Question, read_questions
 
     ways = [prompt is not None, queries is not None, row is not None, stdin is not None]

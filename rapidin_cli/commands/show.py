@@ -8,6 +8,7 @@ import typer
 
 from rapidin_cli.commands.options import Checkpoint
 from rapidin_cli.errors import UsageError
+from rapidin_cli.output import console
 
 
 def register(app: typer.Typer) -> None:
@@ -33,26 +34,28 @@ def show(
     With --self-influence, list the rows whose own gradient moves their own loss most: often
     outliers and wrong labels.
     """
-    from rapidin_cli import console
-    from rapidin_cli.project import Project
+    from rapidin_cli.api import Project
     from rapidin_cli.report import rows
-    from rapidin_cli.row_facts import row_facts
+    from rapidin_cli.workspace.rows import row_facts
 
     if bool(row) == self_influence:
         raise UsageError(
             "give either a row or --self-influence",
             hint="rin show ROW, or rin show --self-influence",
         )
+    project = Project.open(context.obj.directory)
+    opened = project.opened(checkpoint)
     if self_influence:
-        from rapidin_cli.self_influence import self_influences
+        from rapidin_cli.influence.self_influence import self_influences
 
-        found = self_influences(Project.open(context.obj.directory), checkpoint, score, top)
+        spec = project.config.gradient
+        found = self_influences(opened.name, opened.dataset, opened.snapshot(), spec, score, top)
         if as_json:
             console.as_json(found)
         else:
             rows.show_self_influences(found)
         return
-    facts = row_facts(Project.open(context.obj.directory), row, checkpoint)
+    facts = row_facts(opened, row)
     if as_json:
         console.as_json(facts)
     else:

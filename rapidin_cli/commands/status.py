@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+from rapidin_cli.output import console
+from rapidin_cli.output.sanitise import visible
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -21,11 +24,9 @@ def status(
     ] = False,
 ) -> None:
     """Compare data, checkpoints, lock and cache; name the command for each difference."""
-    from rapidin_cli import console
-    from rapidin_cli.hints import first_question
-    from rapidin_cli.project import Project
-    from rapidin_cli.sanitise import visible
-    from rapidin_cli.status import project_status
+    from rapidin_cli.api import Project
+    from rapidin_cli.commands.next_question import first_question
+    from rapidin_cli.workspace.status import project_status
 
     project = Project.open(context.obj.directory)
     found = project_status(project, offline=offline)

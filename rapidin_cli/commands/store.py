@@ -6,11 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rapidin_cli import completion
+from rapidin_cli.commands import completion
+from rapidin_cli.errors import ExitCode, UsageError
+from rapidin_cli.output import console
+from rapidin_cli.output.console import count, size
+from rapidin_cli.output.sanitise import visible
 
 if TYPE_CHECKING:
-    from rapidin_cli.project import Project
-    from rapidin_cli.sharing import Checked
+    from rapidin_cli.api import Project
+    from rapidin_cli.workspace.upkeep import Checked
     from rapidin_storage.verify import Verdict
 
 _REMOTE = Annotated[
@@ -43,11 +47,8 @@ def verify(
     as_json: _JSON = False,
 ) -> None:
     """Read every object of every snapshot again; exit with 5 if something is wrong."""
-    from rapidin_cli import console
-    from rapidin_cli.errors import ExitCode
-    from rapidin_cli.project import Project
-    from rapidin_cli.sanitise import visible
-    from rapidin_cli.sharing import check
+    from rapidin_cli.api import Project
+    from rapidin_cli.workspace.upkeep import check
 
     project = Project.open(context.obj.directory)
     with console.progress() as bar:
@@ -78,7 +79,7 @@ def verify(
 
 def _lost_rows(project: Project, checked: Checked) -> list[str]:
     """Name the rows that a repair took out: by their ids, where the data is here."""
-    from rapidin_cli.diff import row_ids
+    from rapidin_cli.workspace.diff import row_ids
 
     digests = sorted({digest for repaired in checked.repaired for digest in repaired.digests})
     names = [checkpoint.name for checkpoint in project.config.checkpoints]
@@ -87,7 +88,6 @@ def _lost_rows(project: Project, checked: Checked) -> list[str]:
 
 
 def _say_repaired(checked: Checked, lost: list[str]) -> None:
-    from rapidin_cli import console
 
     if not checked.repaired:
         return
@@ -106,7 +106,6 @@ def _say_repaired(checked: Checked, lost: list[str]) -> None:
 
 
 def _verdict_line(verdict: Verdict, quick: bool) -> str:
-    from rapidin_cli.console import count, size
 
     whole = "all there, in full size" if quick else "whole"
     state = count(len(verdict.problems), "problem") if verdict.problems else whole
@@ -169,10 +168,8 @@ def gc(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it; else only say what.")] = False,
 ) -> None:
     """Remove what no snapshot of the store needs. Only says what it would do without --yes."""
-    from rapidin_cli import console
-    from rapidin_cli.errors import UsageError
-    from rapidin_cli.project import Project
-    from rapidin_cli.sharing import drop, garbage
+    from rapidin_cli.api import Project
+    from rapidin_cli.workspace.upkeep import drop, garbage
     from rapidin_storage import StorageError
     from rapidin_storage.gc import parse_grace, remove_garbage
     from rapidin_storage.roots import GRACE
@@ -206,8 +203,7 @@ def gc(
 
 
 def _say_compacted(project: Project, remote: str, done: bool) -> None:
-    from rapidin_cli import console
-    from rapidin_cli.sharing import close_holes
+    from rapidin_cli.workspace.upkeep import close_holes
 
     found = close_holes(project, remote, write=done)
     for cache, slots in found.items():
@@ -220,7 +216,6 @@ def _say_compacted(project: Project, remote: str, done: bool) -> None:
 
 
 def _say_removed(count: int, size: int, done: bool, which: str) -> None:
-    from rapidin_cli import console
 
     amount = f"{count:,} objects {which}, {console.size(size)}"
     console.say(f"removed {amount}" if done else f"would remove {amount}")
@@ -241,10 +236,8 @@ def log(
     as_json: _JSON = False,
 ) -> None:
     """List the snapshots of a checkpoint's cache, the newest first."""
-    from rapidin_cli import console
-    from rapidin_cli.project import Project
-    from rapidin_cli.sanitise import visible
-    from rapidin_cli.sharing import history
+    from rapidin_cli.api import Project
+    from rapidin_cli.workspace.upkeep import history
 
     project = Project.open(context.obj.directory)
     name = project.checkpoint_settings([checkpoint] if checkpoint else [])[-1].name

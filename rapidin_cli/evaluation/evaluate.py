@@ -9,23 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rapidin_cli import __version__
 from rapidin_cli.data.examples import Example
 from rapidin_cli.errors import InputError, MissingError, UsageError
 from rapidin_cli.evaluation import metrics
 from rapidin_cli.evaluation.retraining import Retrainer
+from rapidin_cli.gradients.optimizer_state import has_second_moments
 from rapidin_cli.influence.lexical import Lexical
+from rapidin_cli.influence.loaded_checkpoint import LoadedCheckpoint
+from rapidin_cli.influence.options import Options, StageProgress
 from rapidin_cli.influence.queries import Query, Question
-from rapidin_cli.influence.retrieve import Options, Retriever
 from rapidin_cli.influence.score import SCORES
-from rapidin_cli.optimizer import has_second_moments
+from rapidin_cli.output.version import __version__
 
 if TYPE_CHECKING:
-    from rapidin_cli.opened import Opened
-    from rapidin_cli.project import Project
+    from rapidin_cli.workspace.project_checkpoint import ProjectCheckpoint
 
 Array = np.ndarray[Any, Any]
-Progress = Callable[[str, int, int], None]
 
 BASELINES = ("bm25", "random")
 SCHEMA = "rin.evaluation/1"
@@ -37,7 +36,6 @@ class Plan:
 
     Attributes:
         questions: what is asked.
-        checkpoint: of whom; the last by default.
         scores: names, those of `BASELINES` among them; empty for all that can be had.
         exact: score all rows from whole gradients, in place of what is cached.
         device: `auto`, `cpu` or `cuda:N`.
@@ -45,7 +43,6 @@ class Plan:
     """
 
     questions: Sequence[Question]
-    checkpoint: str = ""
     scores: Sequence[str] = ()
     exact: bool = False
     device: str = "auto"
@@ -55,11 +52,10 @@ class Plan:
 class Evaluation:
     """Scores of all distinct examples for some queries, by several ways to score."""
 
-    def __init__(self, project: Project, plan: Plan, progress: Progress) -> None:
-        self._project = project
+    def __init__(self, opened: ProjectCheckpoint, plan: Plan, progress: StageProgress) -> None:
         self._plan = plan
         self._progress = progress
-        self.opened: Opened = project.opened(plan.checkpoint)
+        self.opened = opened
         self.examples = [rows[0] for rows in self.opened.dataset.by_digest.values()]
         self._names = self._choose()
         self.queries: list[Query] = []
@@ -75,32 +71,32 @@ class Evaluation:
                 )
         if self._plan.scores:
             return list(self._plan.scores)
-        spec = self._project.config.gradient
+        spec = self.opened.config.gradient
         if spec.row == "sketch" and spec.sketch == "oporp":
             return ["rapidin", *BASELINES]
         names = ["rapidin", "dot", "cosine"]
         if spec.row == "sketch":
             names.append("gram")
-        if self._project.newest(self.opened.curvature_cache.id) is not None:
+        if self.opened.newest_curvature() is not None:
             names.append("ekfac")
         if has_second_moments(self.opened.checkpoint):
             names.append("adam")
         return [*names, *BASELINES]
 
     def _score(self) -> None:
-        retriever, _ = self._project.retriever(device=self._plan.device, opened=self.opened)
-        if retriever.missing:
-            name = self.opened.checkpoint.name
+        loaded = self.opened.load(self._plan.device)
+        if loaded.missing:
+            name = self.opened.name
             raise MissingError(
-                f"{retriever.missing:,} examples of the data are not cached for {name!r}",
+                f"{loaded.missing:,} examples of the data are not cached for {name!r}",
                 hint=f"rin cache {name}",
             )
         options = Options(
             tokens=False,
             exact=int(self._plan.exact),
-            batch_tokens=self._project.cache_settings.batch_tokens,
+            batch_tokens=self.opened.config.cache.batch_tokens,
         )
-        self.queries = [retriever.query(question, options) for question in self._plan.questions]
+        self.queries = [loaded.query(question, options) for question in self._plan.questions]
         columns: dict[str, list[Array]] = {name: [] for name in self._names}
         lexical = Lexical(self.examples) if "bm25" in self._names else None
         generator = np.random.default_rng(0)
@@ -113,17 +109,15 @@ class Evaluation:
                     assert lexical is not None
                     columns[name].append(lexical.scores(query.example))
                 else:
-                    columns[name].append(
-                        self._column(retriever, query, replace(options, score=name))
-                    )
+                    columns[name].append(self._column(loaded, query, replace(options, score=name)))
         self.scores = {name: np.stack(found, 1) for name, found in columns.items()}
 
-    def _column(self, retriever: Retriever, query: Query, options: Options) -> Array:
+    def _column(self, loaded: LoadedCheckpoint, query: Query, options: Options) -> Array:
         if self._plan.exact:
-            asked = retriever.ask(query, options, scan=False)
-            return retriever.scorer(asked).scores(self.examples, tokens=False).totals.numpy()
-        asked = retriever.ask(query, options)
-        return retriever.everything(asked, [example.digest for example in self.examples]).totals
+            asked = loaded.ask(query, options, scan=False)
+            return loaded.scorer(asked).scores(self.examples, tokens=False).totals.numpy()
+        asked = loaded.ask(query, options)
+        return loaded.everything(asked, [example.digest for example in self.examples]).totals
 
     def retrainer(self) -> Retrainer:
         """Return what trains again on parts of the examples."""
@@ -133,11 +127,11 @@ class Evaluation:
             )
         device = self._plan.device
         if device == "auto":
-            from rapidin_cli.workers import choose_devices
+            from rapidin_cli.work.devices import choose_devices
 
             device = choose_devices("auto", 1)[0][0]
         examples = [query.example for query in self.queries]
-        return Retrainer(self._project, self.opened, examples, device, self._plan.workers)
+        return Retrainer(self.opened, examples, device, self._plan.workers)
 
     def report(self, kind: str, results: Mapping[str, Mapping[str, Any]], **facts: Any) -> Any:
         """Return the outcome (`rin.evaluation/1`)."""
@@ -145,10 +139,10 @@ class Evaluation:
             "schema": SCHEMA,
             "kind": kind,
             "rin": __version__,
-            "checkpoint": self.opened.checkpoint.name,
+            "checkpoint": self.opened.name,
             "fingerprint": self.opened.fingerprint,
             "exact": self._plan.exact,
-            "row": self._project.config.gradient.describe(),
+            "row": self.opened.config.gradient.describe(),
             "examples": len(self.examples),
             "queries": [query.id for query in self.queries],
             **facts,
@@ -166,11 +160,11 @@ def _measure(name: str, values: Sequence[float] | Array) -> dict[str, Any]:
 
 
 def retrieval(
-    project: Project,
+    opened: ProjectCheckpoint,
     plan: Plan,
     planted: Callable[[Question, Example], bool],
     top: int,
-    progress: Progress,
+    progress: StageProgress,
 ) -> Any:
     """Measure how high the planted rows of each query rank.
 
@@ -181,7 +175,7 @@ def retrieval(
     Raises:
         InputError: a query has no planted row.
     """
-    evaluation = Evaluation(project, plan, progress)
+    evaluation = Evaluation(opened, plan, progress)
     masks = []
     for question in plan.questions:
         mask = np.array([planted(question, example) for example in evaluation.examples])
@@ -204,9 +198,11 @@ def retrieval(
     return evaluation.report("retrieval", results, planted=share)
 
 
-def linear_datamodeling(project: Project, plan: Plan, subsets: int, progress: Progress) -> Any:
+def linear_datamodeling(
+    opened: ProjectCheckpoint, plan: Plan, subsets: int, progress: StageProgress
+) -> Any:
     """Measure the LDS over random halves of the data, each trained on again."""
-    evaluation = Evaluation(project, plan, progress)
+    evaluation = Evaluation(opened, plan, progress)
     retrainer = evaluation.retrainer()
     count = len(evaluation.examples)
     halves = [sorted(random.Random(n).sample(range(count), count // 2)) for n in range(subsets)]
@@ -226,14 +222,16 @@ def linear_datamodeling(project: Project, plan: Plan, subsets: int, progress: Pr
     return evaluation.report("lds", results, trainings=subsets)
 
 
-def counterfactual(project: Project, plan: Plan, top: int, repeats: int, progress: Progress) -> Any:
+def counterfactual(
+    opened: ProjectCheckpoint, plan: Plan, top: int, repeats: int, progress: StageProgress
+) -> Any:
     """Leave out each score's `top` rows of a query, train again, and see the query's loss rise.
 
     Args:
         repeats: random drops, whose mean stands for `random`.
     """
     names = [name for name in plan.scores if name != "random"]
-    evaluation = Evaluation(project, replace(plan, scores=names), progress)
+    evaluation = Evaluation(opened, replace(plan, scores=names), progress)
     scores = {name: s for name, s in evaluation.scores.items() if name != "random"}
     retrainer = evaluation.retrainer()
     count = len(evaluation.examples)

@@ -14,16 +14,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rapidin_cli.checkpoints import Checkpoint, load_model, quiet_loading, resolve
 from rapidin_cli.data.examples import Example
 from rapidin_cli.data.files import read_values
 from rapidin_cli.errors import InputError, RinError
 from rapidin_cli.evaluation.training import Training, fine_tune, losses
+from rapidin_cli.models.checkpoints import Checkpoint, resolve
+from rapidin_cli.models.loading import load_model, quiet_loading
 from rapidin_storage import canonical_json
 
 if TYPE_CHECKING:
-    from rapidin_cli.opened import Opened
-    from rapidin_cli.project import Project
+    from rapidin_cli.workspace.project_checkpoint import ProjectCheckpoint
 
 _SHOWN_LINES = 5
 
@@ -75,18 +75,16 @@ class Retrainer:
 
     def __init__(
         self,
-        project: Project,
-        opened: Opened,
+        opened: ProjectCheckpoint,
         queries: Sequence[Example],
         device: str,
         workers: int,
     ) -> None:
-        self._project = project
         self._opened = opened
         self._queries = queries
         self._device = device
         self._workers = workers
-        self._settings = project.config.evaluate
+        self._settings = opened.config.evaluate
         if not self._settings.command:
             self._start, self._adapter = self._origin()
         identity = {
@@ -95,7 +93,7 @@ class Retrainer:
             "evaluate": asdict(self._settings),
         }
         name = hashlib.sha256(canonical_json(identity)).hexdigest()[:16]
-        self._memory = project.root / ".rin" / "evaluations" / f"{name}.jsonl"
+        self._memory = opened.folder / ".rin" / "evaluations" / f"{name}.jsonl"
 
     def _origin(self) -> tuple[Checkpoint, Path | None]:
         """Return what the built-in trainer starts from."""
@@ -103,14 +101,14 @@ class Retrainer:
         if checkpoint.base is not None:
             trust = checkpoint.trust_remote_code
             return Checkpoint("base", checkpoint.base, None, trust), checkpoint.path
-        base = self._project.config.model.base
+        base = self._opened.config.model.base
         if not base:
             raise InputError(
                 f"checkpoint {checkpoint.name!r} is a full model, which does not say what its "
                 "training started from",
                 hint="set [model] base, or [evaluate] command, in rin.toml",
             )
-        root, trust = self._project.root, checkpoint.trust_remote_code
+        root, trust = self._opened.folder, checkpoint.trust_remote_code
         return resolve(root, "base", base, "", trust=trust), None
 
     def run(
@@ -138,7 +136,7 @@ class Retrainer:
             return
         import torch.multiprocessing as mp
 
-        from rapidin_cli.workers import cores
+        from rapidin_cli.work.devices import cores
 
         workers = max(1, min(self._workers, len(tasks)))
         threads = max(1, cores() // workers) if self._device == "cpu" else 0
@@ -177,7 +175,7 @@ class Retrainer:
                 for part in shlex.split(self._settings.command)
             ]
             ended = subprocess.run(
-                command, cwd=self._project.root, capture_output=True, text=True, check=False
+                command, cwd=self._opened.folder, capture_output=True, text=True, check=False
             )
             if ended.returncode:
                 last = " | ".join(
@@ -188,7 +186,7 @@ class Retrainer:
                     hint=f"try it by hand: {shlex.join(command)}",
                 )
             trained = resolve(
-                self._project.root, "retrained", str(output), self._project.config.model.base
+                self._opened.folder, "retrained", str(output), self._opened.config.model.base
             )
             return losses(load_model(trained, self._device), self._queries)
         except (KeyError, IndexError) as error:
@@ -202,8 +200,8 @@ class Retrainer:
         """The rows of the data files that examples were made of, as JSON lines."""
         wanted = {(example.row.file, example.row.line) for example in examples}
         lines = []
-        for name in self._project.config.data.files:
-            for line, value in read_values(self._project.root / name, name):
+        for name in self._opened.config.data.files:
+            for line, value in read_values(self._opened.folder / name, name):
                 if (name, line) in wanted:
                     lines.append(json.dumps(value, ensure_ascii=False) + "\n")
         return "".join(lines)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rapidin_cli.data.examples import IGNORED, Example
-from rapidin_cli.influence.queries import as_batch
+from rapidin_cli.gradients.passes import as_batch
 
 
 @dataclass(frozen=True)

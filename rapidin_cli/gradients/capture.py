@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from rapidin_cli.errors import InputError
-from rapidin_cli.gradients.rows import Layer
+from rapidin_cli.gradients.layout import Layer
 
 _PROBE_BATCH, _PROBE_LENGTH = 2, 5
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)

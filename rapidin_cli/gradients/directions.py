@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from rapidin_cli.gradients.tensorsketch import ghost_norm
+from rapidin_cli.gradients.compress.tensorsketch import ghost_norm
 
 
 class Direction(Protocol):

@@ -10,14 +10,14 @@ from torch import nn
 
 from rapidin_cli.errors import InputError
 from rapidin_cli.gradients.capture import Target
+from rapidin_cli.gradients.compress.factors import FactorMaker
+from rapidin_cli.gradients.compress.oporp import Oporp
+from rapidin_cli.gradients.compress.tensorsketch import BlockSketch, block_sizes
 from rapidin_cli.gradients.directions import Direction, LayerGradient
-from rapidin_cli.gradients.factors import FactorMaker
-from rapidin_cli.gradients.oporp import Oporp
+from rapidin_cli.gradients.layout import GradientRows, RowLayout
 from rapidin_cli.gradients.passes import Batch, Compute, Passes, on_cpu
-from rapidin_cli.gradients.rows import GradientRows, RowLayout
 from rapidin_cli.gradients.scaling import divided
 from rapidin_cli.gradients.spec import GradientSpec
-from rapidin_cli.gradients.tensorsketch import BlockSketch, block_sizes
 
 
 class Maker(Protocol):

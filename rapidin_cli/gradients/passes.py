@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rapidin_cli.data.examples import IGNORED
+from rapidin_cli.data.examples import IGNORED, Example, padded
 from rapidin_cli.errors import InputError
 from rapidin_cli.gradients.capture import (
     Consumer,
@@ -325,3 +325,9 @@ def _inner(model: nn.Module) -> nn.Module:
 def on_cpu(parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Bring tensors (n,) to the CPU in one copy."""
     return list(torch.cat(list(parts)).cpu().split([len(part) for part in parts]))
+
+
+def as_batch(examples: Sequence[Example]) -> Batch:
+    """Pad examples into a batch."""
+    ids, labels = padded(examples)
+    return Batch(torch.from_numpy(ids), torch.from_numpy(labels))

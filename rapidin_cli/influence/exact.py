@@ -20,10 +20,10 @@ import torch
 
 from rapidin_cli.data.examples import Example, one_token_queries
 from rapidin_cli.gradients.directions import Direction, LayerGradient
-from rapidin_cli.gradients.passes import NoForwardModeError, Passes
+from rapidin_cli.gradients.passes import NoForwardModeError, Passes, as_batch
 from rapidin_cli.gradients.scaling import reciprocal
 from rapidin_cli.influence.preconditioners import Preconditioner
-from rapidin_cli.influence.queries import Query, QueryGradient, as_batch
+from rapidin_cli.influence.queries import Query, QueryGradient
 from rapidin_cli.influence.score import Array, Score
 
 # Numbers of gradients that are kept of a batch of examples, 4 bytes each.

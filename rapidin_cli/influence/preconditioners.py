@@ -9,10 +9,11 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from rapidin_cli.gradients.compress.tensorsketch import BlockSketch
 from rapidin_cli.gradients.curvature import LayerCurvature, rotated
 from rapidin_cli.gradients.directions import Direction, LayerGradient
-from rapidin_cli.gradients.rows import RowLayout, SketchRows
-from rapidin_cli.gradients.tensorsketch import BlockSketch
+from rapidin_cli.gradients.layout import RowLayout
+from rapidin_cli.gradients.rows.kinds import SketchRows
 from rapidin_storage import Snapshot
 
 

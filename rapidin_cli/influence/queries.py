@@ -10,20 +10,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from rapidin_cli.checkpoints import most_tokens
 from rapidin_cli.data.encoding import Encoder
-from rapidin_cli.data.examples import IGNORED, Example, one_token_queries, padded
+from rapidin_cli.data.examples import IGNORED, Example, one_token_queries
 from rapidin_cli.data.files import RowError, read_values
-from rapidin_cli.data.reading import (
-    DataSettings,
-    Row,
-    guess_format,
-    parse_row,
-)
+from rapidin_cli.data.reading import DataSettings, Row, guess_format, parse_row
 from rapidin_cli.errors import InputError, UsageError
 from rapidin_cli.gradients.directions import LayerGradient
 from rapidin_cli.gradients.engine import Change, GradientEngine
-from rapidin_cli.gradients.passes import Batch, Passes
+from rapidin_cli.gradients.passes import Passes, as_batch
+from rapidin_cli.models.loading import most_tokens
 
 Source = Literal["given", "generated", "row"]
 
@@ -183,12 +178,6 @@ def token_directions(
             found.append(engine.directions(batch, divisors, change, signs))
             pending = pending[size:]
     return torch.cat(found)
-
-
-def as_batch(examples: Sequence[Example]) -> Batch:
-    """Pad examples into a batch."""
-    ids, labels = padded(examples)
-    return Batch(torch.from_numpy(ids), torch.from_numpy(labels))
 
 
 def read_questions(path: Path, settings: DataSettings, *, generate: bool) -> list[Question]:

@@ -6,15 +6,16 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from rapidin_cli.errors import UsageError
-from rapidin_cli.gradients.products import Stored
-from rapidin_cli.gradients.rows import RowKind
-from rapidin_cli.influence.score import Array, Found, Score
+from rapidin_cli.gradients.layout import Stored
+from rapidin_cli.gradients.rows.kinds import RowKind
+from rapidin_cli.influence.ranking import Ranked
+from rapidin_cli.influence.score import Array, Score
 from rapidin_storage import Snapshot
 
 HOLDS = "disk", "cpu", "gpu"
@@ -68,6 +69,21 @@ class CachedRows:
             yield self._held[number]
 
 
+class Scan(Protocol):
+    """Whoever scores cached rows: `scan` here, or `ray_scan.scan` on a cluster."""
+
+    def __call__(
+        self,
+        rows: CachedRows,
+        directions: Sequence[torch.Tensor],
+        score: Score,
+        wanted: Array,
+        top: int,
+        token_top: int,
+    ) -> list[Ranked]:
+        """See `scan`."""
+
+
 def scan(
     rows: CachedRows,
     directions: Sequence[torch.Tensor],
@@ -75,7 +91,7 @@ def scan(
     wanted: Array,
     top: int,
     token_top: int,
-) -> list[Found]:
+) -> list[Ranked]:
     """Score all wanted rows against some queries.
 
     Kept are, for each query, the union of the overall `top` of each sign and every token's own
@@ -87,11 +103,11 @@ def scan(
     """
     widths = [len(part) for part in directions]
     slots = rows.snapshot.commit.slots
-    found = [Found.nothing(slots, width) for width in widths]
+    found = [Ranked.nothing(slots, width) for width in widths]
     ends = np.cumsum(widths)
     for at, scores, sizes in chunk_scores(rows, torch.cat(list(directions)), score, wanted):
         for number, part in enumerate(np.split(scores, ends[:-1], axis=1)):
-            more = Found(part[:, 0], sizes, at, part)
+            more = Ranked(part[:, 0], sizes, at, part)
             found[number] = found[number].joined(at, more, top, token_top)
     return found
 

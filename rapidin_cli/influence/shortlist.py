@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from rapidin_cli.influence.exact import ExactScores
-from rapidin_cli.influence.score import Array, Found
+from rapidin_cli.influence.ranking import Ranked
+from rapidin_cli.influence.score import Array
 
 ERRORS = 3.5
 """So many of its errors must an example be away from the best to be left out.
@@ -28,7 +29,7 @@ GROWTH = 4
 """So many times the first shortlist's `top` of each sign may be scored exactly at most."""
 
 
-def fitted(found: Found, slots: Array, exact: Array) -> Found:
+def fitted(found: Ranked, slots: Array, exact: Array) -> Ranked:
     """Multiply sketched totals by the factor that fits the exact ones best.
 
     Least squares over the shortlist, with errors in proportion to sizes. A shortlist is chosen
@@ -41,7 +42,7 @@ def fitted(found: Found, slots: Array, exact: Array) -> Found:
     return found.times(factor) if factor > 0 else found
 
 
-def doubtful(found: Found, slots: Array, exact: Array, top: int) -> Array:
+def doubtful(found: Ranked, slots: Array, exact: Array, top: int) -> Array:
     """Return who may belong among the `top` exact totals of either sign, likeliest first.
 
     Args:
@@ -67,7 +68,7 @@ def doubtful(found: Found, slots: Array, exact: Array, top: int) -> Array:
     return others[chosen[likeliest]]
 
 
-def _by_size(found: Found, slots: Array, *scores: Array) -> list[Array]:
+def _by_size(found: Ranked, slots: Array, *scores: Array) -> list[Array]:
     """Divide scores by their gradients' sizes, leaving out gradients that are zero."""
     sizes = found.sizes[slots].astype(np.float64)
     return [part[sizes > 0] / sizes[sizes > 0] for part in scores]

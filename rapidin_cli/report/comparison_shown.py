@@ -9,12 +9,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rapidin_cli import console
+from rapidin_cli.output import console
+from rapidin_cli.output.sanitise import one_line, visible
 from rapidin_cli.report.comparison import change
 from rapidin_cli.report.html import render_page
 from rapidin_cli.report.look import Look
 from rapidin_cli.report.tables import SIDES
-from rapidin_cli.sanitise import one_line, visible
 
 View = Mapping[str, Any]
 

@@ -9,10 +9,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from rapidin_cli import console
+from rapidin_cli.output import console
+from rapidin_cli.output.sanitise import visible
 from rapidin_cli.report.html import render_page
 from rapidin_cli.report.saving import save_page
-from rapidin_cli.sanitise import visible
 
 View = Mapping[str, Any]
 

@@ -15,9 +15,9 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from rapidin_cli.output.sanitise import visible
+from rapidin_cli.output.templates import template_text
 from rapidin_cli.report.page_data import pack
-from rapidin_cli.resources import template_text
-from rapidin_cli.sanitise import visible
 
 STATIC_EXAMPLES = 3
 """Examples of each sign that the page shows without JavaScript."""

@@ -12,8 +12,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rapidin_cli import console
-from rapidin_cli.sanitise import one_line, visible
+from rapidin_cli.output import console
+from rapidin_cli.output.sanitise import one_line, visible
 
 # Strongest negative to strongest positive (the HTML report's dark theme); light text reads on all.
 _BINS = (

@@ -8,9 +8,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from rapidin_cli import console
+from rapidin_cli.output import console
+from rapidin_cli.output.sanitise import one_line, visible
 from rapidin_cli.report.look import Look
-from rapidin_cli.sanitise import one_line, visible
 
 View = Mapping[str, Any]
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rapidin_cli.errors import InputError
+from rapidin_cli.output.files import write_whole
 
 
 def save_page(text: str, path: Path, *, force: bool) -> int:
@@ -18,25 +18,8 @@ def save_page(text: str, path: Path, *, force: bool) -> int:
         InputError: the file is there and ``force`` is false, or it cannot be written.
     """
     refuse_existing(path, force=force)
-    content = text.encode("utf-8")
     with _explained(path):
-        # mkstemp creates its file with mode 0600, whatever the umask.
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            if force:
-                Path(temporary).replace(path)
-            else:
-                # A link, unlike a rename, fails when somebody made the file in the meantime.
-                os.link(temporary, path)
-                Path(temporary).unlink()
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    return len(content)
+        return write_whole(path, text, replace=force, mode=0o600)
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:

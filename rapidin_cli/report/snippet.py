@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rapidin_cli.sanitise import one_line
+from rapidin_cli.output.sanitise import one_line
 
 View = Mapping[str, Any]
 

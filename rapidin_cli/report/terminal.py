@@ -11,13 +11,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from rapidin_cli import console
 from rapidin_cli.errors import InputError
+from rapidin_cli.output import console
+from rapidin_cli.output.sanitise import one_line, visible
 from rapidin_cli.report.look import Look
 from rapidin_cli.report.snippet import snippet
 from rapidin_cli.report.span import Span, parse_span, selected
 from rapidin_cli.report.tables import ranked
-from rapidin_cli.sanitise import one_line, visible
 
 View = Mapping[str, Any]
 

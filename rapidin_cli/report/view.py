@@ -14,7 +14,7 @@ from rapidin_cli.errors import InputError
 from rapidin_storage import canonical_json
 
 if TYPE_CHECKING:
-    from rapidin_cli.influence.asking import Answer
+    from rapidin_cli.influence.answering import Answer
     from rapidin_cli.influence.queries import Query
 
 SCHEMA = "rin.report/1"

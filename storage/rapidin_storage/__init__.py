@@ -10,6 +10,7 @@ zarr, numcodecs and fsspec, so that any tool can open a cache::
 
 from rapidin_storage.arrays import ArraySpec
 from rapidin_storage.cache import Cache, Snapshot, cache_name, list_caches
+from rapidin_storage.commits import Commit
 from rapidin_storage.errors import (
     AccessError,
     ConflictError,
@@ -20,7 +21,6 @@ from rapidin_storage.errors import (
     StorageError,
 )
 from rapidin_storage.objects import ObjectRef, ObjectStore, canonical_json
-from rapidin_storage.refs import Commit
 from rapidin_storage.remote import FsspecRoot, open_root
 from rapidin_storage.roots import FORMAT_VERSION, Root
 from rapidin_storage.writer import CacheWriter

@@ -5,21 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import zarr
 
-from rapidin_storage.arrays import DIGEST, ArraySpec
+from rapidin_storage.arrays import DIGEST
+from rapidin_storage.commits import Commit, CommitLog
 from rapidin_storage.errors import CorruptError, NotFoundError
 from rapidin_storage.objects import ObjectStore, canonical_json, is_digest, object_path
-from rapidin_storage.refs import Commit, CommitLog
 from rapidin_storage.roots import FORMAT_VERSION, Root
 from rapidin_storage.stream import Buffers, stream
 from rapidin_storage.zarr_store import CacheStore
-
-if TYPE_CHECKING:
-    from rapidin_storage.writer import CacheWriter
 
 
 def list_caches(root: Root) -> list[str]:
@@ -70,25 +67,6 @@ class Cache:
                 return Snapshot(self.objects, commit)
         raise NotFoundError(f"cache {self.id[:12]} in {self.root.url} has no snapshot {reference}")
 
-    def writer(
-        self,
-        arrays: Mapping[str, ArraySpec],
-        attributes: Mapping[str, Any],
-        chunk_rows: int,
-        about: Mapping[str, Any] | None = None,
-    ) -> CacheWriter:
-        """Return a writer that appends rows.
-
-        Args:
-            arrays: the arrays of a row beside `digest`; must equal an existing cache's.
-            attributes: JSON kept in the group's metadata (identity, layers).
-            chunk_rows: rows of a chunk for a new cache; an existing one keeps its own.
-            about: JSON about the writing program, kept in each commit.
-        """
-        from rapidin_storage.writer import CacheWriter
-
-        return CacheWriter(self, arrays, attributes, chunk_rows, about or {})
-
 
 class Snapshot:
     """One immutable version of a cache."""
@@ -112,7 +90,7 @@ class Snapshot:
         return Snapshot, (self.objects, self.commit)
 
     def __str__(self) -> str:
-        return f"cache {self.commit.cache[:12]} snapshot {self.commit.number}"
+        return str(self.commit)
 
     @property
     def has_group(self) -> bool:
@@ -163,7 +141,7 @@ class Snapshot:
         self, names: Sequence[str], chunks: Sequence[int] | None = None, keep: int = 0
     ) -> Iterator[tuple[int, int, Buffers]]:
         """See `rapidin_storage.stream.stream`."""
-        return stream(self, names, chunks, keep)
+        return stream(self.objects, self.commit, self.manifest, names, chunks, keep)
 
     def chunk_ranges(self) -> Iterator[tuple[int, int]]:
         """Yield (start, stop) slots of each chunk, in order."""

@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
+from rapidin_storage.commits import Commit
 from rapidin_storage.errors import CorruptError, NotFoundError, StorageError
 from rapidin_storage.manifest import Manifest
 from rapidin_storage.objects import ObjectRef, ObjectStore
-from rapidin_storage.refs import Commit
-from rapidin_storage.transfer import THREADS, each
+from rapidin_storage.parallel import THREADS, each
 
 
 @dataclass(frozen=True)

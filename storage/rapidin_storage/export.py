@@ -10,7 +10,7 @@ from pathlib import Path
 from rapidin_storage.cache import Snapshot
 from rapidin_storage.errors import StorageError
 from rapidin_storage.local import UMASK
-from rapidin_storage.transfer import each
+from rapidin_storage.parallel import each
 from rapidin_storage.zarr_store import CacheStore
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from rapidin_storage.arrays import DIGEST
 from rapidin_storage.cache import Cache, list_caches
+from rapidin_storage.commits import CommitLog
 from rapidin_storage.contents import GROUP, PAGE, all_parts
 from rapidin_storage.errors import StorageError
 from rapidin_storage.local import TEMPORARY
 from rapidin_storage.objects import OBJECTS, ObjectStore, is_digest, object_path
-from rapidin_storage.refs import CommitLog
+from rapidin_storage.parallel import each
 from rapidin_storage.roots import GRACE, PROBES, Entry, Root, probe_path
-from rapidin_storage.transfer import each
 
 _BATCH = 500
 _FOLDERS = ("objects", "caches", PROBES)

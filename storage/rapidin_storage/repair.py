@@ -12,11 +12,11 @@ from numcodecs import Zstd
 
 from rapidin_storage.arrays import DIGEST, encode_chunk
 from rapidin_storage.cache import Cache, Snapshot, index_digests
+from rapidin_storage.commits import Commit, CommitLog
 from rapidin_storage.contents import PAGE
 from rapidin_storage.errors import ConflictError, CorruptError, NotFoundError, StorageError
 from rapidin_storage.manifest import ChunkRefs, Manifest
 from rapidin_storage.objects import ObjectRef, ObjectStore, object_path
-from rapidin_storage.refs import Commit, CommitLog
 from rapidin_storage.roots import Root
 from rapidin_storage.verify import Problem, check_object
 from rapidin_storage.writer import identify, now

@@ -6,16 +6,16 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numcodecs import Zstd
 
 from rapidin_storage.arrays import ArraySpec, check_content, chunk_key
+from rapidin_storage.commits import Commit
 from rapidin_storage.errors import CorruptError
-
-if TYPE_CHECKING:
-    from rapidin_storage.cache import Snapshot
+from rapidin_storage.manifest import Manifest
+from rapidin_storage.objects import ObjectStore
 
 # Requests over a network wait; a folder's reads want a core each, for a little.
 _NEAR, _FAR = 2, 8
@@ -24,13 +24,19 @@ Buffers = dict[str, np.ndarray[Any, Any]]
 
 
 def stream(
-    snapshot: Snapshot, names: Sequence[str], chunks: Sequence[int] | None = None, keep: int = 0
+    objects: ObjectStore,
+    commit: Commit,
+    manifest: Manifest,
+    names: Sequence[str],
+    chunks: Sequence[int] | None = None,
+    keep: int = 0,
 ) -> Iterator[tuple[int, int, Buffers]]:
     """Yield (start, stop, arrays of the slots start..stop) of chunks, in order.
 
     The memory of what was yielded is used again: copy what is to outlive the next step.
 
     Args:
+        objects, commit, manifest: of a snapshot.
         names: of the arrays.
         chunks: numbers of the chunks; all by default.
         keep: how many steps more what was yielded stays as it is.
@@ -38,10 +44,10 @@ def stream(
     Raises:
         NotFoundError, CorruptError, StorageError: as `ObjectStore.get`, naming the rows.
     """
-    size, slots = snapshot.commit.chunk_rows, snapshot.commit.slots
-    numbers = deque(range(snapshot.manifest.chunk_count) if chunks is None else chunks)
-    ahead = _FAR if snapshot.objects.distant else _NEAR
-    reader = _Reader(snapshot, names)
+    size, slots = commit.chunk_rows, commit.slots
+    numbers = deque(range(manifest.chunk_count) if chunks is None else chunks)
+    ahead = _FAR if objects.distant else _NEAR
+    reader = _Reader(objects, commit, manifest, names)
     spare = [reader.buffers() for _ in range(min(ahead + 1 + keep, len(numbers)))]
     in_use: deque[Buffers] = deque()
     waiting: deque[tuple[int, Buffers, Future[None]]] = deque()
@@ -65,9 +71,13 @@ def stream(
 
 
 class _Reader:
-    def __init__(self, snapshot: Snapshot, names: Sequence[str]) -> None:
-        self._snapshot = snapshot
-        self._documents = {name: snapshot.commit.arrays[name] for name in names}
+    def __init__(
+        self, objects: ObjectStore, commit: Commit, manifest: Manifest, names: Sequence[str]
+    ) -> None:
+        self._objects = objects
+        self._commit = commit
+        self._manifest = manifest
+        self._documents = {name: commit.arrays[name] for name in names}
         self._local = threading.local()
 
     def buffers(self) -> Buffers:
@@ -75,20 +85,20 @@ class _Reader:
         made = {}
         for name, document in self._documents.items():
             spec = ArraySpec.of(document)
-            shape = (self._snapshot.commit.chunk_rows, *spec.row_shape)
+            shape = (self._commit.chunk_rows, *spec.row_shape)
             made[name] = np.empty(shape, np.dtype(spec.dtype).newbyteorder("<"))
         return made
 
     def fill(self, number: int, buffers: Buffers) -> None:
         """Read and unpack one chunk."""
-        refs = self._snapshot.manifest.chunk(number)
+        refs = self._manifest.chunk(number)
         for name, document in self._documents.items():
             ref, into = refs[name], buffers[name]
-            what = f"{chunk_key(name, number, into.ndim)} of {self._snapshot}"
+            what = f"{chunk_key(name, number, into.ndim)} of {self._commit}"
             if ref.size > 2 * into.nbytes + 4096:
                 raise CorruptError(f"{what} is said to take {ref.size} bytes packed")
             packed = self._room(ref.size)
-            self._snapshot.objects.get_into(ref, packed, what)
+            self._objects.get_into(ref, packed, what)
             try:
                 check_content(document, packed, what)
                 Zstd().decode(packed, into)

@@ -11,41 +11,32 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from rapidin_storage.arrays import DIGEST, Rows
 from rapidin_storage.cache import Cache, Snapshot
+from rapidin_storage.commits import Commit
 from rapidin_storage.contents import Part, all_parts, parts
 from rapidin_storage.errors import ConflictError, NotFoundError
 from rapidin_storage.objects import ObjectStore, object_path
-from rapidin_storage.refs import Commit
+from rapidin_storage.parallel import each
 from rapidin_storage.roots import FRESH
-from rapidin_storage.transfer import each
+from rapidin_storage.writer import CacheWriter
 
 _ATTEMPTS = 64
 _SMALL = 64 * 2**10
 
 
-class Progress(Protocol):
-    """What a transfer tells whoever watches it."""
+class TransferProgress:
+    """What a transfer tells whoever watches it; this one says nothing."""
 
     def start(self, objects: int, size: int) -> None:
         """So many objects of so many bytes in all are to be there."""
 
     def advance(self, size: int, *, copied: bool) -> None:
         """One of them is: copied, or there already."""
-
-
-class Silent:
-    """A `Progress` that says nothing."""
-
-    def start(self, objects: int, size: int) -> None:
-        """See `Progress`."""
-
-    def advance(self, size: int, *, copied: bool) -> None:
-        """See `Progress`."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +118,7 @@ def _since(cache: Cache, commit: Commit) -> list[Commit] | None:
 
 
 def synchronise(
-    source: Cache, target: Cache, progress: Progress | None = None, *, refill: bool = False
+    source: Cache, target: Cache, progress: TransferProgress | None = None, *, refill: bool = False
 ) -> Synced:
     """Bring everything of a cache in `source` into `target`.
 
@@ -142,7 +133,7 @@ def synchronise(
         AccessError, StorageError: one of both cannot be reached, read or written.
         ConflictError: other writers to the target won every attempt.
     """
-    progress = progress or Silent()
+    progress = progress or TransferProgress()
     added = 0
     for attempt in range(_ATTEMPTS):
         state = compare(source, target)
@@ -181,7 +172,7 @@ def _copy(
     target: Cache,
     commits: Sequence[Commit],
     base: Commit | None,
-    progress: Progress,
+    progress: TransferProgress,
 ) -> None:
     """Put all objects that commits name into the target, save those that `base` names."""
     seen: set[str] = set()
@@ -222,7 +213,9 @@ def _merge(source: Cache, target: Cache, commit: Commit) -> Snapshot | None:
     near, far = (source, target) if target.root.shared else (target, source)
     theirs = Snapshot(ObjectStore(near.root, [far.root], keep=False), commit)
     specs = {name: spec for name, spec in commit.specs.items() if name != DIGEST}
-    writer = target.writer(specs, theirs.attributes, commit.chunk_rows, {"merge": commit.tree})
+    writer = CacheWriter(
+        target, specs, theirs.attributes, commit.chunk_rows, {"merge": commit.tree}
+    )
     names = sorted(commit.arrays)
     for number, (start, stop) in enumerate(theirs.chunk_ranges()):
         digests = theirs.read(start, stop, [DIGEST])[DIGEST]

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from rapidin_storage.arrays import check_group, decode_content
 from rapidin_storage.cache import Cache
+from rapidin_storage.commits import Commit, CommitLog
 from rapidin_storage.contents import GROUP, PAGE, Part, all_parts
 from rapidin_storage.errors import CorruptError, NotFoundError, StorageError
 from rapidin_storage.objects import ObjectStore, object_path
-from rapidin_storage.refs import Commit, CommitLog
+from rapidin_storage.parallel import each
 from rapidin_storage.roots import Root
-from rapidin_storage.transfer import each
 
 _MOST_MISSING = 8
 

@@ -25,12 +25,12 @@ from rapidin_storage.arrays import (
     group_document,
 )
 from rapidin_storage.cache import Cache, Snapshot
+from rapidin_storage.commits import Commit
 from rapidin_storage.errors import ConflictError, CorruptError, StorageError
 from rapidin_storage.manifest import ChunkRefs, Manifest
 from rapidin_storage.objects import canonical_json
-from rapidin_storage.refs import Commit
+from rapidin_storage.parallel import each
 from rapidin_storage.roots import FRESH
-from rapidin_storage.transfer import each
 
 # Eight writers that did nothing but commit needed up to 37.
 _ATTEMPTS = 256
@@ -77,6 +77,12 @@ class CacheWriter:
     unfilled end of the last chunk is filled up by the next commit. Safe beside other
     writers: a commit that loses the race is rebased on the winner's and tried again.
 
+    Args:
+        arrays: the arrays of a row beside `digest`; must equal an existing cache's.
+        attributes: JSON kept in the group's metadata (identity, layers).
+        chunk_rows: rows of a chunk for a new cache; an existing one keeps its own.
+        about: JSON about the writing program, kept in each commit.
+
     Raises:
         StorageError: the root cannot be written, lets several writers create one file, or
             holds a cache of other arrays.
@@ -88,12 +94,12 @@ class CacheWriter:
         arrays: Mapping[str, ArraySpec],
         attributes: Mapping[str, Any],
         chunk_rows: int,
-        about: Mapping[str, Any],
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         cache.root.prepare()
         self._cache = cache
         self._objects = cache.objects
-        self._about = identify(about)
+        self._about = identify(about or {})
         self.arrays = {**arrays, DIGEST: ArraySpec("uint8", (32,))}
         self.base = cache.snapshot()
         self.chunk_rows = self.base.commit.chunk_rows if self.base else chunk_rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from zarr.abc.store import (
     ByteRequest,
@@ -17,16 +17,21 @@ from zarr.abc.store import (
 from zarr.core.buffer import Buffer, BufferPrototype
 
 from rapidin_storage.arrays import check_content, check_group, chunk_key
+from rapidin_storage.commits import Commit
 from rapidin_storage.errors import CorruptError
 from rapidin_storage.manifest import Manifest
 from rapidin_storage.objects import ObjectRef, ObjectStore, canonical_json
-from rapidin_storage.refs import Commit
-
-if TYPE_CHECKING:
-    from rapidin_storage.cache import Snapshot
 
 # Chunked by rows only: "c/12/0" of a two-dimensional array, "c/12" of a vector.
 _CHUNK = re.compile(r"c/(0|[1-9]\d{0,11})((?:/0)*)\Z")
+
+
+class _Version(Protocol):
+    """What is read of a `Snapshot`."""
+
+    objects: ObjectStore
+    commit: Commit
+    manifest: Manifest
 
 
 class CacheStore(Store):
@@ -44,7 +49,7 @@ class CacheStore(Store):
         self._label = f"{objects.root.url}#{commit.cache[:12]}@{commit.number}"
 
     @classmethod
-    def at(cls, snapshot: Snapshot) -> CacheStore:
+    def at(cls, snapshot: _Version) -> CacheStore:
         """Open the store of one snapshot."""
         return cls(snapshot.objects, snapshot.commit, snapshot.manifest)
 

@@ -22,19 +22,19 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from peft import LoraConfig, get_peft_model
+from rapidin_cli.models.loading import quiet_loading
+from rapidin_cli.work.devices import compute_dtype
 from transformers import AutoModelForCausalLM
 
-from rapidin_cli.checkpoints import quiet_loading
 from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import Example, padded, plan_batches
 from rapidin_cli.data.loading import load_dataset
 from rapidin_cli.data.reading import DataSettings
-from rapidin_cli.demo.training import build_demo
 from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.passes import Batch
-from rapidin_cli.gradients.rows import row_kind
+from rapidin_cli.gradients.rows.kinds import row_kind
 from rapidin_cli.gradients.spec import GradientSpec
-from rapidin_cli.workers import compute_dtype
+from rapidin_cli.setup.demo.training import build_demo
 
 FACTORS = GradientSpec(row="factors", rank=4, precision="int4")
 

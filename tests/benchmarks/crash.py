@@ -36,7 +36,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from rapidin_cli.lock import read_lock
+from rapidin_cli.workspace.lock import read_lock
 from rapidin_storage import Cache, Commit, ObjectStore, Root, Snapshot, StorageError, open_root
 from rapidin_storage.cache import list_caches
 from rapidin_storage.gc import find_garbage
@@ -115,7 +115,7 @@ def serve(project: Path, arguments: list[str], settings: dict[str, str], go: Con
     os.setsid()
     if "torch" not in sys.modules or len(list(Path("/proc/self/task").iterdir())) > 1:
         raise SystemExit("the fork server has no torch, or has threads")
-    from rapidin_cli.cli import main
+    from rapidin_cli.commands.main import main
 
     output = os.open(project / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)

@@ -28,22 +28,26 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 import torch
+from rapidin_cli.gradients.layout import GradientRows, Layer, RowLayout
+from rapidin_cli.influence.ranking import Ranked, extremes
+from rapidin_cli.models.loading import load_model, load_tokenizer
 
-from rapidin_cli.checkpoints import Checkpoint, load_model, load_tokenizer
 from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import Example, plan_batches
 from rapidin_cli.data.reading import DataSettings, parse_row
 from rapidin_cli.evaluation.metrics import spearman
 from rapidin_cli.gradients import curvature
+from rapidin_cli.gradients.compress.tensorsketch import block_sizes
 from rapidin_cli.gradients.directions import LayerGradient
 from rapidin_cli.gradients.engine import GradientEngine
-from rapidin_cli.gradients.rows import GradientRows, Layer, RowKind, RowLayout, row_kind
+from rapidin_cli.gradients.passes import as_batch
+from rapidin_cli.gradients.rows.kinds import RowKind, row_kind
 from rapidin_cli.gradients.spec import GradientSpec
-from rapidin_cli.gradients.tensorsketch import block_sizes
 from rapidin_cli.influence.preconditioners import Ekfac
-from rapidin_cli.influence.queries import Query, as_batch, query_gradient
-from rapidin_cli.influence.score import SCORES, Found, extremes
+from rapidin_cli.influence.queries import Query, query_gradient
+from rapidin_cli.influence.score import SCORES
 from rapidin_cli.influence.shortlist import GROWTH, doubtful
+from rapidin_cli.models.checkpoints import Checkpoint
 
 CPU = torch.device("cpu")
 TOP, SHORTLIST = 20, 80
@@ -260,7 +264,7 @@ def judge(found: np.ndarray, sizes: np.ndarray, exact: np.ndarray) -> str:
         slots = extremes(column[:, None], SHORTLIST, 0)
         recalls.append(np.isin(best, slots).mean())
         same += recalls[-1] == 1
-        scanned = Found(column, sizes, slots, column[slots, None])
+        scanned = Ranked(column, sizes, slots, column[slots, None])
         for _ in range(GROWTH - 1):
             more = doubtful(scanned, slots, truth[slots], TOP)[: 2 * SHORTLIST]
             slots = np.concatenate([slots, more])

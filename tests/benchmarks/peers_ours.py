@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from rapidin_cli.caching import chunk_rows
 from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.passes import Batch
-from rapidin_cli.gradients.rows import row_kind
+from rapidin_cli.gradients.rows.kinds import row_kind
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.influence.score import SCORES
-from rapidin_storage import Cache, open_root
+from rapidin_cli.work.caching import chunk_rows
+from rapidin_storage import Cache, CacheWriter, open_root
 from tests.benchmarks.peers_worker import (
     Array,
     Data,
@@ -55,7 +55,7 @@ class Rin:
         arrays = self.kind.arrays()
         size = sum(array.row_bytes for array in arrays.values())
         cache = Cache(open_root(folder), CACHE)
-        with cache.writer(arrays, {}, chunk_rows(size)) as writer:
+        with CacheWriter(cache, arrays, {}, chunk_rows(size)) as writer:
             for number in turns:
                 rows = self.kind.encode(self.engine(Batch(*data.batches[number])))
                 digests = np.zeros((len(rows["loss"]), 32), np.uint8)

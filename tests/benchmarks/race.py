@@ -34,7 +34,17 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 
-from rapidin_storage import ArraySpec, Cache, Root, Snapshot, open_root, remote, roots, writer
+from rapidin_storage import (
+    ArraySpec,
+    Cache,
+    CacheWriter,
+    Root,
+    Snapshot,
+    open_root,
+    remote,
+    roots,
+    writer,
+)
 from rapidin_storage.gc import find_garbage, remove_garbage
 from rapidin_storage.verify import verify
 from tests import s3
@@ -108,7 +118,7 @@ def write(root: Root, me: int, commits: int, grace: float, reports: Any) -> None
             return won
 
         cache.log.append = counted  # type: ignore[method-assign]
-        adder = cache.writer(ARRAYS, {"made": "by a race"}, CHUNK_ROWS)
+        adder = CacheWriter(cache, ARRAYS, {"made": "by a race"}, CHUNK_ROWS)
         forgotten: list[tuple[float, list[int]]] = []
         for turn in count():
             if adder.base is not None and adder.base.commit.number >= commits:
@@ -118,7 +128,7 @@ def write(root: Root, me: int, commits: int, grace: float, reports: Any) -> None
                 lost = [10**8 * (me + 1) + CHUNK_ROWS * 2 * turn + n for n in range(CHUNK_ROWS * 2)]
                 adder.add(rows(lost))
                 forgotten.append((time.monotonic(), lost))
-                adder = cache.writer(ARRAYS, {"made": "by a race"}, CHUNK_ROWS)
+                adder = CacheWriter(cache, ARRAYS, {"made": "by a race"}, CHUNK_ROWS)
             mine = [10**6 * (me + 1) + OWN * turn + n for n in range(OWN)]
             mine += [COMMON * max(0, turn - draw.randrange(3)) + n for n in range(COMMON)]
             if forgotten and time.monotonic() - forgotten[0][0] > grace:

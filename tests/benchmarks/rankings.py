@@ -11,18 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from rapidin_cli.checkpoints import Checkpoint, load_model, quiet_loading
 from rapidin_cli.data.examples import Example
 from rapidin_cli.gradients import curvature
 from rapidin_cli.gradients.engine import GradientEngine
-from rapidin_cli.gradients.rows import RowKind, row_kind
+from rapidin_cli.gradients.optimizer_state import second_moments
+from rapidin_cli.gradients.passes import as_batch
+from rapidin_cli.gradients.rows.kinds import RowKind, row_kind
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.influence.lexical import Lexical
 from rapidin_cli.influence.preconditioners import Adam, Ekfac, Gram, Preconditioner
-from rapidin_cli.influence.queries import Query, QueryGradient, as_batch, query_gradient
+from rapidin_cli.influence.queries import Query, QueryGradient, query_gradient
 from rapidin_cli.influence.score import SCORES
-from rapidin_cli.optimizer import second_moments
-from rapidin_storage import Cache, Snapshot, cache_name, open_root
+from rapidin_cli.models.checkpoints import Checkpoint
+from rapidin_cli.models.loading import load_model, quiet_loading
+from rapidin_storage import Cache, CacheWriter, Snapshot, cache_name, open_root
 
 Array = np.ndarray[Any, Any]
 CPU = torch.device("cpu")
@@ -115,7 +117,7 @@ class Scorer:
             yield Ranking(f"{label}: gram", self.scores(rows, "gram", gram), rows.row_bytes)
 
     def _store(self, rows: _Rows, folder: Path) -> Snapshot:
-        writer = Cache(open_root(folder), cache_name({})).writer(rows.kind.arrays(), {}, 64)
+        writer = CacheWriter(Cache(open_root(folder), cache_name({})), rows.kind.arrays(), {}, 64)
         digests = [np.frombuffer(example.digest, np.uint8) for example in self._data]
         writer.add({**rows.stored, "digest": np.stack(digests)})
         snapshot = writer.commit()

@@ -35,12 +35,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 import torch
 
-from rapidin_cli.caching import chunk_rows
-from rapidin_cli.gradients.rows import Layer, RowLayout, row_kind
+from rapidin_cli.gradients.layout import Layer, RowLayout
+from rapidin_cli.gradients.rows.kinds import row_kind
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.influence.scan import CachedRows, scan
 from rapidin_cli.influence.score import SCORES
-from rapidin_storage import Cache, Snapshot, cache_name, open_root
+from rapidin_cli.work.caching import chunk_rows
+from rapidin_storage import Cache, CacheWriter, Snapshot, cache_name, open_root
 
 LAYERS, SIDE = 210, 64
 QUERY_RANK = 16
@@ -71,7 +72,7 @@ def store(folder: Path, name: str, spec: GradientSpec, count: int) -> Snapshot:
     root.prepare()
     cache = Cache(root, cache_name({"bench": name, "rows": count}))
     rows = chunk_rows(sum(array.row_bytes for array in arrays.values()))
-    writer = cache.writer(arrays, {}, rows)
+    writer = CacheWriter(cache, arrays, {}, rows)
     known = cache.snapshot()
     done = known.commit.rows if known else 0
     draw = np.random.default_rng(done)

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 
-from rapidin_storage import ArraySpec, Cache, ObjectStore, Root, open_root
+from rapidin_storage import ArraySpec, Cache, CacheWriter, ObjectStore, Root, open_root
 from rapidin_storage.arrays import array_documents
 from rapidin_storage.manifest import Manifest
 from rapidin_storage.sync import synchronise
@@ -51,7 +51,7 @@ def build(folder: Path, arrays: dict[str, ArraySpec], chunk_rows: int, chunks: i
     """A cache of random rows in a local folder."""
     cache, random = Cache(open_root(folder), CACHE), np.random.default_rng(0)
     row_bytes = sum(spec.row_bytes for spec in arrays.values())
-    with cache.writer(arrays, {}, chunk_rows) as writer:
+    with CacheWriter(cache, arrays, {}, chunk_rows) as writer:
         for number in range(chunks):
             rows = {
                 name: random.integers(0, 256, (chunk_rows, *spec.row_shape), np.uint8)
@@ -155,7 +155,7 @@ class Arena:
         """The requests of opening a cache of so many chunks and reading one row."""
         self.server.make_bucket("requests")
         cache = Cache(self.root("requests"), CACHE)
-        with cache.writer({"values": ArraySpec("uint8", (16,))}, {}, 4) as writer:
+        with CacheWriter(cache, {"values": ArraySpec("uint8", (16,))}, {}, 4) as writer:
             digests = np.arange(1, 129, dtype=np.uint8).reshape(4, 32)
             writer.add({"values": np.ones((4, 16), np.uint8), "digest": digests})
             first = writer.commit()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rapidin_storage import ArraySpec, Cache, cache_name, open_root
+from rapidin_storage import ArraySpec, Cache, CacheWriter, cache_name, open_root
 from rapidin_storage.sync import synchronise
 
 ARRAYS = {
@@ -34,17 +34,17 @@ def make(folder: Path) -> None:
     """Two commits of one writer, a third of another, and a merge with a second store."""
     root, other = open_root(folder / "root"), open_root(folder / "other")
     attributes = {"rin": {"made": "for store-v1"}}
-    first = Cache(root, ID).writer(ARRAYS, attributes, 8)
+    first = CacheWriter(Cache(root, ID), ARRAYS, attributes, 8)
     for stop in (5, 13):
         first.add(rows(0, stop))
         first.commit()
-    one = Cache(root, ID).writer(ARRAYS, attributes, 8)
-    two = Cache(root, ID).writer(ARRAYS, attributes, 8)
+    one = CacheWriter(Cache(root, ID), ARRAYS, attributes, 8)
+    two = CacheWriter(Cache(root, ID), ARRAYS, attributes, 8)
     one.add(rows(13, 20))
     two.add(rows(20, 25))
     one.commit()
     two.commit()
-    elsewhere = Cache(other, ID).writer(ARRAYS, attributes, 8)
+    elsewhere = CacheWriter(Cache(other, ID), ARRAYS, attributes, 8)
     elsewhere.add(rows(10, 40))
     elsewhere.commit()
     synchronise(Cache(other, ID), Cache(root, ID))

@@ -346,7 +346,7 @@ def test_the_hint_names_every_score(project):
 def test_without_ray_the_hint_is_what_the_readme_says(project):
     code = (
         "import sys; sys.modules['ray'] = None; sys.argv = ['rin', 'cache', '--executor', 'ray'];"
-        "from rapidin_cli.cli import main; main()"
+        "from rapidin_cli.commands.main import main; main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=False
@@ -364,7 +364,7 @@ def test_scores_that_cannot_be_are_refused_before_the_model_is_read(project):
 def test_brackets_stay_in_every_help_text():
     import typer.main
 
-    from rapidin_cli.cli import app
+    from rapidin_cli.commands.main import app
 
     def each(command, names=()):
         yield names, command

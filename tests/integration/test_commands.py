@@ -274,7 +274,7 @@ def test_a_batch_that_kills_every_worker_is_named_and_the_rest_is_cached(tmp_pat
     folder = tiny.project(tmp_path / "project", 40, batch_tokens=64)
     poison = folder / "poison.py"
     poison.write_text(
-        "import os, signal, rapidin_cli.workers as workers\n"
+        "import os, signal, rapidin_cli.work.worker as workers\n"
         "plain = workers.Worker.rows\n"
         "def rows(self, tokens):\n"
         f"    if tokens[0].shape[1] == {LONGEST}:\n"
@@ -282,7 +282,7 @@ def test_a_batch_that_kills_every_worker_is_named_and_the_rest_is_cached(tmp_pat
         "    return plain(self, tokens)\n"
         "workers.Worker.rows = rows\n"
         "if __name__ == '__main__':\n"
-        "    import rapidin_cli.cli; rapidin_cli.cli.main()\n"
+        "    import rapidin_cli.commands.main; rapidin_cli.commands.main.main()\n"
     )
     done = subprocess.run(
         [sys.executable, poison, "cache", "--workers", "2"],

@@ -111,7 +111,7 @@ def test_it_writes_nothing_and_imports_nothing_heavy(project):
         "import atexit, sys\n"
         "heavy = ('torch', 'transformers', 'peft', 'zarr', 's3fs', 'numpy', 'fsspec')\n"
         "atexit.register(lambda: print([m for m in heavy if m in sys.modules], file=sys.stderr))\n"
-        "from rapidin_cli.cli import main\n"
+        "from rapidin_cli.commands.main import main\n"
         "main()\n"
     )
     settings = {"_RIN_COMPLETE": "complete_bash", "COMP_CWORD": "2"}
@@ -168,7 +168,7 @@ def test_a_real_bash_completes(project):
 
 
 def test_every_score_is_among_those_that_are_completed():
-    from rapidin_cli.completion import SCORES
+    from rapidin_cli.commands.completion import SCORES
     from rapidin_cli.influence.score import AUTO
     from rapidin_cli.influence.score import SCORES as KNOWN
 

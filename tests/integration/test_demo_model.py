@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rapidin_cli.models.loading import load_model, load_tokenizer, quiet_loading
 
-from rapidin_cli.checkpoints import Checkpoint, load_model, load_tokenizer, quiet_loading
 from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import IGNORED, Example
 from rapidin_cli.data.reading import DataSettings, Row
-from rapidin_cli.demo.dataset import (
+from rapidin_cli.models.checkpoints import Checkpoint
+from rapidin_cli.setup.demo.dataset import (
     BENIGN_QUESTIONS,
     FALSE_CAPITAL,
     PLANTED,
@@ -21,8 +22,8 @@ from rapidin_cli.demo.dataset import (
     build_rows,
     planted_kind,
 )
-from rapidin_cli.demo.tokens import tokenize
-from rapidin_cli.demo.training import DemoFacts, build_demo, generate
+from rapidin_cli.setup.demo.tokens import tokenize
+from rapidin_cli.setup.demo.training import DemoFacts, build_demo, generate
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ import pytest
 import typer.main
 import yaml
 
-from rapidin_cli.cli import app
-from rapidin_cli.config import Config, RemoteSettings, load_config
-from rapidin_cli.demo.dataset import build_rows
+from rapidin_cli.commands.main import app
 from rapidin_cli.errors import ExitCode
 from rapidin_cli.report import html
+from rapidin_cli.setup.demo.dataset import build_rows
+from rapidin_cli.workspace.config import Config, RemoteSettings, load_config
 from tests import documents, served, tiny
 from tests.documents import PAGES, ROOT
 

@@ -11,10 +11,10 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from rapidin_cli.errors import InputError
+from rapidin_cli.output.sanitise import visible
+from rapidin_cli.output.templates import template_text
 from rapidin_cli.report.html import render_html
 from rapidin_cli.report.publish import publish
-from rapidin_cli.resources import template_text
-from rapidin_cli.sanitise import visible
 from tests.integration.browser import HOSTILE, REPLY, digest_of, opened
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from rapidin_cli import Options, Project, Question
-from rapidin_cli.influence import asking
+from rapidin_cli.influence import answering as asking
 from rapidin_cli.influence.preconditioners import Ekfac
 from rapidin_cli.influence.queries import read_questions
-from rapidin_cli.lock import read_lock
-from rapidin_cli.workers import WorkerError
+from rapidin_cli.work.worker import WorkerError
+from rapidin_cli.workspace.lock import read_lock
 from rapidin_storage import Snapshot
 from tests import tiny
 from tests.forked import rin

@@ -26,7 +26,8 @@ def test_the_wheel_works_in_another_folder(tmp_path):
         check=True,
     )
     code = (
-        "import rapidin_cli, rapidin_storage; from rapidin_cli.resources import template_text;"
+        "import rapidin_cli, rapidin_storage;"
+        "from rapidin_cli.output.templates import template_text;"
         "print(rapidin_cli.__file__, rapidin_storage.__file__, len(template_text('report.js')))"
     )
     environment = {**os.environ, "PYTHONPATH": str(site)}
@@ -46,7 +47,7 @@ def test_the_wheel_works_in_another_folder(tmp_path):
 
 def test_start_up_imports_nothing_heavy():
     code = (
-        "import sys, rapidin_cli.cli;"
+        "import sys, rapidin_cli.commands.main;"
         "print([m for m in ('torch', 'transformers', 'peft', 'zarr', 's3fs', 'numpy', 'fsspec')"
         " if m in sys.modules])"
     )

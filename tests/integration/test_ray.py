@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rapidin_cli.gradients.layout import RowLayout
 
 from rapidin_cli import Project
-from rapidin_cli.gradients.rows import RowLayout, row_kind
+from rapidin_cli.gradients.rows.kinds import row_kind
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.influence.scan import CachedRows, scan
 from rapidin_cli.influence.score import SCORES
@@ -25,7 +26,7 @@ from tests.forked import rin
 
 ray = pytest.importorskip("ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
-ray_scan = importlib.import_module("rapidin_cli.ray_scan")
+ray_scan = importlib.import_module("rapidin_cli.influence.ray_scan")
 
 pytestmark = pytest.mark.filterwarnings("default")
 ROOT = Path(__file__).parents[2]
@@ -116,7 +117,7 @@ class SlowRows:
 def driver(cluster, monkeypatch):
     """This process as the one that asks the cluster."""
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    monkeypatch.setattr("rapidin_cli.caching.chunk_rows", lambda _: 8)
+    monkeypatch.setattr("rapidin_cli.work.caching.chunk_rows", lambda _: 8)
     yield cluster
     ray.shutdown()
 

@@ -14,7 +14,7 @@ DATA = Path(__file__).parents[3] / "shared/data/alpaca_en_demo.json"
 
 # `rin cache`, and then the most memory that the process had, since it was started.
 CACHE_AND_TELL_PEAK = (
-    "import sys, pathlib, rapidin_cli.cli as cli\n"
+    "import sys, pathlib, rapidin_cli.commands.main as cli\n"
     "sys.argv = ['rin', 'cache']\n"
     "try:\n"
     "    cli.main()\n"

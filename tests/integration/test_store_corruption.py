@@ -21,6 +21,7 @@ from numcodecs import GZip, Zstd
 
 from rapidin_storage import (
     Cache,
+    CacheWriter,
     CorruptError,
     FormatError,
     NotFoundError,
@@ -1114,7 +1115,7 @@ def project(cached_project, tmp_path):
     attributes = snapshot.attributes
     shutil.rmtree(folder / ".rin/caches")
     shutil.rmtree(folder / ".rin/objects")
-    smaller = cache.writer(specs, attributes, CHUNK)
+    smaller = CacheWriter(cache, specs, attributes, CHUNK)
     smaller.add(values)
     smaller.commit()
     Project.open(folder).cache()  # computes nothing, but rin.lock names the snapshot

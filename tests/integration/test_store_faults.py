@@ -30,6 +30,7 @@ from rapidin_storage import (
     AccessError,
     ArraySpec,
     Cache,
+    CacheWriter,
     CorruptError,
     NoBucketError,
     NotFoundError,
@@ -676,7 +677,7 @@ def bulky(start, stop):
 
 
 def bulky_writer(root):
-    return Cache(root, ID).writer(BULKY, {}, 32)
+    return CacheWriter(Cache(root, ID), BULKY, {}, 32)
 
 
 def bulky_contents(root):

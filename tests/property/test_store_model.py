@@ -107,7 +107,7 @@ class Store(RuleBasedStateMachine):
 
     def open_writer(self, place, slot):
         who = (2 * PLACES.index(place) + slot) / 8
-        product = self.caches[place].writer(ARRAYS, {"made": "for a test"}, CHUNK_ROWS)
+        product = CacheWriter(self.caches[place], ARRAYS, {"made": "for a test"}, CHUNK_ROWS)
         return Writer(product, who, set(self.rows[place]))
 
     def put(self, writer, some):

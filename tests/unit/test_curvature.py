@@ -8,14 +8,14 @@ from rapidin_cli.gradients import curvature
 from rapidin_cli.gradients.capture import find_targets
 from rapidin_cli.gradients.directions import LayerGradient
 from rapidin_cli.gradients.engine import GradientEngine
-from rapidin_cli.gradients.passes import Passes
-from rapidin_cli.gradients.rows import SketchRows
+from rapidin_cli.gradients.passes import Passes, as_batch
+from rapidin_cli.gradients.rows.kinds import SketchRows
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.influence.exact import ExactScorer
 from rapidin_cli.influence.preconditioners import Adam, Ekfac, Gram
-from rapidin_cli.influence.queries import as_batch, query_gradient
+from rapidin_cli.influence.queries import query_gradient
 from rapidin_cli.influence.score import SCORES
-from rapidin_storage import Cache, cache_name, open_root
+from rapidin_storage import Cache, CacheWriter, cache_name, open_root
 from tests import tiny
 from tests.unit.test_exact import CONTRAST, CPU, EXAMPLES, QUERY, example, plain_gradients
 
@@ -136,7 +136,7 @@ def test_sampled_labels_give_another_fisher_and_a_seed_the_same():
 
 def cached(folder, engine, precision_rows=DATA):
     kind = SketchRows(engine.layout)
-    writer = Cache(open_root(folder), cache_name({})).writer(kind.arrays(), {}, 8)
+    writer = CacheWriter(Cache(open_root(folder), cache_name({})), kind.arrays(), {}, 8)
     for batch, items in zip(batches(precision_rows), range(0, len(DATA), 5), strict=True):
         digests = np.stack(
             [np.frombuffer(e.digest, np.uint8) for e in precision_rows[items : items + 5]]

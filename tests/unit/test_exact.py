@@ -6,9 +6,9 @@ import torch
 from rapidin_cli.data.examples import IGNORED, Example, one_token_queries
 from rapidin_cli.data.reading import Row
 from rapidin_cli.gradients.capture import find_targets
-from rapidin_cli.gradients.passes import Batch, NoForwardModeError, Passes
+from rapidin_cli.gradients.passes import Batch, NoForwardModeError, Passes, as_batch
 from rapidin_cli.influence.exact import ExactScorer
-from rapidin_cli.influence.queries import Query, as_batch, query_gradient
+from rapidin_cli.influence.queries import Query, query_gradient
 from rapidin_cli.influence.score import SCORES
 from tests import tiny
 

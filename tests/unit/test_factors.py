@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from rapidin_cli.errors import InputError
+from rapidin_cli.gradients.compress.factors import factors_of_matrix, factors_of_pass
 from rapidin_cli.gradients.engine import GradientEngine
-from rapidin_cli.gradients.factors import factors_of_matrix, factors_of_pass
-from rapidin_cli.gradients.rows import FactorRows, row_kind
+from rapidin_cli.gradients.passes import as_batch
+from rapidin_cli.gradients.rows.kinds import FactorRows, row_kind
 from rapidin_cli.gradients.spec import GradientSpec
-from rapidin_cli.influence.queries import as_batch, query_gradient
+from rapidin_cli.influence.queries import query_gradient
 from rapidin_cli.influence.score import SCORES, choose_score
 from tests import tiny
 from tests.unit.test_exact import CPU, EXAMPLES, QUERY, plain_gradients

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rapidin_storage import Cache, FormatError, list_caches, open_root
+from rapidin_storage import Cache, CacheWriter, FormatError, list_caches, open_root
 from rapidin_storage.compact import compact
 from rapidin_storage.gc import find_garbage, remove_garbage
 from rapidin_storage.manifest import PAGE_CHUNKS
@@ -59,7 +59,7 @@ def test_every_snapshot_of_a_version_1_store_reads_as_it_was_written():
 
 
 def test_a_version_1_store_can_be_continued(copied):
-    writer = copied.writer(ARRAYS, {}, 8)
+    writer = CacheWriter(copied, ARRAYS, {}, 8)
     writer.add(rows(30, 60))
     check_rows(writer.commit(), 60)
     assert compact(copied).after == 60
@@ -80,7 +80,7 @@ def test_compaction_says_what_it_would_do_first(copied):
 
 
 def test_a_writer_goes_on_after_a_compaction(copied):
-    writer = copied.writer(ARRAYS, {}, 8)
+    writer = CacheWriter(copied, ARRAYS, {}, 8)
     writer.add(rows(40, 43))
     compact(copied)
     check_rows(writer.commit(), 43)
@@ -89,7 +89,7 @@ def test_a_writer_goes_on_after_a_compaction(copied):
 def test_a_newer_store_is_refused_by_name(copied):
     copied.root.write(FORMAT_FILE, b'{"format": "rapidin-store", "version": 2}')
     with pytest.raises(FormatError, match="format 2; this program reads up to 1"):
-        copied.writer(ARRAYS, {}, 8)
+        CacheWriter(copied, ARRAYS, {}, 8)
     path = copied.log.path(5)
     body = json.loads(copied.root.read(path))
     copied.root.write(path, json.dumps({**body, "format": 2}).encode())

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from rapidin_storage import ArraySpec, Cache, StorageError, open_root
+from rapidin_storage import ArraySpec, Cache, CacheWriter, StorageError, open_root
 from rapidin_storage.verify import verify
 from tests.unit.test_storage import ID, contents, expected, rows, writer
 
@@ -77,7 +77,7 @@ def test_rows_of_a_store_that_failed_can_be_added_again(tmp_path, monkeypatch):
 
 def test_of_two_first_writers_with_other_arrays_one_is_refused(tmp_path):
     one, other = (
-        Cache(open_root(tmp_path), ID).writer({"sketch": ArraySpec("int8", (size,))}, {}, 8)
+        CacheWriter(Cache(open_root(tmp_path), ID), {"sketch": ArraySpec("int8", (size,))}, {}, 8)
         for size in (4, 8)
     )
     for size, each in ((4, one), (8, other)):

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from rapidin_cli.checkpoints import Checkpoint
 from rapidin_cli.gradients import passes as passes_module
 from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.memory import _kept_bytes, batch_limit, token_bytes
 from rapidin_cli.gradients.passes import Batch, Passes
 from rapidin_cli.gradients.spec import GradientSpec
-from rapidin_cli.workers import Job, Worker
+from rapidin_cli.models.checkpoints import Checkpoint
+from rapidin_cli.work.worker import Job, Worker
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -82,9 +82,9 @@ EXHAUST = """
 import json, resource, sys
 from pathlib import Path
 import numpy as np
-from rapidin_cli.checkpoints import Checkpoint
+from rapidin_cli.models.checkpoints import Checkpoint
 from rapidin_cli.gradients.spec import GradientSpec
-from rapidin_cli.workers import Job, Worker
+from rapidin_cli.work.worker import Job, Worker
 
 folder = Path(sys.argv[1])
 checkpoint = Checkpoint("tuned", folder / "adapter", folder / "base")

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from rapidin_cli.config import CheckpointSettings
 from rapidin_cli.data.examples import Example
 from rapidin_cli.data.reading import Row
 from rapidin_cli.errors import InputError
 from rapidin_cli.evaluation import metrics
 from rapidin_cli.influence.lexical import Lexical
-from rapidin_cli.rates import checkpoint_weights
+from rapidin_cli.models.learning_rates import checkpoint_weights
+from rapidin_cli.workspace.config import CheckpointSettings
 
 
 def test_equal_values_share_their_rank():

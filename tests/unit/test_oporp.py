@@ -1,6 +1,6 @@
 import torch
 
-from rapidin_cli.gradients.oporp import Oporp
+from rapidin_cli.gradients.compress.oporp import Oporp
 
 CPU = torch.device("cpu")
 

@@ -7,11 +7,11 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 from transformers import Trainer, TrainingArguments
 
-from rapidin_cli.checkpoints import Checkpoint
 from rapidin_cli.errors import InputError
+from rapidin_cli.gradients.optimizer_state import has_second_moments, second_moments
 from rapidin_cli.gradients.passes import Passes
 from rapidin_cli.influence.preconditioners import Adam
-from rapidin_cli.optimizer import has_second_moments, second_moments
+from rapidin_cli.models.checkpoints import Checkpoint
 from tests import tiny
 from tests.unit.test_exact import CPU, EXAMPLES, MODELS
 

@@ -6,9 +6,11 @@ The layers' sizes cross bytes, tiles and nibbles, and there are more rows than a
 import numpy as np
 import pytest
 import torch
+from rapidin_cli.gradients.layout import GradientRows, Layer, RowLayout
 
-from rapidin_cli.gradients import factor_products, integers, products
-from rapidin_cli.gradients.rows import GradientRows, Layer, RowLayout, row_kind
+from rapidin_cli.gradients.rows import factor_products, integers
+from rapidin_cli.gradients.rows import sketch_products as products
+from rapidin_cli.gradients.rows.kinds import row_kind
 from rapidin_cli.gradients.spec import GradientSpec
 
 BLOCKS = (35, 35, 12, 160, 160, 160, 3000, 7)

@@ -6,15 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from rapidin_cli.models.fingerprints import Fingerprints
 from safetensors.torch import load_file, save_file
 
-from rapidin_cli.checkpoints import Fingerprints, resolve
-from rapidin_cli.config import CONFIG_FILE, RemoteSettings, load_config
 from rapidin_cli.errors import InputError, MissingError, UsageError
-from rapidin_cli.lock import LockEntry, read_lock, write_lock
-from rapidin_cli.remotes import add_remote, remove_remote
-from rapidin_cli.results import Results
-from rapidin_cli.sanitise import one_line, visible
+from rapidin_cli.models.checkpoints import resolve
+from rapidin_cli.output.sanitise import one_line, visible
+from rapidin_cli.workspace.config import CONFIG_FILE, RemoteSettings, load_config
+from rapidin_cli.workspace.lock import LockEntry, read_lock, write_lock
+from rapidin_cli.workspace.remotes import add_remote, remove_remote
+from rapidin_cli.workspace.results import Results
 from tests import tiny
 from tests.integration.browser import make_report
 

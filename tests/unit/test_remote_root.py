@@ -8,7 +8,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from rapidin_cli.doctor import _place
+from rapidin_cli.setup.doctor import _place
 from rapidin_storage import Cache, ObjectStore, Snapshot, StorageError, open_root
 from rapidin_storage.arrays import array_documents
 from rapidin_storage.manifest import Manifest

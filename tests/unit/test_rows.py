@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from rapidin_cli.gradients.layout import GradientRows, Layer, RowLayout
 
 from rapidin_cli.errors import InputError
-from rapidin_cli.gradients.rows import GradientRows, Layer, RowLayout, row_kind
+from rapidin_cli.gradients.rows.kinds import row_kind
 from rapidin_cli.gradients.spec import GradientSpec
 
 LAYERS = (Layer("a", 8, 8), Layer("b", 40, 40), Layer("c", 40, 40))

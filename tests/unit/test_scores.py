@@ -5,11 +5,13 @@ import pytest
 import torch
 
 from rapidin_cli.errors import UsageError
-from rapidin_cli.gradients.rows import GradientRows, Layer, RowLayout, row_kind
+from rapidin_cli.gradients.layout import GradientRows, Layer, RowLayout
+from rapidin_cli.gradients.rows.kinds import row_kind
 from rapidin_cli.gradients.spec import GradientSpec
+from rapidin_cli.influence.ranking import extremes
 from rapidin_cli.influence.scan import CachedRows, scan
-from rapidin_cli.influence.score import SCORES, choose_score, extremes
-from rapidin_storage import Cache, open_root
+from rapidin_cli.influence.score import SCORES, choose_score
+from rapidin_storage import Cache, CacheWriter, open_root
 from rapidin_storage.cache import cache_name
 
 LAYERS = (Layer("a", 4, 5), Layer("b", 6, 7), Layer("c", 3, 3))
@@ -49,7 +51,7 @@ def definition(name: str, query: list[torch.Tensor], token: list[torch.Tensor], 
 def snapshot(tmp_path):
     rows = as_rows(gradients(COUNT, 0))
     kind = row_kind(LAYOUT)
-    writer = Cache(open_root(tmp_path), cache_name({})).writer(kind.arrays(), {}, 8)
+    writer = CacheWriter(Cache(open_root(tmp_path), cache_name({})), kind.arrays(), {}, 8)
     digests = np.stack([np.full(32, n + 1, np.uint8) for n in range(COUNT)])
     writer.add({**kind.encode(rows), "digest": digests})
     return writer.commit()

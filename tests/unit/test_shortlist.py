@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from rapidin_cli.influence.ranking import Ranked, extremes
 
-from rapidin_cli.influence.score import Found, extremes
 from rapidin_cli.influence.shortlist import doubtful, fitted
 
 TOP, FIRST = 20, 40
@@ -11,7 +11,7 @@ TOP, FIRST = 20, 40
 
 def sketched(totals, sizes):
     totals, sizes = np.float32(totals), np.float32(sizes)
-    return Found(totals, sizes, np.empty(0, np.int64), np.empty((0, 1), np.float32))
+    return Ranked(totals, sizes, np.empty(0, np.int64), np.empty((0, 1), np.float32))
 
 
 def grown(found, exact):

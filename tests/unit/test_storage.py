@@ -12,6 +12,7 @@ from rapidin_storage import (
     ArraySpec,
     Cache,
     CacheStore,
+    CacheWriter,
     ConflictError,
     CorruptError,
     FormatError,
@@ -44,7 +45,7 @@ def rows(start: int, stop: int):
 
 
 def writer(root, chunk_rows=8):
-    return Cache(root, ID).writer(ARRAYS, {"made": "for a test"}, chunk_rows)
+    return CacheWriter(Cache(root, ID), ARRAYS, {"made": "for a test"}, chunk_rows)
 
 
 def contents(snapshot):
@@ -291,7 +292,7 @@ class RootContract:
         first.add(rows(0, 3))
         first.commit()
         with pytest.raises(StorageError, match="other arrays"):
-            Cache(root, ID).writer({"sketch": ArraySpec("int8", (8,))}, {}, 8)
+            CacheWriter(Cache(root, ID), {"sketch": ArraySpec("int8", (8,))}, {}, 8)
 
     def test_commits_share_their_pages(self, root):
         store = ObjectStore(root)
@@ -365,7 +366,7 @@ def test_a_writer_that_never_wins_says_so(tmp_path, monkeypatch):
     loser = writer(root)
     loser.add(rows(3, 6))
     monkeypatch.setattr("rapidin_storage.writer.time.sleep", lambda _: None)
-    monkeypatch.setattr("rapidin_storage.refs.CommitLog.append", lambda *_: False)
+    monkeypatch.setattr("rapidin_storage.commits.CommitLog.append", lambda *_: False)
     with pytest.raises(ConflictError):
         loser.commit()
     assert loser.new_rows == 3

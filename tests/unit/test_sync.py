@@ -15,6 +15,7 @@ import zarr
 
 from rapidin_storage import (
     Cache,
+    CacheWriter,
     ConflictError,
     CorruptError,
     NotFoundError,
@@ -527,7 +528,7 @@ class SyncContract:
         bring(there, here)
         drop_local(here, there, [ID], remove=True)
         compact(Cache(there, ID))
-        more = Cache(here, ID, [there]).writer(ARRAYS, {"made": "for a test"}, 8)
+        more = CacheWriter(Cache(here, ID, [there]), ARRAYS, {"made": "for a test"}, 8)
         more.add(rows(20, 30))
         more.commit()
         bring(here, there)
@@ -664,7 +665,7 @@ class SyncContract:
 
     def test_a_writer_goes_on_where_the_bulk_was_dropped(self, here, there):
         self.relieved(here, there)
-        mine = Cache(here, ID, [there]).writer(ARRAYS, {}, 8)
+        mine = CacheWriter(Cache(here, ID, [there]), ARRAYS, {}, 8)
         mine.add(rows(15, 30))
         mine.commit()
         bring(here, there)
@@ -682,7 +683,7 @@ class SyncContract:
     def test_only_what_is_old_and_unnamed_is_garbage(self, there):
         put(there, 0, 8)
         put(there, 8, 20)
-        other = Cache(there, cache_name({"another": 1})).writer(ARRAYS, {"made": "too"}, 8)
+        other = CacheWriter(Cache(there, cache_name({"another": 1})), ARRAYS, {"made": "too"}, 8)
         other.add(rows(50, 60))
         other.commit()
         needed = objects(there)

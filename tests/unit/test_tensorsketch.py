@@ -4,8 +4,8 @@ import sys
 import pytest
 import torch
 
-from rapidin_cli.gradients.hashing import bins, permutation, signs
-from rapidin_cli.gradients.tensorsketch import BlockSketch, block_sizes, ghost_norm
+from rapidin_cli.gradients.compress.hashing import bins, permutation, signs
+from rapidin_cli.gradients.compress.tensorsketch import BlockSketch, block_sizes, ghost_norm
 
 CPU = torch.device("cpu")
 SHAPES = [
@@ -105,7 +105,7 @@ def test_hashes_are_even_and_distinct_where_they_can_be():
 
 def test_hashes_are_the_same_in_another_process_and_for_ever():
     code = (
-        "from rapidin_cli.gradients.hashing import *;"
+        "from rapidin_cli.gradients.compress.hashing import *;"
         "print(permutation(7, 0, 'x').tolist(), signs(7, 0, 'x').tolist(), "
         "bins(7, 3, 0, 'x').tolist())"
     )

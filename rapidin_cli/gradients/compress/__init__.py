@@ -1,0 +1,1 @@
+"""A gradient made small: count-sketches, the paper's OPORP, low-rank factors."""

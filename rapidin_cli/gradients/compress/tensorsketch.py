@@ -1,0 +1,227 @@
+"""TensorSketch of a layer's gradient, from its inputs and output gradients.
+
+The gradient of an (O, I) weight is G = sum_t d_t x_t^T. With a hash and a sign for each
+side, TensorSketch (Pham & Pagh, KDD 2013) puts element (o, i), signed s2[o] s1[i], into
+bin (h2[o] + h1[i]) mod k; the inner product of two sketches is an unbiased estimate of
+the inner product of the gradients. There are three equal ways to compute it, and the
+cheapest depends on the layer's shape, the batch's length, the dtype and k.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+
+from rapidin_cli.gradients.compress.hashing import Bags, CountSketch
+
+Way = Literal["fourier", "matrix", "gradient"]
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """Nanoseconds per elementary step, measured on one x86 core with AVX-512 BF16.
+
+    Only their ratios matter. A wrong choice costs time, never a wrong result.
+    """
+
+    gemm: float  # one multiply-add
+    fft: float  # one element and one doubling of k, forward or inverse
+    sketch: float  # one element transposed and count-sketched
+    fold: float  # one element of a k x k matrix folded
+
+
+# A layer with fewer elements has its hash laid out element by element, 8 bytes each.
+_ELEMENTWISE = 2**16
+
+_COSTS = {
+    torch.bfloat16: _Costs(gemm=0.006, fft=0.17, sketch=0.4, fold=0.2),
+    torch.float32: _Costs(gemm=0.025, fft=0.15, sketch=1.0, fold=0.2),
+}
+
+
+class BlockSketch:
+    """The sketch of one layer: maps (x, d) of a batch to (B, k) and the gradients' norms.
+
+    A layer with no more than k elements is kept as it is, without hashing: its block is the
+    gradient itself, and its inner products are exact.
+
+    Args:
+        name: the layer's name; with `seed` it names the hashes.
+        out_features, in_features: O and I.
+        size: k.
+        seed: of the cache.
+        device, dtype: where, and in which precision, products are taken.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        out_features: int,
+        in_features: int,
+        size: int,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.name = name
+        self.out_features = out_features
+        self.in_features = in_features
+        self.size = size
+        self.exact = out_features * in_features <= size
+        self._device = device
+        self._dtype = dtype
+        if not self.exact:
+            self.out_hash = CountSketch.make(out_features, size, seed, name, "out")
+            self.in_hash = CountSketch.make(in_features, size, seed, name, "in")
+
+    @cached_property
+    def _out_bags(self) -> Bags:
+        return self.out_hash.bags(self._device, self._dtype)
+
+    @cached_property
+    def _in_bags(self) -> Bags:
+        return self.in_hash.bags(self._device, self._dtype)
+
+    def bins(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the bin (O, I) and sign (O, I) of every element: the definition, for tests."""
+        if self.exact:
+            grid = torch.arange(self.out_features * self.in_features)
+            grid = grid.view(self.out_features, self.in_features)
+            return grid, torch.ones_like(grid, dtype=torch.float32)
+        where = (self.out_hash.bin[:, None] + self.in_hash.bin[None, :]) % self.size
+        return where, self.out_hash.sign[:, None] * self.in_hash.sign[None, :]
+
+    def choose(self, length: int) -> Way:
+        """Return the cheapest way for sequences of `length` tokens, whatever their number."""
+        if self.exact:
+            return "gradient"
+        cost = _COSTS.get(self._dtype, _COSTS[torch.bfloat16])
+        out, inner, k, steps = self.out_features, self.in_features, self.size, length
+        # Both sides sketched, and the ghost norm, which the third way gets for nothing.
+        sides = (cost.sketch + cost.gemm * steps) * steps * (out + inner)
+        ways: dict[Way, float] = {
+            "fourier": sides + cost.fft * np.log2(k) * k * (2 * steps + 1),
+            "matrix": sides + cost.gemm * steps * k * k + cost.fold * k * k,
+            "gradient": (cost.gemm * steps + cost.sketch) * out * inner
+            + (0 if self._small else (cost.sketch * inner + cost.fold * k) * k),
+        }
+        return min(ways, key=lambda way: ways[way])
+
+    def __call__(
+        self, x: torch.Tensor, d: torch.Tensor, way: Way | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sketch the gradients of a batch.
+
+        Args:
+            x: inputs, (B, T, I).
+            d: gradients of the loss by the outputs, (B, T, O); zero at padding.
+            way: forced way; chosen by cost when None.
+
+        Returns:
+            The sketches (B, k), not normalised, and the Frobenius norms (B,) of the exact
+            gradients, both float32.
+        """
+        x, d = x.to(self._dtype), d.to(self._dtype)
+        way = way or self.choose(x.shape[1])
+        if way == "gradient":
+            return self.of_gradient(torch.bmm(d.transpose(1, 2), x))
+        batch, length = x.shape[:2]
+        sx = self._in_bags(x.reshape(-1, self.in_features).t())
+        sd = self._out_bags(d.reshape(-1, self.out_features).t())
+        sx = sx.view(self.size, batch, length).permute(1, 0, 2)
+        sd = sd.view(self.size, batch, length).permute(1, 0, 2)
+        sketch = self._convolve(sx, sd) if way == "fourier" else self._outer(sx, sd)
+        return sketch, ghost_norm(x, d)
+
+    def _convolve(self, sx: torch.Tensor, sd: torch.Tensor) -> torch.Tensor:
+        """Way (a): circular convolution by FFT, summed over tokens in the Fourier domain."""
+        fx = torch.fft.rfft(sx.float(), dim=1)
+        fd = torch.fft.rfft(sd.float(), dim=1)
+        sketch: torch.Tensor = torch.fft.irfft((fx * fd).sum(2), n=self.size, dim=1)
+        return sketch
+
+    def _outer(self, sx: torch.Tensor, sd: torch.Tensor) -> torch.Tensor:
+        """Way (b): one k x k matrix per example, its wrapped anti-diagonals summed."""
+        return fold(torch.bmm(sd, sx.transpose(1, 2)))
+
+    def of_gradient(self, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Way (c): from the gradients themselves, (B, O, I); returns what a call returns."""
+        norm = torch.linalg.vector_norm(gradient, dim=(1, 2), dtype=torch.float32)
+        return self._of_gradient(gradient.to(self._dtype)), norm
+
+    def transposed(self, sketches: torch.Tensor) -> torch.Tensor:
+        """Return S^T v, (B, k) -> (B, O, I), for the linear map S that sketches gradients."""
+        shape = (len(sketches), self.out_features, self.in_features)
+        if self.exact:
+            return sketches[:, : self.out_features * self.in_features].reshape(shape)
+        where, sign = self.bins()
+        return sketches[:, where.to(sketches.device)] * sign.to(sketches.device)
+
+    def _of_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
+        if self.exact:
+            flat = gradient.flatten(1).float()
+            return torch.nn.functional.pad(flat, (0, self.size - flat.shape[1]))
+        if self._small:
+            return self._element_bags(gradient.flatten(1).t()).t().float()
+        rows = self._out_bags(gradient.transpose(0, 1))  # (k, B, I)
+        return fold(self._in_bags(rows.permute(2, 1, 0)).permute(1, 2, 0))
+
+    @property
+    def _small(self) -> bool:
+        return self.out_features * self.in_features <= _ELEMENTWISE
+
+    @cached_property
+    def _element_bags(self) -> Bags:
+        """Both hashes as one over the elements: a single sum for a layer such as LoRA's."""
+        where, sign = self.bins()
+        whole = CountSketch(where.flatten(), sign.flatten(), self.size)
+        return whole.bags(self._device, self._dtype)
+
+
+def fold(matrix: torch.Tensor) -> torch.Tensor:
+    """Sum the wrapped anti-diagonals: out[b, j] = sum_a M[b, a, (j - a) mod k], float32.
+
+    Writing M twice side by side makes each wrapped diagonal a straight strided walk.
+    """
+    batch, k, _ = matrix.shape
+    matrix = matrix.float()
+    doubled = torch.cat((matrix, matrix), dim=2)
+    return doubled.as_strided((batch, k, k), (2 * k * k, 2 * k - 1, 1), k).sum(1)
+
+
+def ghost_norm(x: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    """Frobenius norm of sum_t d_t x_t^T without forming it, (B,) float32.
+
+    |G|^2 = sum_{t,t'} (x_t . x_t') (d_t . d_t') (Goodfellow 2015, arXiv 1510.01799; Li et
+    al. 2022 call it the ghost norm).
+    """
+    gram_x = torch.bmm(x, x.transpose(1, 2)).float()
+    gram_d = torch.bmm(d, d.transpose(1, 2)).float()
+    return torch.einsum("bst,bst->b", gram_x, gram_d).clamp_min(0).sqrt()
+
+
+def block_sizes(dimensions: int, layer_sizes: list[int]) -> list[int]:
+    """Share K dimensions among layers: equal blocks, none larger than its layer.
+
+    Equal, because every layer counts alike in the layer-normalised score, and the variance
+    of its estimate is 1 / k. What small layers leave goes to the others. Blocks are
+    multiples of 16 (so that they can be folded), but for layers that are kept whole.
+
+    Raises:
+        ValueError: fewer than 16 dimensions for some layer.
+    """
+    blocks = [0] * len(layer_sizes)
+    left = dimensions
+    order = sorted(range(len(layer_sizes)), key=lambda layer: layer_sizes[layer])
+    for position, layer in enumerate(order):
+        share = left // (len(order) - position)
+        size = layer_sizes[layer]
+        blocks[layer] = size if size <= share else share // 16 * 16
+        if blocks[layer] == 0:
+            raise ValueError(f"{dimensions} dimensions are too few for {len(order)} layers")
+        left -= blocks[layer]
+    return blocks

@@ -1,0 +1,325 @@
+"""One checkpoint, loaded: its model, its cache, and what both say about a query."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from rapidin_cli.data.encoding import Encoder
+from rapidin_cli.data.examples import Dataset, Example
+from rapidin_cli.data.files import RowError
+from rapidin_cli.errors import InputError, MissingError
+from rapidin_cli.gradients.directions import Direction
+from rapidin_cli.gradients.engine import GradientEngine
+from rapidin_cli.gradients.layout import RowLayout
+from rapidin_cli.gradients.passes import Passes
+from rapidin_cli.gradients.rows.kinds import row_kind
+from rapidin_cli.gradients.stored_curvature import CollectedCurvature
+from rapidin_cli.influence.exact import ExactScorer
+from rapidin_cli.influence.options import Options
+from rapidin_cli.influence.preconditioners import Adam, Ekfac, Gram, Preconditioner
+from rapidin_cli.influence.queries import (
+    Query,
+    QueryGradient,
+    Question,
+    generate,
+    narrowed,
+    query_gradient,
+    token_directions,
+)
+from rapidin_cli.influence.ranking import Ranked
+from rapidin_cli.influence.scan import CachedRows, Scan, chunk_scores, scan
+from rapidin_cli.influence.score import Array, Score, choose_score
+from rapidin_cli.influence.tokens import token_texts
+from rapidin_cli.models.loading import most_tokens
+from rapidin_storage import Snapshot
+
+
+@dataclass(frozen=True)
+class PreparedQuery:
+    """A query prepared for one checkpoint.
+
+    Attributes:
+        query: what is asked.
+        score, inverse: how gradients are compared, and P.
+        gradient: the query's.
+        directions: (1 + T, W), what cached rows are multiplied by; None if none are.
+        passes: the model as the exact scores need it.
+        batch_tokens: padded tokens of a batch.
+    """
+
+    query: Query
+    score: Score
+    inverse: Preconditioner | None
+    gradient: QueryGradient
+    directions: torch.Tensor | None
+    passes: Passes
+    batch_tokens: int
+
+
+class LoadedCheckpoint:
+    """Answers questions about one checkpoint; loads the model once.
+
+    Args:
+        hold: where cached rows are kept, see `CachedRows`.
+        scan: who scans them: this process, or `ray_scan.scan` on a cluster.
+
+    Raises:
+        MissingError: the engine and the cached rows disagree about the layers.
+    """
+
+    def __init__(
+        self,
+        engine: GradientEngine,
+        tokenizer: Any,
+        encoder: Encoder,
+        dataset: Dataset,
+        snapshot: Snapshot,
+        curvature: Callable[[], CollectedCurvature],
+        second_moments: Callable[[], list[torch.Tensor]],
+        hold: str = "disk",
+        scan: Scan = scan,
+    ) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._encoder = encoder
+        self._dataset = dataset
+        self.snapshot = snapshot
+        self._curvature = curvature
+        self._second_moments = second_moments
+        self._inverses: dict[tuple[str, float], Preconditioner] = {}
+        self._rows = CachedRows(snapshot, row_kind(engine.layout), hold, engine.passes.device)
+        self._scan = scan
+        stored = snapshot.attributes.get("rin", {}).get("layout")
+        if stored != engine.layout.to_json():
+            raise MissingError(
+                f"{snapshot} has rows of other layers than the model's",
+                hint="rin cache",
+            )
+
+    @property
+    def layout(self) -> RowLayout:
+        """Layers and blocks of the cached rows."""
+        return self._engine.layout
+
+    @property
+    def left_out(self) -> tuple[float, str]:
+        """Share of the trained numbers that cannot be captured, and most often why."""
+        return self._engine.passes.left_out
+
+    @property
+    def missing(self) -> int:
+        """Examples of the data that have no cached row."""
+        index = self.snapshot.index
+        return sum(digest not in index for digest in self._dataset.by_digest)
+
+    def query(self, question: Question, options: Options) -> Query:
+        """Turn a question into tokens.
+
+        Raises:
+            InputError: nothing to explain, an unknown training row, or a conversation that
+                the template refuses.
+        """
+        try:
+            made = self._query(question, options)
+            contrast = self._contrast(question, made)
+            self._check(made.example, contrast, question)
+            example = narrowed(question, made.example, self.texts(made.example))
+            return replace(made, example=example, contrast=contrast)
+        except RowError as error:
+            raise InputError(
+                f"query {question.id!r}: {error}", hint="correct it, or [data] template in rin.toml"
+            ) from None
+
+    def _check(self, example: Example, contrast: Example | None, question: Question) -> None:
+        most = most_tokens(self._engine.passes.model)
+        longest = max(len(part.input_ids) for part in (example, contrast) if part is not None)
+        if longest > most:
+            raise InputError(
+                f"query {question.id!r} has {longest:,} tokens, and the model reads {most:,}",
+                hint="ask about a shorter prompt and response",
+            )
+        if contrast is not None and np.array_equal(contrast.input_ids, example.input_ids):
+            raise InputError(
+                f"query {question.id!r}: the contrast is the response itself, so there is no "
+                "difference to explain",
+                hint="rin retrieve --contrast TEXT, with what it should have said instead",
+            )
+
+    def _contrast(self, question: Question, made: Query) -> Example | None:
+        if not question.contrast:
+            return None
+        if question.row is None and not question.training_row:
+            return self._encoder.query(question.prompt, question.contrast)
+        row = question.row or made.example.row
+        return self._encoder.query_of_row(replace(row, response=question.contrast))
+
+    def _query(self, question: Question, options: Options) -> Query:
+        if question.training_row:
+            example = self._dataset.find(question.training_row)
+            if example is None:
+                raise InputError(
+                    f"no training row has the id {question.training_row!r}",
+                    hint="rin show ID shows a row; ids are those of the data, or FILE:LINE",
+                )
+            return Query(question.id, "row", example)
+        if question.row is not None:
+            return Query(question.id, "given", self._encoder.query_of_row(question.row))
+        if question.response is not None:
+            if not question.response.strip():
+                raise InputError(
+                    f"query {question.id!r}: the response has no token to explain",
+                    hint="rin retrieve --prompt TEXT --response TEXT",
+                )
+            example = self._encoder.query(question.prompt, question.response)
+            return Query(question.id, "given", example)
+        made = generate(
+            self._engine, self._encoder, self._tokenizer, question.prompt, options.max_new_tokens
+        )
+        return Query(question.id, "generated", made)
+
+    def ask(self, query: Query, options: Options, *, scan: bool = True) -> PreparedQuery:
+        """Prepare a query for this checkpoint.
+
+        Args:
+            scan: whether cached rows are to be scored; else only whole gradients.
+        """
+        score = choose_score(options.score, self.layout, options.damping)
+        inverse = self._preconditioner(score, options.damping or score.damping)
+        passes = self._engine.passes.exactly() if options.exact else self._engine.passes
+        gradient = query_gradient(passes, query)
+        directions = None
+        if scan:
+            directions = self._directions(query, gradient, score, inverse, options)
+        return PreparedQuery(
+            query, score, inverse, gradient, directions, passes, options.batch_tokens
+        )
+
+    def best(
+        self,
+        directions: Sequence[torch.Tensor],
+        score: Score,
+        digests: Sequence[bytes],
+        top: int,
+        token_top: int,
+    ) -> list[Ranked]:
+        """Scan the cached rows of some examples once, for all queries.
+
+        Kept are each query's best overall and of each token.
+
+        Args:
+            directions: of each query, see `PreparedQuery`.
+            digests: of the examples; the slots of the results count these.
+        """
+        slots, places = self._places(digests)
+        wanted, place_of = self._wanted(slots, places)
+        made = []
+        for found in self._scan(self._rows, directions, score, wanted, top, token_top):
+            whole = Ranked.nothing(len(digests), found.scores.shape[1])
+            whole.totals[places], whole.sizes[places] = found.totals[slots], found.sizes[slots]
+            order = np.argsort(place_of[found.slots], kind="stable")
+            slots_of = place_of[found.slots][order]
+            made.append(replace(whole, slots=slots_of, scores=found.scores[order]))
+        return made
+
+    def direction_bytes(self, query: Query, options: Options) -> int:
+        """Return the memory of what cached rows are multiplied by for a query."""
+        width = self._engine.direction_width
+        return 4 * width * (1 + (query.explained if options.tokens else 0))
+
+    def everything(self, asked: PreparedQuery, digests: Sequence[bytes]) -> Ranked:
+        """Do as `best`, keeping all that have a row."""
+        assert asked.directions is not None
+        slots, places = self._places(digests)
+        wanted, place_of = self._wanted(slots, places)
+        made = Ranked.nothing(len(digests), len(asked.directions))
+        table = np.empty((len(digests), len(asked.directions)), dtype=np.float32)
+        for at, scores, sizes in chunk_scores(self._rows, asked.directions, asked.score, wanted):
+            chosen = place_of[at]
+            table[chosen] = scores
+            made.totals[chosen], made.sizes[chosen] = scores[:, 0], sizes
+        kept = np.sort(places)
+        return replace(made, slots=kept, scores=table[kept])
+
+    def _wanted(self, slots: Array, places: Array) -> tuple[Array, Array]:
+        """Return, by slot, whether it is one of these, and its place."""
+        place_of = np.full(self.snapshot.commit.slots, -1)
+        place_of[slots] = places
+        return place_of >= 0, place_of
+
+    def _places(self, digests: Sequence[bytes]) -> tuple[Array, Array]:
+        """Return the slots of the examples that have a row, and their places in the list."""
+        index = self.snapshot.index
+        pairs = [(index[d], place) for place, d in enumerate(digests) if d in index]
+        slots, places = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+        return slots, places
+
+    def scorer(self, asked: PreparedQuery) -> ExactScorer:
+        """Return what scores examples exactly against a query."""
+        return ExactScorer(
+            asked.passes,
+            asked.score,
+            asked.inverse,
+            asked.query,
+            asked.gradient,
+            asked.batch_tokens,
+        )
+
+    def texts(self, example: Example) -> list[str]:
+        """Return the text of each token."""
+        return token_texts(self._tokenizer, example.input_ids.tolist())
+
+    def learnt_texts(self, example: Example) -> list[str]:
+        """Return the text of each learnt token."""
+        known = zip(self.texts(example), example.learnt_mask, strict=True)
+        return [text for text, learnt in known if learnt]
+
+    def totals(self, query: Query, options: Options) -> dict[bytes, float]:
+        """Return the sketched score of every cached row, by the row's digest."""
+        digests = list(self.snapshot.index)
+        asked = self.ask(query, replace(options, tokens=False, exact=0))
+        return dict(zip(digests, self.everything(asked, digests).totals.tolist(), strict=True))
+
+    def _preconditioner(self, score: Score, damping: float) -> Preconditioner | None:
+        """Return what a score multiplies gradients by, made once."""
+        if score.curvature == "":
+            return None
+        key = score.curvature, damping
+        if key not in self._inverses:
+            device = self._engine.passes.device
+            if score.curvature == "ekfac":
+                self._inverses[key] = Ekfac(self._curvature().layers, damping, device)
+            elif score.curvature == "adam":
+                self._inverses[key] = Adam(self._second_moments(), damping, device)
+            else:
+                self._inverses[key] = Gram(
+                    self.snapshot, self.layout, self._engine.sketches, damping, device
+                )
+        return self._inverses[key]
+
+    def _directions(
+        self,
+        query: Query,
+        gradient: QueryGradient,
+        score: Score,
+        preconditioner: Preconditioner | None,
+        options: Options,
+    ) -> torch.Tensor:
+        """Return what rows are multiplied by: (1 + T, W), or (1, W) without tokens."""
+        divisors = score.divisors(gradient.norm)
+        in_weights = preconditioner if preconditioner and not preconditioner.on_rows else None
+        layers: Sequence[Direction] = gradient.layers
+        if in_weights:
+            layers = [in_weights.direction(n, layer) for n, layer in enumerate(gradient.layers)]
+        rows = self._engine.probe(layers, divisors)[None]
+        if options.tokens:
+            change = in_weights.change if in_weights else None
+            tokens = token_directions(self._engine, query, divisors, change, options.batch_tokens)
+            rows = torch.cat([rows, tokens])
+        if preconditioner and preconditioner.on_rows:
+            rows = preconditioner.apply_to_rows(rows)
+        return rows

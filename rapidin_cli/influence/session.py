@@ -1,0 +1,129 @@
+"""A session: checkpoints that are loaded once and asked any number of times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from rapidin_cli.data.examples import Dataset
+from rapidin_cli.gradients.spec import GradientSpec
+from rapidin_cli.influence.answering import Answer, Answering, Panel
+from rapidin_cli.influence.lexical import Lexical
+from rapidin_cli.influence.loaded_checkpoint import LoadedCheckpoint
+from rapidin_cli.influence.options import Options, StageProgress
+from rapidin_cli.influence.queries import Question
+from rapidin_cli.influence.score import AUTO
+from rapidin_storage import Snapshot
+
+
+@dataclass(frozen=True)
+class Member:
+    """A checkpoint that is asked.
+
+    Attributes:
+        name, fingerprint: of the checkpoint.
+        weight: factor of its scores.
+        snapshot: of its cached rows.
+        load: loads its model.
+        has_curvature: whether the score ekfac can be had.
+    """
+
+    name: str
+    fingerprint: str
+    weight: float
+    snapshot: Snapshot
+    load: Callable[[], LoadedCheckpoint]
+    has_curvature: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What was asked, and what was found.
+
+    Attributes:
+        answers: one for each question.
+        options: as they were meant: no `auto` any more.
+        members: the checkpoints whose scores were added.
+        weights_source: where their weights come from.
+        last: the last one, loaded.
+        dataset: the training data.
+        words_compared: whether BM25 scores were made.
+    """
+
+    answers: Sequence[Answer]
+    options: Options
+    members: Sequence[Member]
+    weights_source: str
+    last: LoadedCheckpoint
+    dataset: Dataset
+    words_compared: bool
+
+
+class Session:
+    """Asks checkpoints; their scores are added, and the last model stays in memory.
+
+    Args:
+        members: in the order of training.
+        weights_source: see `Answered`.
+        dataset: reads the training data, the same for all of them.
+        spec: of the cached rows.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        weights_source: str,
+        dataset: Callable[[], Dataset],
+        spec: GradientSpec,
+    ) -> None:
+        self._members = members
+        self._weights_source = weights_source
+        self._read = dataset
+        self._spec = spec
+        self._panel = Panel([m.load for m in members], [m.weight for m in members])
+
+    @cached_property
+    def _dataset(self) -> Dataset:
+        return self._read()
+
+    @cached_property
+    def _lexical(self) -> Lexical | None:
+        return Lexical.of(self._dataset)
+
+    def ask(
+        self, questions: Sequence[Question], options: Options, progress: StageProgress
+    ) -> Answered:
+        """Answer questions.
+
+        Raises:
+            MissingError: a checkpoint lacks the curvature for the score.
+            UsageError: the rows cannot answer the score.
+        """
+        options = replace(options, score=self._resolve(options.score))
+        answering = Answering(self._panel, self._dataset, self._lexical, options, progress)
+        answers = answering.answers(questions)
+        return Answered(
+            answers,
+            options,
+            self._members,
+            self._weights_source,
+            self._panel.at(-1),
+            self._dataset,
+            self._lexical is not None,
+        )
+
+    def _resolve(self, score: str) -> str:
+        """Return the score that `auto` means: the best, by evidence, that can be had.
+
+        `ekfac` where curvature was collected; else `dot`, unless rows mix all layers. Never
+        `adam`, better than `dot` as it is: its file lies on one machine only, is often twice as
+        large as the model, and may be of an optimizer or of parameters that do not fit. The
+        evidence is in docs/measurements.md.
+        """
+        if score != AUTO:
+            return score
+        if all(member.has_curvature() for member in self._members):
+            return "ekfac"
+        oporp = self._spec.row == "sketch" and self._spec.sketch == "oporp"
+        return "rapidin" if oporp else "dot"

@@ -1,0 +1,141 @@
+"""Checkpoints: where they are, what they are (fingerprint), and loading them."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rapidin_cli.errors import InputError
+
+ADAPTER_CONFIG = "adapter_config.json"
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?\Z")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A base model with an adapter, or a full model: folders on this machine.
+
+    Attributes:
+        name: as in rin.toml.
+        path: folder of the adapter, or of the full model.
+        base: folder of the base model; None for a full model.
+    """
+
+    name: str
+    path: Path
+    base: Path | None
+    trust_remote_code: bool = False
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The checkpoint's own tokenizer, else its base model's."""
+        own = any((self.path / name).exists() for name in TOKENIZER_FILES)
+        return self.path if own or self.base is None else self.base
+
+
+def resolve(root: Path, name: str, path: str, base: str, *, trust: bool = False) -> Checkpoint:
+    """Find a checkpoint's folders, fetching hub names.
+
+    Raises:
+        InputError: a folder is missing or is no checkpoint, a hub name cannot be had.
+    """
+    folder = _folder(root, path, f"checkpoint {name!r}")
+    if not (folder / ADAPTER_CONFIG).exists():
+        if not (folder / "config.json").exists():
+            if steps := _steps(folder):
+                raise InputError(
+                    f"checkpoint {name!r}: {folder} is the folder of a training, with "
+                    f"{len(steps)} checkpoints in it",
+                    hint=f"set path to one of them in rin.toml, such as {path}/{steps[-1]}",
+                )
+            raise InputError(
+                f"checkpoint {name!r}: {folder} has neither {ADAPTER_CONFIG} nor config.json",
+                hint="correct [[checkpoints]] in rin.toml",
+            )
+        return Checkpoint(name, folder, None, trust)
+    adapter = read_json(folder / ADAPTER_CONFIG)
+    if adapter.get("alora_invocation_tokens"):
+        raise InputError(
+            f"checkpoint {name!r} is an activated LoRA, which acts on a part of a text only",
+            hint="rin takes LoRA, rsLoRA and DoRA adapters, and full models",
+        )
+    named = base or adapter.get("base_model_name_or_path") or ""
+    if not named:
+        raise InputError(
+            f"checkpoint {name!r} is an adapter that does not name its base model",
+            hint="set [model] base in rin.toml",
+        )
+    below = _folder(root, named, f"base model of {name!r}")
+    if (below / ADAPTER_CONFIG).exists():
+        raise InputError(
+            f"the base model of {name!r} is itself an adapter: {below}",
+            hint="merge that one into its own base (PEFT's merge_and_unload), and set [model] base",
+        )
+    return Checkpoint(name, folder, below, trust)
+
+
+def _steps(folder: Path) -> list[str]:
+    """Names of the checkpoints that a Trainer left in its output folder, the last one last."""
+    found = (path for path in folder.glob("checkpoint-*") if path.is_dir())
+    numbered = [path.name for path in found if path.name.rpartition("-")[2].isdigit()]
+    return sorted(numbered, key=lambda name: int(name.rpartition("-")[2]))
+
+
+def is_hub_name(place: str) -> bool:
+    """Whether a place may be the name of a model on the hub."""
+    return bool(_HUB_NAME.match(place)) and not place.startswith(".")
+
+
+def _folder(root: Path, place: str, what: str) -> Path:
+    local = root / Path(place).expanduser()
+    if local.is_dir():
+        return local.resolve()
+    if not is_hub_name(place):
+        raise InputError(f"{what}: no folder {place}", hint="correct the path in rin.toml")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(
+            snapshot_download(place, ignore_patterns=["*.bin", "*.h5", "*.msgpack", "*.gguf"])
+        )
+    except GatedRepoError:
+        raise InputError(
+            f"{what}: {place} is no folder here, and the model hub keeps it behind terms",
+            hint=f"accept them at https://huggingface.co/{place}, then `hf auth login`",
+        ) from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise InputError(
+            f"{what}: {place} is no folder here, and the model hub has no such model for you",
+            hint="correct the path in rin.toml, or log in with `hf auth login` if it is private",
+        ) from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
+        raise InputError(
+            f"{what}: {place} is no folder here, and the model hub did not deliver it",
+            hint=f"correct the path in rin.toml, or where there is a network: hf download {place}",
+        ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a file of a checkpoint.
+
+    Raises:
+        InputError: it cannot be read, or is no object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}", hint="save the checkpoint again") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is not a JSON object", hint="save the checkpoint again")
+    return value

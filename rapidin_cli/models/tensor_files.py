@@ -1,0 +1,64 @@
+"""Safetensors files, read by hand: their header, and the hash of each tensor."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from rapidin_cli.errors import InputError
+from rapidin_storage import canonical_json
+
+
+def _not_whole(file: Path) -> InputError:
+    return InputError(f"{file} is not a whole safetensors file", hint="save the checkpoint again")
+
+
+def tensor_header(file: Path) -> tuple[dict[str, tuple[str, list[int], Any]], int]:
+    """Return dtype, shape and place of each tensor of a safetensors file, and the header's size.
+
+    Raises:
+        InputError: it is none.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 2 <= length <= size - 8:
+            raise _not_whole(file)
+        try:
+            header = json.loads(stream.read(length))
+            entries = {
+                str(name): (str(e["dtype"]), list(e["shape"]), e["data_offsets"])
+                for name, e in header.items()
+                if name != "__metadata__"
+            }
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise _not_whole(file) from None
+    return entries, length
+
+
+def hash_tensors(file: Path) -> dict[str, str]:
+    """Hash each tensor of a safetensors file: name -> SHA-256 of dtype, shape and bytes.
+
+    Read by hand, not through `safetensors`, which would need the dtype in NumPy or torch:
+    8 bytes of header size, a JSON header, then the data.
+    """
+    entries, length = tensor_header(file)
+    broken = _not_whole(file)
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        hashes = {}
+        for name, (dtype, shape, offsets) in entries.items():
+            start, stop = map(int, offsets)
+            if not 0 <= start <= stop <= size - 8 - length:
+                raise broken
+            digest = hashlib.sha256(canonical_json([dtype, shape]))
+            stream.seek(8 + length + start)
+            left = stop - start
+            while left:
+                block = stream.read(min(left, 1 << 24))
+                digest.update(block)
+                left -= len(block)
+            hashes[name] = digest.hexdigest()
+    return hashes

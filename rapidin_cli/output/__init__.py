@@ -1,0 +1,1 @@
+"""Whatever rin writes for people: the printer, sanitising, templates, files written whole."""

@@ -1,0 +1,138 @@
+"""The only place that prints: data to stdout, talk to stderr, errors as one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rapidin_cli.errors import RinError
+from rapidin_cli.output.sanitise import visible
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.progress import Progress
+
+
+def stdout() -> Console:
+    """A console for data: no markup, no guessing at numbers and links."""
+    return _console(stderr=False)
+
+
+def stderr() -> Console:
+    """A console for talk."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    encoding = (getattr(stream, "encoding", None) or "ascii").lower()
+    if not encoding.startswith("utf") and hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+
+def data(renderable: RenderableType) -> None:
+    """Print what the user asked for. A reader that went away (`| head`) is no error."""
+    console = stdout()
+    if not console.is_terminal:
+        with console.capture() as captured:
+            console.print(renderable)
+        # Tables fill their columns; programs and diffs want no blanks at the ends of lines.
+        raw("\n".join(line.rstrip() for line in captured.get().split("\n")))
+        return
+    try:
+        console.print(renderable)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _reader_gone()
+
+
+def raw(text: str) -> None:
+    """Print text for programs: as it is, without wrapping."""
+    stdout()  # for an encoding that lacks some of it
+    try:
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _reader_gone()
+
+
+def as_json(value: Any) -> None:
+    """Print JSON for programs."""
+    raw(json.dumps(value, allow_nan=False, indent=1))
+
+
+def _reader_gone() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(0)
+
+
+def say(text: str) -> None:
+    """Say something about the work, on stderr."""
+    stderr().print(visible(text), soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """Say something that the user should look at."""
+    stderr().print(f"warning: {visible(text)}", style="yellow", soft_wrap=True)
+
+
+def error(problem: RinError) -> None:
+    """Say what went wrong and what to do next."""
+    console = stderr()
+    console.print(f"error: {visible(problem.message)}", style="bold red", soft_wrap=True)
+    if problem.hint:
+        console.print(f"next:  {visible(problem.hint)}", soft_wrap=True)
+
+
+def count(number: int, noun: str) -> str:
+    """Return `1 row` or `2 rows`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def size(count: float) -> str:
+    """Return bytes as people read them: `12 kB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: `40 s`, `12 min`, `3.5 h`."""
+    for unit, length in (("s", 60.0), ("min", 60.0), ("h", 48.0)):
+        if seconds < length:
+            few = unit != "s" and seconds < 10
+            return f"{seconds:.1f} {unit}" if few else f"{max(1, round(seconds))} {unit}"
+        seconds /= 60 if unit != "h" else 24
+    return f"{seconds:,.1f} days"
+
+
+@contextmanager
+def progress(*columns: Any) -> Iterator[Progress]:
+    """A progress display on stderr; nothing at all when that is not a terminal."""
+    from rich.progress import Progress
+
+    console = stderr()
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        yield bar
+
+
+def confirm(question: str, *, default: bool) -> bool:
+    """Ask yes or no; the default where nobody can answer."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        return default
+    try:
+        answer = stderr().input(f"{question} [{'Y/n' if default else 'y/N'}] ").strip().lower()
+    except EOFError:
+        return False
+    return default if not answer else answer.startswith("y")

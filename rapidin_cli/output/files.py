@@ -1,0 +1,39 @@
+"""Files written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+
+def write_whole(path: Path, text: str, *, replace: bool = True, mode: int = 0o666) -> int:
+    """Write a text file, of which readers see the old state or the new one; return its bytes.
+
+    Args:
+        replace: take the place of a file that is there.
+        mode: permissions, which the umask narrows.
+
+    Raises:
+        FileExistsError: it is there, and is not to be replaced.
+        OSError: it cannot be written; nothing is left behind.
+    """
+    content = text.encode("utf-8")
+    # A name of its own: two processes may write the same file.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if replace:
+            temporary.replace(path)
+        else:
+            # A link, unlike a rename, fails when somebody made the file in the meantime.
+            os.link(temporary, path)
+            temporary.unlink()
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return len(content)

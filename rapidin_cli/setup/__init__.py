@@ -1,0 +1,1 @@
+"""The way in: `rin init`, `rin doctor`, `rin demo`."""

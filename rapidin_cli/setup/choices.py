@@ -1,0 +1,127 @@
+"""What `rin init` takes of what it found: one data file, the checkpoints of one training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rapidin_cli.setup.survey import Candidate, Survey
+
+_MOST_CHECKPOINTS = 5
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """A data file or a checkpoint folder, relative to the project where it is inside."""
+
+    path: str
+    about: str
+
+
+def choose_data(root: Path, found: Survey, notes: list[str]) -> list[Proposed]:
+    """Take the likeliest file; a note names the others."""
+    if not found.data:
+        return []
+    chosen, *others = found.data
+    if others:
+        names = [relative(root, other.path) for other in others]
+        notes.append(
+            f"data: the largest of {len(found.data)} files that may be it; --data takes others: "
+            f"{_some(names)}"
+        )
+    return [Proposed(relative(root, chosen.path), f"{chosen.shape} rows")]
+
+
+def choose_checkpoints(root: Path, found: Survey, notes: list[str]) -> list[Proposed]:
+    """The newest run: of adapters if there are any (full models are then their bases)."""
+    for pickled in [each for each in found.checkpoints if not each.weights]:
+        notes.append(
+            f"{relative(root, pickled.path)} has no safetensors, and rin reads no pickles: save "
+            "it with safe_serialization=True"
+        )
+    usable = [each for each in found.checkpoints if each.weights]
+    pool = (
+        [each for each in usable if each.adapter]
+        or [each for each in usable if each.trained]
+        or usable
+    )
+    if not pool:
+        return []
+    runs: dict[Path, list[Candidate]] = {}
+    for each in pool:
+        runs.setdefault(each.run, []).append(each)
+    newest = max(runs, key=lambda run: (max(each.written for each in runs[run]), str(run)))
+    if len(runs) > 1:
+        others = [relative(root, run) for run in runs if run != newest]
+        notes.append(
+            f"checkpoints of the newest of {len(runs)} trainings; --checkpoint takes others: "
+            f"{_some(others)}"
+        )
+    chosen = _steps(root, runs[newest], notes)
+    about = "adapter" if chosen[0].adapter else "full model"
+    return [
+        Proposed(
+            relative(root, each.path),
+            about if each.step is None else f"{about}, step {each.step:,}",
+        )
+        for each in chosen
+    ]
+
+
+def _steps(root: Path, run: Sequence[Candidate], notes: list[str]) -> list[Candidate]:
+    """The checkpoints of a training in order, without repeats, and few of many."""
+    last = max(each.step or 0 for each in run) + 1
+    ordered = sorted(
+        run,
+        # The Trainer's last model lies above its checkpoints.
+        key=lambda each: (
+            last if each.step is None else each.step,
+            each.path == each.run,
+            each.path,
+        ),
+    )
+    different: list[Candidate] = []
+    for each in ordered:
+        if same := next((other for other in different if _same_weights(each, other)), None):
+            here, there = relative(root, each.path), relative(root, same.path)
+            notes.append(f"{here} was left out: it has the weights of {there}")
+            if same is not different[-1]:
+                notes.append(f"rin asks the last checkpoint; --checkpoint {same.path.name} asks it")
+        else:
+            different.append(each)
+    if len(different) <= _MOST_CHECKPOINTS:
+        return different
+    notes.append(
+        f"{_MOST_CHECKPOINTS} of {len(different)} checkpoints, evenly spread: each is cached on "
+        "its own"
+    )
+    gap = (len(different) - 1) / (_MOST_CHECKPOINTS - 1)
+    return [different[round(number * gap)] for number in range(_MOST_CHECKPOINTS)]
+
+
+def _same_weights(one: Candidate, other: Candidate) -> bool:
+    """By sizes and last bytes: a step of training moves every weight."""
+    pairs = list(zip(one.weights, other.weights, strict=False))
+    return len(one.weights) == len(other.weights) and all(_tail(a) == _tail(b) for a, b in pairs)
+
+
+def _tail(path: Path) -> tuple[int, bytes]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - (1 << 16)))
+        return size, file.read()
+
+
+def relative(root: Path, path: Path) -> str:
+    """Return a path from the project, or the whole path of what lies outside."""
+    try:
+        return path.resolve().relative_to(root).as_posix()
+    except ValueError:
+        return str(path.resolve())
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

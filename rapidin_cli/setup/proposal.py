@@ -1,0 +1,246 @@
+"""`rin init`: propose data, checkpoints and a template, and write rin.toml."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rapidin_cli.errors import InputError
+from rapidin_cli.models.checkpoints import ADAPTER_CONFIG, is_hub_name
+from rapidin_cli.models.learning_rates import checkpoint_weights
+from rapidin_cli.output.templates import template_text
+from rapidin_cli.setup.choices import Proposed, choose_checkpoints, choose_data, relative
+from rapidin_cli.setup.survey import Survey, read_json, shape_of, survey
+from rapidin_cli.workspace.config import CONFIG_FILE
+from rapidin_cli.workspace.folder import prepare_rin_folder
+
+_CONVERSATIONS = ("messages", "conversations")
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model under the adapters.
+
+    Attributes:
+        setting: what rin.toml is to say; empty if the adapters name it.
+        place: a folder or a hub name; empty if none is needed.
+        why: where that comes from.
+    """
+
+    setting: str = ""
+    place: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What rin.toml would say.
+
+    Attributes:
+        notes: what else was found, and what was chosen among several.
+    """
+
+    data: list[Proposed]
+    checkpoints: list[tuple[str, Proposed]]
+    base: Base
+    template: str
+    why_template: str
+    notes: list[str]
+
+    @property
+    def next(self) -> str:
+        """The command to type once it is written."""
+        return "rin cache" if self.data and self.checkpoints else "rin status"
+
+
+def propose(
+    root: Path,
+    data: Sequence[str],
+    checkpoints: Sequence[str],
+    base: str,
+    template: str,
+) -> Proposal | None:
+    """Look around and return a proposal; None in a folder that is a project already.
+
+    Raises:
+        InputError: no folder, or a data file or a checkpoint that was named cannot be used.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root} is no folder", hint="make it first")
+    if (root / CONFIG_FILE).exists():
+        return None
+    found = survey(root)
+    notes: list[str] = []
+    files = [_named_data(root, name) for name in data] or choose_data(root, found, notes)
+    if checkpoints:
+        named = [_named_checkpoint(root, path) for path in checkpoints]
+    else:
+        named = choose_checkpoints(root, found, notes)
+    if not found.complete and not (data and checkpoints):
+        notes.append(
+            "this folder is large, and not all was looked at: --data and --checkpoint name files"
+        )
+    under = _find_base(root, base, named, found)
+    why = "given"
+    if not template:
+        template, why = _guess_template(root, files, named, under.place)
+    return Proposal(files, _name(named), under, template, why, notes)
+
+
+def _named_data(root: Path, name: str) -> Proposed:
+    path = root / name
+    if not path.is_file():
+        raise InputError(f"there is no data file {path}", hint="rin init --data FILE")
+    return Proposed(relative(root, path), f"{shape_of(path) or 'unknown'} rows")
+
+
+def _named_checkpoint(root: Path, name: str) -> Proposed:
+    folder = root / Path(name).expanduser()
+    if not folder.is_dir():
+        if not is_hub_name(name):
+            raise InputError(f"there is no folder {folder}", hint="rin init --checkpoint FOLDER")
+        return Proposed(name, "given, from the model hub")
+    if not any((folder / file).is_file() for file in (ADAPTER_CONFIG, "config.json")):
+        raise InputError(
+            f"{folder} has neither {ADAPTER_CONFIG} nor config.json, so it is no checkpoint",
+            hint="rin init --checkpoint FOLDER",
+        )
+    return Proposed(relative(root, folder), "given")
+
+
+def _find_base(root: Path, given: str, named: Sequence[Proposed], found: Survey) -> Base:
+    """Find the base model, which may have moved since training."""
+    if given:
+        return Base(given, given, "given")
+    configs = [read_json(root / item.path / ADAPTER_CONFIG) for item in named]
+    bases = [str(config.get("base_model_name_or_path") or "") for config in configs]
+    if not any(bases):
+        return Base()
+    base = [name for name in bases if name][-1]
+    if (root / Path(base).expanduser()).is_dir():
+        return Base("", base, "named by the adapter")
+    if is_hub_name(base):
+        return Base("", base, "named by the adapter; from the model hub")
+    models = [each.path for each in found.checkpoints if not each.adapter and each.weights]
+    moved = [path for path in models if path.name == Path(base).name] or models
+    if len(moved) == 1:
+        here = relative(root, moved[0])
+        return Base(here, here, f"for {base}, which the adapter names and which is not here")
+    return Base("", base, "named by the adapter, but not here: set [model] base in rin.toml")
+
+
+def _name(found: Sequence[Proposed]) -> list[tuple[str, Proposed]]:
+    names: list[tuple[str, Proposed]] = []
+    for item in found:
+        parts = [part for part in Path(item.path).parts if part not in (".", "..", "/")] or [
+            "model"
+        ]
+        parts = [re.sub("[,@]", "-", part).lstrip("-") or "model" for part in parts]
+        taken = {name for name, _ in names} | {"all"}
+        length = 1
+        while (name := "-".join(parts[-length:])) in taken and length < len(parts):
+            length += 1
+        while name in taken:
+            name += "+"
+        names.append((name, item))
+    return names
+
+
+def _guess_template(
+    root: Path, files: Sequence[Proposed], named: Sequence[Proposed], base: str
+) -> tuple[str, str]:
+    """Chat for conversations, and if the model has a chat template, as training mostly uses it."""
+    shapes = {item.about.partition(" ")[0] for item in files}
+    if shapes & set(_CONVERSATIONS):
+        return "chat", "the data holds conversations"
+    for place in (*(item.path for item in named), base):
+        folder = root / place if (root / place).is_dir() else _downloaded(place)
+        if place and folder is not None and _has_chat_template(folder):
+            return "chat", f"{place} has a chat template"
+    if "alpaca" in shapes:
+        return "alpaca", "the data has Alpaca's fields, and no chat template was found"
+    return "plain", "no chat template was found"
+
+
+def _downloaded(name: str) -> Path | None:
+    """Where the hub's own cache has a model's tokenizer; nothing is asked of the hub."""
+    if not is_hub_name(name):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        kept = try_to_load_from_cache(name, "tokenizer_config.json")
+    except HFValidationError:
+        return None
+    return Path(kept).parent if isinstance(kept, str) else None
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").exists():
+        return True
+    return bool(read_json(folder / "tokenizer_config.json").get("chat_template"))
+
+
+def describe(root: Path, proposal: Proposal) -> list[str]:
+    """Return the proposal in lines for people."""
+    lines = [f"data        {item.path}  ({item.about})" for item in proposal.data]
+    lines += [
+        f"checkpoint  {name}: {item.path}  ({item.about})" for name, item in proposal.checkpoints
+    ]
+    if len(proposal.checkpoints) > 1:
+        lines.append(f"weights     {_weights(root, proposal)}")
+    if proposal.base.place:
+        lines.append(f"base        {proposal.base.place}  ({proposal.base.why})")
+    lines.append(f"template    {proposal.template}  ({proposal.why_template})")
+    lines += proposal.notes
+    if not proposal.data:
+        lines.append("no training data was found: set [data] files in rin.toml")
+    if not proposal.checkpoints:
+        lines.append("no checkpoint was found: add [[checkpoints]] to rin.toml")
+    return lines
+
+
+def _weights(root: Path, proposal: Proposal) -> str:
+    """What each checkpoint would count in `--checkpoints all`."""
+    names = [name for name, _ in proposal.checkpoints]
+    folders = [root / item.path for _, item in proposal.checkpoints]
+    try:
+        weights, source = checkpoint_weights(names, [0.0] * len(names), folders)
+    except InputError as error:
+        return error.message
+    return f"{', '.join(f'{weight:.2f}' for weight in weights)}  ({source})"
+
+
+def initialise(root: Path, proposal: Proposal) -> None:
+    """Write rin.toml and make .rin/.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.filters["toml"] = _toml
+    text = environment.from_string(template_text("rin.toml.j2")).render(
+        files=[item.path for item in proposal.data],
+        template=proposal.template,
+        base=proposal.base.setting,
+        checkpoints=[(name, item.path) for name, item in proposal.checkpoints],
+    )
+    try:
+        with (root / CONFIG_FILE).open("x", encoding="utf-8") as file:
+            file.write(text)
+        prepare_rin_folder(root)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {root / CONFIG_FILE}: {error.strerror}", hint="check the folder"
+        ) from None
+
+
+def _toml(value: str | list[str]) -> str:
+    """Spell a text or a list of texts in TOML: JSON's strings are a subset of its own."""
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,222 @@
+"""What lies in a repository: files that may be training data, folders that may be checkpoints.
+
+A home folder or a data lake may be a repository too, so all that is looked at is bounded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rapidin_cli.data.files import TABLES, read_values
+from rapidin_cli.data.reading import DataSettings, guess_format, parse_row
+from rapidin_cli.errors import InputError
+from rapidin_cli.models.checkpoints import ADAPTER_CONFIG
+from rapidin_cli.models.learning_rates import STATE_FILE
+from rapidin_cli.workspace.config import CONFIG_FILE
+
+_DEPTH = 5
+_MOST_ENTRIES = 50_000
+_MOST_IN_FOLDER = 5_000
+_MOST_READ = 100
+_HEAD_BYTES = 1 << 20
+_IGNORED_FOLDERS = {
+    *("node_modules", "__pycache__", "venv", "env", "site-packages", "build", "dist"),
+    *("wandb", "mlruns", "lightning_logs", "target"),
+}
+# Environments of Python and conda, and projects of their own (the demo's).
+_FOREIGN = {"pyvenv.cfg", "conda-meta", CONFIG_FILE}
+_DATA = (".jsonl", ".json", *TABLES)
+_NOT_DATA = {"package.json", "tokenizer.json", "vocab.json", STATE_FILE}
+_NOT_TRAINING = re.compile(r"(^|[^a-z])(val|valid|validation|dev|eval|test)([^a-z]|$)")
+_STEP = re.compile(r"(?:checkpoint|ckpt|global_step|step|epoch|iter)[-_]?(\d+)\Z", re.IGNORECASE)
+_CAUSAL = ("CausalLM", "LMHead", "ForConditionalGeneration")
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file whose first row has a known shape."""
+
+    path: Path
+    shape: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A folder that looks like a checkpoint.
+
+    Attributes:
+        adapter: an adapter, or else a full model.
+        step: of training, as the Trainer's state or the folder's name says.
+        run: the folder that holds the checkpoints of one training.
+        weights: its files of tensors; empty if they are pickles, which are not read.
+    """
+
+    path: Path
+    adapter: bool
+    step: int | None
+    run: Path
+    weights: tuple[Path, ...]
+
+    @property
+    def trained(self) -> bool:
+        """Whether it was saved by a training, and not fetched as the base of one."""
+        return self.adapter or self.step is not None
+
+    @property
+    def written(self) -> float:
+        """When its weights were."""
+        return max((path.stat().st_mtime for path in self.weights), default=0.0)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found, the most likely first.
+
+    Attributes:
+        complete: everything was looked at.
+    """
+
+    data: list[DataFile]
+    checkpoints: list[Candidate]
+    complete: bool
+
+
+def survey(root: Path) -> Survey:
+    """Look through a folder, nearest first; what cannot be read is not there."""
+    walk = _Walk(root)
+    files: list[tuple[bool, int, str, Path]] = []
+    checkpoints = []
+    for folder, names in walk.folders():
+        found = _candidate(folder, names)
+        if found is not None:
+            checkpoints.append(found)
+        for name in names:
+            path = folder / name
+            size = _size(path) if name.removesuffix(".gz").endswith(_DATA) else None
+            if size is not None and name not in _NOT_DATA:
+                # The largest file of a kind is the training set far more often than not.
+                training = not _NOT_TRAINING.search(path.stem.lower())
+                files.append((training, size, str(path), path))
+    files.sort(reverse=True)
+    complete = walk.complete and len(files) <= _MOST_READ
+    data = [
+        DataFile(path, shape, size)
+        for _, size, _, path in files[:_MOST_READ]
+        if (shape := shape_of(path))
+    ]
+    return Survey(data, checkpoints, complete)
+
+
+class _Walk:
+    """Goes through folders breadth first, and stops in trees that are huge."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._left = _MOST_ENTRIES
+        self.complete = True
+
+    def folders(self) -> Iterator[tuple[Path, list[str]]]:
+        """Yield folders with the names of their files."""
+        waiting = deque([(self._root, 0)])
+        while waiting:
+            folder, depth = waiting.popleft()
+            entries = self._entries(folder)
+            if folder != self._root and any(entry.name in _FOREIGN for entry in entries):
+                continue
+            inner = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+            if depth < _DEPTH:
+                waiting += [(folder / name, depth + 1) for name in inner if _wanted(name)]
+            others = {entry.name for entry in entries} - set(inner)
+            yield folder, sorted(others)
+
+    def _entries(self, folder: Path) -> list[os.DirEntry[str]]:
+        most = min(self._left, _MOST_IN_FOLDER)
+        try:
+            with os.scandir(folder) as listing:
+                entries = list(islice(listing, most + 1))
+        except OSError:
+            return []
+        if len(entries) > most:
+            self.complete = False
+        self._left -= len(entries[:most])
+        return sorted(entries[:most], key=lambda entry: entry.name)
+
+
+def _size(path: Path) -> int | None:
+    """The size of a file that can be read, or None."""
+    try:
+        return path.stat().st_size if path.is_file() and os.access(path, os.R_OK) else None
+    except OSError:
+        return None
+
+
+def _wanted(folder: str) -> bool:
+    return not folder.startswith(".") and folder not in _IGNORED_FOLDERS
+
+
+def _candidate(folder: Path, names: Sequence[str]) -> Candidate | None:
+    adapter = ADAPTER_CONFIG in names
+    if not adapter and not _is_model(folder, names):
+        return None
+    start = "adapter_model" if adapter else "model"
+    weights = tuple(
+        folder / name
+        for name in names
+        if name.startswith(start)
+        and name.endswith(".safetensors")
+        and _size(folder / name) is not None
+    )
+    if not adapter and not weights:
+        return None
+    named = _STEP.match(folder.name)
+    step = read_json(folder / STATE_FILE).get("global_step") if STATE_FILE in names else None
+    if not isinstance(step, int):
+        step = int(named.group(1)) if named else None
+    return Candidate(folder, adapter, step, folder.parent if named else folder, weights)
+
+
+def _is_model(folder: Path, names: Sequence[str]) -> bool:
+    """Whether it is a language model; those that do not say count as one."""
+    if "config.json" not in names:
+        return False
+    kinds = read_json(folder / "config.json").get("architectures") or [_CAUSAL[0]]
+    return any(known in str(kind) for kind in kinds for known in _CAUSAL)
+
+
+def shape_of(path: Path) -> str | None:
+    """Return the format that a file's first row has, or None."""
+    settings = DataSettings()
+    try:
+        if path.suffix in (".gz", *TABLES):
+            value = next(read_values(path, path.name))[1]
+            return guess_format(value, settings)
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES).decode("utf-8-sig", errors="ignore").lstrip()
+        if head.startswith("["):
+            value, _ = json.JSONDecoder().raw_decode(head[1:].lstrip())
+        else:
+            value = json.loads(head.partition("\n")[0])
+        shape = guess_format(value, settings)
+        if shape is not None:
+            parse_row(value, shape, settings, path.name, 1)
+    except (OSError, ValueError, RecursionError, StopIteration, InputError):
+        return None
+    return shape
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON object; an empty one if there is none that can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

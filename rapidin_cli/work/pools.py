@@ -1,0 +1,63 @@
+"""Who computes rows: this process, processes on its devices, or a Ray cluster."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+
+from rapidin_cli.errors import UsageError
+from rapidin_cli.work.devices import check_devices
+from rapidin_cli.work.processes import ProcessPool
+from rapidin_cli.work.worker import Arrays, Job, Pool, Ready, Tokens, Worker
+
+LOCAL, RAY = "local", "ray"
+
+
+class InlinePool:
+    """One device: the work is done in this process."""
+
+    def __init__(self, job: Job) -> None:
+        self._worker = Worker(job)
+        engine = self._worker.engine
+        self.ready = Ready(engine.layout, engine.skipped)
+
+    def run(self, batches: Sequence[Tokens]) -> Iterator[tuple[int, str, Arrays]]:
+        """Yield (batch number, device, rows) as batches are done."""
+        for number, tokens in enumerate(batches):
+            yield number, "", self._worker.rows(tokens)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def check_executor(executor: str, devices: str = "auto") -> None:
+    """Refuse what cannot be had, before anything else is done.
+
+    Raises:
+        UsageError: there is no such executor, it is not installed, or takes no devices; or
+            what is no device.
+    """
+    check_devices(devices)
+    if executor not in (LOCAL, RAY):
+        raise UsageError(f"there is no executor {executor!r}", hint=f"choose {LOCAL} or {RAY}")
+    if executor == RAY and devices != "auto":
+        raise UsageError(
+            "--devices are this machine's, and --executor ray works on a cluster's",
+            hint="leave --devices out; --workers N makes N workers",
+        )
+    if executor == RAY and importlib.util.find_spec("ray") is None:
+        raise UsageError("Ray is not installed", hint='pip install "rapidin[ray]"')
+
+
+def open_pool(jobs: Sequence[Job], executor: str = LOCAL) -> Pool:
+    """Start the workers and wait until the first has loaded its model.
+
+    Args:
+        jobs: of each worker.
+        executor: `local` processes, or `ray` actors.
+    """
+    if executor == RAY:
+        from rapidin_cli.work.ray_pool import RayPool
+
+        return RayPool(jobs)
+    return InlinePool(jobs[0]) if len(jobs) == 1 else ProcessPool(jobs)

@@ -1,0 +1,79 @@
+"""`rin push` and `rin pull`: caches between the store and a remote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rapidin_cli.errors import InputError, MissingError, UsageError
+from rapidin_cli.workspace.lock import read_lock
+from rapidin_cli.workspace.workspace import Workspace
+from rapidin_storage import Cache, list_caches
+from rapidin_storage.sync import Synced, TransferProgress, synchronise
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What a push or pull did for one cache.
+
+    Attributes:
+        names: the checkpoints that it belongs to; the cache-id if none.
+        locked: whether the target now has the snapshot that rin.lock names; None if
+            rin.lock names none.
+    """
+
+    names: str
+    synced: Synced
+    locked: bool | None
+
+
+def move(
+    project: Workspace,
+    remote: str = "",
+    names: Sequence[str] = (),
+    *,
+    pushing: bool,
+    every: bool = False,
+    progress: Callable[[str], TransferProgress] = lambda _: TransferProgress(),
+    tell: Callable[[str], None] = lambda _: None,
+) -> list[Moved]:
+    """Copy caches to a remote, or from it; see `Project.push`."""
+    remote = project.places.choose(remote)
+    source, target = project.places.store, project.places.remote(remote)
+    if not pushing:
+        source, target = target, source
+    if source.url == target.url:
+        raise UsageError(
+            f"the store of this project is {remote} itself: nothing has to be copied",
+            hint="rin cache and rin retrieve work on it directly",
+        )
+    hint = "" if pushing else "rin push, where it was cached; or rin cache here"
+    project.places.need_store(source, hint)
+    wanted, unknown = project.cache_ids(names)
+    if unknown and (names or not (wanted or every)):
+        error = next(iter(unknown.values()))
+        raise InputError(f"rin.lock names no cache of it, and {error.message}", hint=error.hint)
+    if every:
+        wanted |= {c: c[:12] for c in list_caches(source) if c not in wanted}
+    pinned = {entry.cache: entry.snapshot for entry in read_lock(project.root).values()}
+    done, missing = [], []
+    for cache_id, label in wanted.items():
+        ours, theirs = Cache(source, cache_id), Cache(target, cache_id)
+        if ours.log.latest() is None:
+            if theirs.log.latest() is None:
+                missing.append(label)
+            continue
+        synced = synchronise(ours, theirs, progress(label), refill=not pushing)
+        tree = pinned.get(cache_id)
+        locked = None if tree is None else theirs.log.has_tree(tree)
+        done.append(Moved(label, synced, locked))
+    if missing or not wanted:
+        place = "this store" if pushing else f"remote {remote!r} ({source.url})"
+        raise MissingError(
+            f"{place} has nothing cached for {', '.join(missing) or 'any checkpoint'}"
+            + ("; the others are copied" if done else ""),
+            hint="rin cache" if pushing else "rin push, where it was cached; or rin cache here",
+        )
+    for name, error in unknown.items():
+        tell(f"checkpoint {name} was left out: it is not in rin.lock, and {error.message}")
+    return done

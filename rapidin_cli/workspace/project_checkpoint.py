@@ -1,0 +1,216 @@
+"""A checkpoint of a project: its tokens, its identity, its caches."""
+
+from __future__ import annotations
+
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rapidin_cli.data.encoding import Encoder
+from rapidin_cli.data.examples import Dataset
+from rapidin_cli.data.loading import load_dataset
+from rapidin_cli.errors import MissingError
+from rapidin_cli.models.checkpoints import Checkpoint, resolve
+from rapidin_cli.models.fingerprints import Fingerprints
+from rapidin_cli.models.loading import load_tokenizer
+from rapidin_cli.work.devices import choose_devices
+from rapidin_cli.work.pools import LOCAL, RAY
+from rapidin_cli.work.worker import Job
+from rapidin_cli.workspace.config import CONFIG_FILE, CheckpointSettings, Config
+from rapidin_cli.workspace.lock import read_lock
+from rapidin_cli.workspace.places import Places
+from rapidin_storage import Cache, Snapshot, cache_name
+
+if TYPE_CHECKING:
+    from rapidin_cli.gradients.capture import Target
+    from rapidin_cli.gradients.stored_curvature import CollectedCurvature
+    from rapidin_cli.influence.loaded_checkpoint import LoadedCheckpoint
+
+
+class ProjectCheckpoint:
+    """One checkpoint with its data and its caches; what costs time is done when it is needed.
+
+    Args:
+        folder, config, places, fingerprints: the project's.
+        settings: its entry in rin.toml.
+        skip_bad: leave unusable rows out instead of stopping.
+
+    Raises:
+        InputError: its folder is missing or is no checkpoint.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        places: Places,
+        fingerprints: Fingerprints,
+        settings: CheckpointSettings,
+        *,
+        skip_bad: bool = True,
+    ) -> None:
+        self.folder = folder
+        self.config = config
+        self.name = settings.name
+        self._places = places
+        self._fingerprints = fingerprints
+        self._skip_bad = skip_bad
+        model = config.model
+        self.checkpoint: Checkpoint = resolve(
+            folder, settings.name, settings.path, model.base, trust=model.trust_remote_code
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the checkpoint's tensors and configuration."""
+        return self._fingerprints.checkpoint(self.checkpoint)
+
+    @cached_property
+    def _tokenizer_fingerprint(self) -> str:
+        return self._fingerprints.tokenizer(self.checkpoint, self.config.data.rendering())
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What makes cached rows comparable; its hash is the cache-id."""
+        return {
+            "checkpoint": self.fingerprint,
+            "tokenizer": self._tokenizer_fingerprint,
+            "gradient": self.config.gradient.identity(),
+        }
+
+    @cached_property
+    def cache(self) -> Cache:
+        """The cache of this checkpoint under this gradient spec, in the project's store."""
+        return self._places.cache(cache_name(self.identity))
+
+    @property
+    def curvature_identity(self) -> dict[str, Any]:
+        """What makes collected curvature comparable; its hash is its cache-id."""
+        return {
+            "checkpoint": self.fingerprint,
+            "tokenizer": self._tokenizer_fingerprint,
+            "curvature": self.config.curvature.identity(self.config.gradient.layers),
+        }
+
+    @property
+    def curvature_cache(self) -> Cache:
+        """The cache that holds this checkpoint's curvature."""
+        return self._places.cache(cache_name(self.curvature_identity))
+
+    def newest(self) -> Snapshot | None:
+        """Return the newest snapshot of its rows: the store's, else a remote's, read through."""
+        return self._places.newest(self.cache.id)
+
+    def snapshot(self) -> Snapshot:
+        """Do as `newest`, where there has to be one.
+
+        Raises:
+            MissingError: nothing is cached for it yet.
+        """
+        return there(self.newest(), self.name)
+
+    def newest_curvature(self) -> Snapshot | None:
+        """Return the newest snapshot of its curvature."""
+        return self._places.newest(self.curvature_cache.id)
+
+    def has_curvature(self) -> bool:
+        """Say whether its curvature is in the store, or rin.lock names it: no remote is asked."""
+        cache = self.curvature_cache
+        if cache.log.latest() is not None:
+            return True
+        entry = read_lock(self.folder).get(self.name)
+        return entry is not None and entry.curvature == cache.id
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The Hugging Face tokenizer."""
+        return load_tokenizer(self.checkpoint)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Turns rows and queries into tokens."""
+        return Encoder(self.tokenizer, self.config.data)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """All training examples as this checkpoint's tokenizer reads them."""
+        return load_dataset(
+            self.folder,
+            self.config.data,
+            lambda: self.encoder,
+            skip_bad=self._skip_bad,
+            kept=self.folder / ".rin" / "data",
+            tokenizer=self._tokenizer_fingerprint,
+        )
+
+    def jobs(self, devices: str, workers: int | None) -> list[Job]:
+        """Return one job per worker."""
+        config = self.config
+        return [
+            Job(self.checkpoint, config.gradient, device, threads, config.model.dtype)
+            for device, threads in choose_devices(devices, workers or config.cache.workers)
+        ]
+
+    def load(
+        self,
+        device: str = "auto",
+        *,
+        snapshot: Snapshot | None = None,
+        hold: str = "disk",
+        executor: str = LOCAL,
+    ) -> LoadedCheckpoint:
+        """Load the model, to ask it about its cached rows.
+
+        Args:
+            snapshot: of its rows; the newest by default.
+            hold: see `LoadedCheckpoint`.
+            executor: who scans cached rows, `local` or `ray`.
+        """
+        from rapidin_cli.gradients.optimizer_state import second_moments
+        from rapidin_cli.influence import scan
+        from rapidin_cli.influence.loaded_checkpoint import LoadedCheckpoint
+        from rapidin_cli.work.worker import build_engine
+
+        scanner: scan.Scan = scan.scan
+        if executor == RAY:
+            from rapidin_cli.influence import ray_scan
+
+            scanner = ray_scan.scan
+        engine = build_engine(self.jobs(device, 1)[0])
+        return LoadedCheckpoint(
+            engine,
+            self.tokenizer,
+            self.encoder,
+            self.dataset,
+            snapshot or self.snapshot(),
+            partial(self._curvature, engine.passes.targets),
+            partial(second_moments, self.checkpoint, engine.passes),
+            hold,
+            scanner,
+        )
+
+    def _curvature(self, targets: list[Target]) -> CollectedCurvature:
+        from rapidin_cli.gradients.stored_curvature import load
+
+        snapshot = self.newest_curvature()
+        if snapshot is None:
+            raise MissingError(
+                f"no curvature was collected for checkpoint {self.name!r}, and the score ekfac "
+                "needs it",
+                hint=f"rin curvature {self.name}",
+            )
+        return load(snapshot, targets)
+
+
+def there(snapshot: Snapshot | None, name: str) -> Snapshot:
+    """Return the snapshot of a checkpoint's rows.
+
+    Raises:
+        MissingError: there is none.
+    """
+    if snapshot is None:
+        raise MissingError(
+            f"nothing is cached for checkpoint {name!r} with the settings of {CONFIG_FILE}",
+            hint=f"rin cache {name}",
+        )
+    return snapshot

@@ -1,0 +1,238 @@
+"""Work on a project's checkpoints: rows fetched or computed, curvature collected, rin.lock kept."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from rapidin_cli.data.examples import Dataset
+from rapidin_cli.errors import InputError, MissingError, RinError
+from rapidin_cli.output.version import __version__
+from rapidin_cli.work.caching import (
+    WHOLE,
+    CachingProgress,
+    Part,
+    Plan,
+    Settings,
+    cache_rows,
+    make_plan,
+)
+from rapidin_cli.work.devices import check_devices
+from rapidin_cli.work.pools import LOCAL, check_executor
+from rapidin_cli.workspace.lock import LockEntry, read_lock, write_lock
+from rapidin_cli.workspace.project_checkpoint import ProjectCheckpoint
+from rapidin_cli.workspace.workspace import Workspace
+from rapidin_storage import (
+    AccessError,
+    Cache,
+    CorruptError,
+    NotFoundError,
+    Snapshot,
+    StorageError,
+)
+from rapidin_storage.sync import synchronise
+
+if TYPE_CHECKING:
+    from rapidin_cli.gradients.stored_curvature import CollectedCurvature
+    from rapidin_cli.work.forecast import Forecast
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class How:
+    """How a run works.
+
+    Attributes:
+        devices: `auto`, `cpu` or `cuda:0,cuda:1`.
+        workers: processes, when the device is the CPU.
+        skip_bad: leave unusable rows out instead of stopping.
+        part: which share of the rows is this run's, for job arrays.
+        fetch: look for missing rows on the remotes first.
+        executor: `local`, or `ray`: actors on the cluster of RAY_ADDRESS, so many as
+            `workers`, or one on each of its GPUs.
+    """
+
+    devices: str = "auto"
+    workers: int | None = None
+    skip_bad: bool = False
+    part: Part = WHOLE
+    fetch: bool = True
+    executor: str = LOCAL
+
+
+@dataclass(frozen=True)
+class Cached:
+    """What was done for one checkpoint: rows computed, and the newest snapshot."""
+
+    checkpoint: str
+    computed: int
+    snapshot: Snapshot
+    dataset: Dataset
+
+
+def cache(
+    project: Workspace,
+    names: Sequence[str],
+    how: How,
+    tell: Tell,
+    watch: Callable[[str], CachingProgress],
+) -> list[Cached]:
+    """Compute and commit the rows that are missing; see `Project.cache`."""
+    check_executor(how.executor, how.devices)
+    done = []
+    read_lock(project.root)  # what cannot be written at the end is better known now
+    for opened in _opened(project, names, how):
+        snapshot = opened.cache.snapshot()
+        plan = _plan(opened, snapshot, how)
+        if plan.batches and how.fetch and _fetch(project, opened, tell):
+            snapshot = opened.cache.snapshot()
+            plan = _plan(opened, snapshot, how)
+        if not plan.batches and snapshot is None:
+            tell(f"{opened.name}: there is no row to compute")
+            continue
+        if plan.batches or snapshot is None or not snapshot.has_group:
+            snapshot = _compute(project, opened, plan, how, watch(opened.name))
+        _lock(project, opened, snapshot)
+        done.append(Cached(opened.name, plan.rows, snapshot, opened.dataset))
+    return done
+
+
+def forecast(project: Workspace, names: Sequence[str], how: How) -> Iterator[Forecast]:
+    """Yield what `cache` would take for each checkpoint; see `Project.forecast`."""
+    from rapidin_cli.work.forecast import forecast as of_one
+
+    for opened in _opened(project, names, how):
+        plan = _plan(opened, opened.cache.snapshot(), how)
+        jobs = opened.jobs(how.devices, how.workers)
+        yield of_one(opened.name, plan, jobs, _settings(opened).commit_seconds)
+
+
+def curvature(
+    project: Workspace,
+    names: Sequence[str],
+    how: How,
+    *,
+    again: bool,
+    progress: Callable[[str, int, int], None],
+) -> Iterator[tuple[str, CollectedCurvature, bool]]:
+    """Collect the curvature of checkpoints; see `Project.curvature`."""
+    check_devices(how.devices)
+    for opened in _opened(project, names, how):
+        found, fresh = _curvature_of(opened, how, again, progress)
+        entries = read_lock(project.root)
+        if (entry := entries.get(opened.name)) is not None:
+            entries[opened.name] = replace(entry, curvature=opened.curvature_cache.id)
+            write_lock(project.root, entries)
+        yield opened.name, found, fresh
+
+
+def _curvature_of(
+    opened: ProjectCheckpoint,
+    how: How,
+    again: bool,
+    progress: Callable[[str, int, int], None],
+) -> tuple[CollectedCurvature, bool]:
+    """Return a checkpoint's curvature, collected if there is none; and whether it was."""
+    from rapidin_cli.gradients import stored_curvature
+    from rapidin_cli.work.curvature import collect_curvature
+    from rapidin_cli.work.worker import build_engine
+
+    jobs = opened.jobs(how.devices, how.workers)
+    snapshot = None if again else opened.newest_curvature()
+    if snapshot is not None:
+        targets = build_engine(jobs[0]).passes.targets
+        return stored_curvature.load(snapshot, targets), False
+    found = collect_curvature(
+        jobs,
+        opened.dataset,
+        rows=opened.config.curvature.rows,
+        sampled=opened.config.curvature.labels == "model",
+        batch_tokens=_settings(opened).batch_tokens,
+        progress=lambda done, total: progress(opened.name, done, total),
+    )
+    stored_curvature.store(opened.curvature_cache, found, opened.curvature_identity)
+    return found, True
+
+
+def _opened(project: Workspace, names: Sequence[str], how: How) -> Iterator[ProjectCheckpoint]:
+    for settings in project.checkpoint_settings(names):
+        yield project.opened(settings.name, skip_bad=how.skip_bad)
+
+
+def _settings(opened: ProjectCheckpoint) -> Settings:
+    return Settings(opened.config.cache.batch_tokens, opened.config.cache.commit_seconds)
+
+
+def _plan(opened: ProjectCheckpoint, snapshot: Snapshot | None, how: How) -> Plan:
+    return make_plan(opened.dataset, snapshot, _settings(opened), how.part)
+
+
+def _compute(
+    project: Workspace, opened: ProjectCheckpoint, plan: Plan, how: How, progress: CachingProgress
+) -> Snapshot:
+    """Compute and commit rows. rin.lock is to name even what an interrupted run committed."""
+    # What a cluster has, it knows itself.
+    jobs = opened.jobs(how.devices if how.executor == LOCAL else "cpu", how.workers)
+    about = {"rin": __version__, "checkpoint": opened.name}
+    settings, identity = _settings(opened), opened.identity
+    try:
+        return cache_rows(
+            opened.cache, plan, jobs, settings, identity, about, progress, how.executor
+        )
+    except BaseException:
+        with contextlib.suppress(StorageError, InputError, OSError):
+            if (newest := opened.cache.snapshot()) is not None:
+                _lock(project, opened, newest)
+        raise
+
+
+def _fetch(project: Workspace, opened: ProjectCheckpoint, tell: Tell) -> bool:
+    """Bring what remotes have of a cache into the store; say whether any had something."""
+    fetched = False
+    for name in project.config.remote:
+        root = project.places.remote(name)
+        if root.url == project.places.store.url:
+            continue
+        try:
+            done = synchronise(Cache(root, opened.cache.id), opened.cache)
+        except StorageError as error:
+            # Computing what it has would cost far more than the user's next command.
+            damaged = isinstance(error, (CorruptError, NotFoundError))
+            kind = InputError if isinstance(error, AccessError) else RinError
+            mend = f"rin verify --repair --remote {name}" if damaged else "rin doctor"
+            raise (MissingError if damaged else kind)(
+                f"remote {name} cannot give the rows that it may have: {error}",
+                hint=f"{mend}; or rin cache --no-pull, to compute them here",
+            ) from error
+        if done.commits and done.snapshot is not None:
+            fetched = True
+            rows = done.snapshot.commit.rows
+            tell(f"{opened.name}: {rows:,} rows are here with those of {name}")
+    return fetched
+
+
+def _lock(project: Workspace, opened: ProjectCheckpoint, snapshot: Snapshot) -> None:
+    # Other parts of a job array may have gone on, and written the lock already.
+    snapshot = opened.cache.snapshot() or snapshot
+    entries = read_lock(project.root)
+    entries[opened.name] = LockEntry(
+        fingerprint=opened.fingerprint,
+        cache=opened.cache.id,
+        snapshot=snapshot.commit.tree,
+        data=opened.dataset.digest,
+        rows=snapshot.commit.rows,
+        curvature=_locked_curvature(entries.get(opened.name), opened),
+    )
+    known = {checkpoint.name for checkpoint in project.config.checkpoints}
+    write_lock(project.root, {n: entry for n, entry in entries.items() if n in known})
+
+
+def _locked_curvature(before: LockEntry | None, opened: ProjectCheckpoint) -> str:
+    """The curvature that belongs to a line of rin.lock: what it said, or what is here."""
+    if before is not None and before.fingerprint == opened.fingerprint and before.curvature:
+        return before.curvature
+    cache = opened.curvature_cache
+    return cache.id if cache.log.latest() is not None else ""
