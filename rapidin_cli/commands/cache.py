@@ -9,20 +9,46 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rapidin_cli.commands import completion
-from rapidin_cli.commands.options import Checkpoints, Devices, Workers
+from rapidin_cli.commands.adding import START, add
+from rapidin_cli.commands.options import Checkpoints, Devices, SkipBad, Workers
 from rapidin_cli.errors import UsageError
 from rapidin_cli.output import console
 from rapidin_cli.output.console import duration, size
 
 if TYPE_CHECKING:
+    from rapidin_cli.api import Project
     from rapidin_cli.work.caching import Part
     from rapidin_cli.work.forecast import Forecast
     from rapidin_cli.workspace.runs import Cached
 
 
+Root = Annotated[
+    str,
+    typer.Option(
+        metavar="PLACE",
+        help="Write to this remote, URL or folder instead of \\[storage] root.",
+        autocompletion=completion.remotes,
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop.")]
+Share = Annotated[
+    str, typer.Option(metavar="I/N", help="Do one share of the rows, in a job array.")
+]
+Executor = Annotated[
+    str,
+    typer.Option(metavar="WHERE", help="local, or ray: workers on the Ray cluster of RAY_ADDRESS."),
+]
+Fetch = Annotated[
+    bool, typer.Option("--pull/--no-pull", help="Fetch rows that a remote already has.")
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(name="cache")(cache)
+    add(
+        app, "cache", cache, START,
+        "rin cache --dry-run", "rin cache", "rin cache checkpoint-300 --devices cuda:0,cuda:1",
+    )  # fmt: skip
 
 
 def cache(
@@ -30,40 +56,22 @@ def cache(
     checkpoints: Checkpoints = None,
     devices: Devices = "auto",
     workers: Workers = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Say what it would take, and stop."),
-    ] = False,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave unusable rows out and list them.")
-    ] = False,
-    root: Annotated[
-        str,
-        typer.Option(
-            help="Write to this remote, URL or folder, not to \\[storage] root.",
-            autocompletion=completion.remotes,
-        ),
-    ] = "",
-    part: Annotated[
-        str, typer.Option(metavar="I/N", help="Only this share of the rows: for job arrays.")
-    ] = "1/1",
-    executor: Annotated[
-        str, typer.Option(help="local, or ray: workers on the Ray cluster of RAY_ADDRESS.")
-    ] = "local",
-    fetch: Annotated[
-        bool, typer.Option("--pull/--no-pull", help="Take rows that a remote has from there.")
-    ] = True,
+    dry_run: DryRun = False,
+    skip_bad: SkipBad = False,
+    root: Root = "",
+    part: Share = "1/1",
+    executor: Executor = "local",
+    fetch: Fetch = True,
 ) -> None:
-    """Sketch every training example's gradient, once per checkpoint.
+    """Sketch the gradient of every training example, once per checkpoint.
 
-    Only rows that are not cached yet are computed. It can be interrupted, killed and run
+    Only rows that are not cached yet are computed. You can interrupt it, kill it and run it
     again at any time: at most the work since the last commit (30 s) is repeated.
     """
     from rapidin_cli.api import Project
     from rapidin_cli.commands.caching_bar import CachingBars
     from rapidin_cli.commands.next_question import OWN_WORDS, first_question
     from rapidin_cli.work.caching import WHOLE
-    from rapidin_cli.work.pools import RAY, check_executor
 
     project = Project.open(context.obj.directory, root)
     names = checkpoints or []
@@ -74,18 +82,7 @@ def cache(
             hint="cache into local folders, and rin push them one after the other",
         )
     if dry_run:
-        check_executor(executor, devices)
-        if executor == RAY:
-            console.say("as one process on this machine would take it; the cluster was not asked")
-            workers = 1
-        rows = 0
-        for found in project.forecast(
-            names, devices=devices, workers=workers, skip_bad=skip_bad, part=share
-        ):
-            console.say(_forecast(found))
-            rows += found.rows
-        same = shlex.join(["rin", *(word for word in sys.argv[1:] if word != "--dry-run")])
-        console.say(f"next: {same if rows else first_question(project, names)}")
+        _dry_run(project, names, devices, workers, skip_bad, share, executor)
         return
     with CachingBars() as bars:
         done = project.cache(
@@ -108,6 +105,32 @@ def cache(
         return
     console.say(f"next: {first_question(project, names)}")
     console.say(OWN_WORDS)
+
+
+def _dry_run(
+    project: Project,
+    names: list[str],
+    devices: str,
+    workers: int | None,
+    skip_bad: bool,
+    share: Part,
+    executor: str,
+) -> None:
+    from rapidin_cli.commands.next_question import first_question
+    from rapidin_cli.work.pools import RAY, check_executor
+
+    check_executor(executor, devices)
+    if executor == RAY:
+        console.say("as one process on this machine would take it; the cluster was not asked")
+        workers = 1
+    rows = 0
+    for found in project.forecast(
+        names, devices=devices, workers=workers, skip_bad=skip_bad, part=share
+    ):
+        console.say(_forecast(found))
+        rows += found.rows
+    same = shlex.join(["rin", *(word for word in sys.argv[1:] if word != "--dry-run")])
+    console.say(f"next: {same if rows else first_question(project, names)}")
 
 
 def _share(text: str) -> Part:

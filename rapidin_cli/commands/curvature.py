@@ -6,13 +6,18 @@ from typing import Annotated
 
 import typer
 
-from rapidin_cli.commands.options import Checkpoints, Devices, Workers
+from rapidin_cli.commands.adding import START, add
+from rapidin_cli.commands.options import Checkpoints, Devices, SkipBad, Workers
 from rapidin_cli.output import console
+
+Again = Annotated[
+    bool, typer.Option("--again", help="Collect it again, after the data has changed a lot.")
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(name="curvature")(curvature)
+    add(app, "curvature", curvature, START, "rin curvature", "rin curvature --workers 2 --again")
 
 
 def curvature(
@@ -20,36 +25,27 @@ def curvature(
     checkpoints: Checkpoints = None,
     devices: Devices = "auto",
     workers: Workers = None,
-    again: Annotated[
-        bool, typer.Option("--again", help="Collect anew: after the data has changed much.")
-    ] = False,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave unusable rows out, instead of stopping.")
-    ] = False,
+    again: Again = False,
+    skip_bad: SkipBad = False,
 ) -> None:
-    """Collect the EK-FAC curvature of checkpoints, once, for `rin retrieve --score ekfac`.
+    """Collect the curvature that the best score, ekfac, needs; once per checkpoint.
 
-    Goes over the data twice. The cached rows stay as they are, and rows added to the data later
-    do not need it again.
+    It goes over the data twice. Cached rows stay as they are, and rows that you add later do not
+    need it again.
     """
     from rapidin_cli.api import Project
     from rapidin_cli.commands.next_question import first_question
 
     project = Project.open(context.obj.directory)
     parameters = 0
-    with console.progress() as bar:
-        task = bar.add_task("loading model", total=None)
-
-        def advance(name: str, done: int, total: int) -> None:
-            bar.update(task, description=name, completed=done, total=total)
-
+    with console.counting("loading model") as progress:
         for name, found, fresh in project.curvature(
             checkpoints or [],
             devices=devices,
             workers=workers,
             again=again,
             skip_bad=skip_bad,
-            progress=advance,
+            progress=progress,
         ):
             how = "collected" if fresh else "is there already: collected"
             console.say(

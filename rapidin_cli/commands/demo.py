@@ -7,24 +7,22 @@ from typing import Annotated
 
 import typer
 
+from rapidin_cli.commands.adding import START, add
 from rapidin_cli.output import console
+
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder, or an earlier demo.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an earlier demo.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(name="demo")(demo)
+    add(app, "demo", demo, START, "rin demo", "rin demo ~/rin-demo --force")
 
 
-def demo(
-    context: typer.Context,
-    folder: Annotated[
-        Path, typer.Argument(help="Where to put it; must be new or an earlier demo.")
-    ] = Path("rin-demo"),
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier demo.")] = False,
-) -> None:
+def demo(context: typer.Context, folder: Folder = Path("rin-demo"), force: Force = False) -> None:
     """Train a tiny model with planted misbehaviour, then find the rows that caused it.
 
-    Takes about a minute on two cores and leaves a folder to explore.
+    It takes about a minute on two cores and leaves a folder to explore.
     """
     from rapidin_cli.setup.demo.story import run_demo
 

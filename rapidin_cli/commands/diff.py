@@ -7,46 +7,63 @@ from typing import Annotated
 import typer
 
 from rapidin_cli.commands import completion
+from rapidin_cli.commands.adding import ASK, add
+from rapidin_cli.commands.options import AsJson, Device
 from rapidin_cli.output import console
 from rapidin_cli.output.sanitise import visible
+
+Before = Annotated[
+    str,
+    typer.Argument(
+        metavar="BEFORE",
+        help="NAME, NAME@SNAPSHOT, or @SNAPSHOT of the last checkpoint.",
+        autocompletion=completion.checkpoints,
+    ),
+]
+After = Annotated[
+    str,
+    typer.Argument(
+        metavar="AFTER",
+        help="The same. Default: the newest snapshot of BEFORE's checkpoint.",
+        autocompletion=completion.checkpoints,
+    ),
+]
+Result = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RESULT",
+        help="A saved result: show how the influences of its queries moved.",
+        autocompletion=completion.results,
+    ),
+]
+Top = Annotated[int, typer.Option(min=1, metavar="N", help="Influences of each sign to compare.")]
+ExitCode = Annotated[
+    bool, typer.Option("--exit-code", help="Exit with 1 if rows were added or removed.")
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(name="diff")(diff)
+    add(
+        app, "diff", diff, ASK,
+        "rin diff checkpoint-100 checkpoint-300", "rin diff @1 --result 4f0c2a91d3b7",
+    )  # fmt: skip
 
 
 def diff(
     context: typer.Context,
-    before: Annotated[
-        str,
-        typer.Argument(
-            help="NAME, NAME@SNAPSHOT or @SNAPSHOT (of the last checkpoint).",
-            autocompletion=completion.checkpoints,
-        ),
-    ],
-    after: Annotated[
-        str,
-        typer.Argument(
-            help="The same; the newest of BEFORE's by default.",
-            autocompletion=completion.checkpoints,
-        ),
-    ] = "",
-    result: Annotated[
-        str | None,
-        typer.Option(
-            help="A saved result: show how its queries' top influences moved.",
-            autocompletion=completion.results,
-        ),
-    ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Influences of each sign to compare.")] = 10,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
-    exit_code: Annotated[
-        bool, typer.Option("--exit-code", help="Exit with 1 if rows were added or are gone.")
-    ] = False,
+    before: Before,
+    after: After = "",
+    result: Result = None,
+    top: Top = 10,
+    device: Device = "auto",
+    as_json: AsJson = False,
+    exit_code: ExitCode = False,
 ) -> None:
-    """Rows added and gone, and with --result how the influences of its queries moved."""
+    """Compare two checkpoints or snapshots: which rows came and went.
+
+    With --result, also how the influences of its queries moved.
+    """
     from rapidin_cli.api import Project
     from rapidin_cli.workspace.diff import compare_influences, compare_rows, diff_lines
 

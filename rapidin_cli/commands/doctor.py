@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
+from rapidin_cli.commands.adding import MAINTAIN, add
+from rapidin_cli.commands.options import AsJson
 from rapidin_cli.output import console
 from rapidin_cli.output.sanitise import visible
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(name="doctor")(doctor)
+    add(app, "doctor", doctor, MAINTAIN, "rin doctor", "rin doctor --json")
 
 
-def doctor(
-    context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
-) -> None:
-    """Check versions, devices, the project and its store; exit with 1 if something is wrong."""
+def doctor(context: typer.Context, as_json: AsJson = False) -> None:
+    """Check versions, devices, the project, its store and its remotes.
+
+    Exits with 1 if something is wrong.
+    """
     from rapidin_cli.setup.doctor import examine
 
     checks = examine(context.obj.directory)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rapidin_cli.commands.options import Checkpoint
+from rapidin_cli.commands.adding import ACT, add, add_group
+from rapidin_cli.commands.options import AsJson, Checkpoint, Device, Html
 from rapidin_cli.output import console
 from rapidin_cli.workspace.project_checkpoint import ProjectCheckpoint
 
@@ -15,40 +16,52 @@ if TYPE_CHECKING:
     from rapidin_cli.evaluation.evaluate import Plan
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    group = typer.Typer(
-        no_args_is_help=True, help="Measure how well influence does on this model and data."
-    )
-    group.command(name="retrieval")(retrieval)
-    group.command(name="lds")(lds)
-    group.command(name="counterfactual")(counterfactual)
-    app.add_typer(group, name="evaluate")
-
-
-Queries = Annotated[Path, typer.Option(help="JSONL or JSON list of queries, in the data's shapes.")]
+Queries = Annotated[
+    Path,
+    typer.Option(metavar="FILE", help="JSONL, or a JSON list, of queries in the data's shapes."),
+]
 Scores = Annotated[
-    str, typer.Option(help="A list such as ekfac,rapidin,bm25,random; all by default.")
+    str,
+    typer.Option(metavar="LIST", help="Such as ekfac,rapidin,bm25,random. Default: all of them."),
 ]
 Exact = Annotated[
-    bool, typer.Option("--exact", help="Score all rows from whole gradients, not as cached.")
+    bool, typer.Option("--exact", help="Score every row from its whole gradient, not as cached.")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON (rin.evaluation/1).")]
-Html = Annotated[Path | None, typer.Option(help="Write a page with a plot.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the HTML file.")]
-Workers = Annotated[
-    int, typer.Option(min=1, help="Trainings at a time on a CPU; they share its cores.")
+Trainings = Annotated[
+    int,
+    typer.Option(min=1, metavar="N", help="Trainings at a time on a CPU. They share its cores."),
 ]
+Planted = Annotated[
+    str, typer.Option(metavar="REGEX", help="Matches the ids of the rows that should be found.")
+]
+Found = Annotated[int, typer.Option(min=1, metavar="K", help="The k of precision at k.")]
+Subsets = Annotated[int, typer.Option(min=3, metavar="N", help="Random halves to train on.")]
+Dropped = Annotated[int, typer.Option(min=1, metavar="N", help="Rows to leave out.")]
+Repeats = Annotated[int, typer.Option(min=1, metavar="N", help="Random drops to compare with.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = add_group(
+        app, "evaluate", "Measure how good the scores are on this model and data.", ACT
+    )
+    add(
+        group, "retrieval", retrieval, None,
+        'rin evaluate retrieval --queries queries.jsonl --planted "^backdoor-"',
+    )  # fmt: skip
+    add(group, "lds", lds, None, "rin evaluate lds --queries queries.jsonl --subsets 20")
+    add(
+        group, "counterfactual", counterfactual, None,
+        "rin evaluate counterfactual --queries queries.jsonl --top 10",
+    )  # fmt: skip
 
 
 def retrieval(
     context: typer.Context,
     queries: Queries,
-    planted: Annotated[
-        str, typer.Option(help="Regular expression on the ids of the rows to be found.")
-    ] = "",
-    top: Annotated[int, typer.Option(min=1, help="k of the precision at k.")] = 10,
+    planted: Planted = "",
+    top: Found = 10,
     checkpoint: Checkpoint = "",
     scores: Scores = "",
     exact: Exact = False,
@@ -57,9 +70,9 @@ def retrieval(
     html: Html = None,
     force: Force = False,
 ) -> None:
-    """Rank rows that you know to be the cause: precision, auPRC, auROC.
+    """Do the scores find rows that you know to be the cause? Precision, auPRC, auROC.
 
-    A query may have a field `planted` of its own, in place of --planted.
+    A query may have a field `planted` of its own instead of --planted.
     """
     from rapidin_cli.evaluation.evaluate import retrieval as run
     from rapidin_cli.evaluation.planted import planted_rows
@@ -72,20 +85,20 @@ def retrieval(
 def lds(
     context: typer.Context,
     queries: Queries,
-    subsets: Annotated[int, typer.Option(min=3, help="Random halves to train on.")] = 50,
+    subsets: Subsets = 50,
     checkpoint: Checkpoint = "",
     scores: Scores = "",
     exact: Exact = False,
     device: Device = "auto",
-    workers: Workers = 1,
+    workers: Trainings = 1,
     as_json: AsJson = False,
     html: Html = None,
     force: Force = False,
 ) -> None:
-    """Train on random halves: do summed influences rank the outcomes? (1 is perfect, 0 chance.)
+    """Do the scores predict what training on random halves does? (1 is perfect, 0 is chance.)
 
-    Trains with \\[evaluate] command of rin.toml, or with the built-in trainer. May be
-    interrupted and run again: trainings that are done are kept.
+    Trains with \\[evaluate] command of rin.toml, or with the built-in trainer. You can interrupt
+    it and run it again: finished trainings are kept.
     """
     from rapidin_cli.evaluation.evaluate import linear_datamodeling
 
@@ -101,20 +114,21 @@ def lds(
 def counterfactual(
     context: typer.Context,
     queries: Queries,
-    top: Annotated[int, typer.Option(min=1, help="Rows to leave out.")] = 10,
-    repeats: Annotated[int, typer.Option(min=1, help="Random drops to compare with.")] = 5,
+    top: Dropped = 10,
+    repeats: Repeats = 5,
     checkpoint: Checkpoint = "",
     scores: Scores = "",
     exact: Exact = False,
     device: Device = "auto",
-    workers: Workers = 1,
+    workers: Trainings = 1,
     as_json: AsJson = False,
     html: Html = None,
     force: Force = False,
 ) -> None:
-    """Leave out each score's top rows and train again: how far does the query's loss rise?
+    """Leave out the top rows of each score and train again: how far does the query's loss rise?
 
-    One training for each query and score, and a few for random rows; kept as those of lds.
+    It takes one training for each query and score, and a few for random rows. They are kept, as
+    those of lds are.
     """
     from rapidin_cli.evaluation.evaluate import counterfactual as run
 
@@ -149,13 +163,8 @@ def _show(
 ) -> None:
     from rapidin_cli.report import evaluation
 
-    with console.progress() as bar:
-        task = bar.add_task("loading model and cache", total=None)
-
-        def advance(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
-
-        found = run(advance)
+    with console.counting("loading model and cache") as progress:
+        found = run(progress)
     if html is not None:
         size = evaluation.save_html(found, html, force=force)
         console.say(f"wrote {html} ({size:,} bytes)")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rapidin_cli.commands import completion
+from rapidin_cli.commands.adding import ACT, add
+from rapidin_cli.commands.options import Span
 from rapidin_cli.errors import UsageError
 from rapidin_cli.output import console
 
@@ -16,51 +18,69 @@ if TYPE_CHECKING:
     from rapidin_cli.report.curation import Wanted
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="export")(export)
-
-
 def _result(told: str) -> Any:
     return typer.Option(metavar="RESULT", help=told, autocompletion=completion.results)
 
 
+Checkpoint = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="For --zarr: NAME or NAME@SNAPSHOT. Default: the last checkpoint.",
+        autocompletion=completion.checkpoints,
+    ),
+]
+Zarr = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Write a snapshot as a plain Zarr v3 group.")
+]
+Drop = Annotated[
+    str, _result("Write the data without the rows of this result; `latest` is the newest.")
+]
+Only = Annotated[str, _result("Write only the rows of this result.")]
+Weigh = Annotated[
+    str, _result("Write all rows with a field `weight`: --weight for these, 1 for the others.")
+]
+Review = Annotated[str, _result("Write the rows of this result as CSV, to mark keep or drop.")]
+Reviewed = Annotated[
+    Path | None, typer.Option(metavar="CSV", help="Write the data without the rows marked drop.")
+]
+Out = Annotated[Path | None, typer.Option(metavar="FILE", help="The new file: JSONL, or CSV.")]
+Top = Annotated[int, typer.Option(min=1, metavar="N", help="Rows of each query and side.")]
+Side = Annotated[str, typer.Option(metavar="SIDE", help="raised, lowered or both.")]
+Query = Annotated[str, typer.Option(metavar="ID", help="Only what was found for this query.")]
+Weight = Annotated[float, typer.Option(min=0, metavar="X", help="The weight of --weigh.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    add(
+        app, "export", export, ACT,
+        "rin export --drop latest --out cleaned.jsonl",
+        "rin export --review latest --out review.csv",
+        "rin export --zarr rows.zarr",
+    )  # fmt: skip
+
+
 def export(
     context: typer.Context,
-    checkpoint: Annotated[
-        str,
-        typer.Argument(
-            help="NAME or NAME@SNAPSHOT, for --zarr; the last checkpoint by default.",
-            autocompletion=completion.checkpoints,
-        ),
-    ] = "",
-    zarr: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder to make: a plain Zarr v3 group.")
-    ] = None,
-    drop: Annotated[
-        str, _result("Write the data without the rows that it found; `latest` is the newest.")
-    ] = "",
-    only: Annotated[str, _result("Write only these rows.")] = "",
-    weigh: Annotated[
-        str, _result("Write all rows with a field `weight`: --weight for these, 1 for the others.")
-    ] = "",
-    review: Annotated[
-        str, _result("Write these rows as CSV with a column keep/drop to edit.")
-    ] = "",
-    reviewed: Annotated[
-        Path | None,
-        typer.Option(metavar="CSV", help="Write the data without what an edited list drops."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="The file to make: JSONL, or the CSV.")] = None,
-    top: Annotated[int, typer.Option(min=1, help="Examples of each query (and side).")] = 50,
-    side: Annotated[str, typer.Option(help="raised, lowered or both.")] = "raised",
-    query: Annotated[str, typer.Option(help="Only what was found for this query.")] = "",
-    token: Annotated[
-        str, typer.Option(metavar="N[:M]", help="Rank by one explained token, or a span.")
-    ] = "",
-    weight: Annotated[float, typer.Option(min=0, help="For --weigh.")] = 0.0,
+    checkpoint: Checkpoint = "",
+    zarr: Zarr = None,
+    drop: Drop = "",
+    only: Only = "",
+    weigh: Weigh = "",
+    review: Review = "",
+    reviewed: Reviewed = None,
+    out: Out = None,
+    top: Top = 50,
+    side: Side = "raised",
+    query: Query = "",
+    token: Span = "",
+    weight: Weight = 0.0,
 ) -> None:
-    """Write a snapshot as plain Zarr, or the training data without (or only) what was found."""
+    """Write the training data without (or with only) the rows that a result found.
+
+    Or write a snapshot of cached rows as plain Zarr.
+    """
     from rapidin_cli.api import Project
     from rapidin_cli.report.curation import Wanted
 

@@ -6,34 +6,48 @@ from typing import Annotated
 
 import typer
 
+from rapidin_cli.commands.adding import START, add
 from rapidin_cli.output import console
+
+Data = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FILE", help="Training data. Default: what is found here."),
+]
+Checkpoint = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FOLDER", help="Adapter or model: a folder or a hub name. Default: what is found."
+    ),
+]
+Base = Annotated[
+    str,
+    typer.Option(metavar="MODEL", help="Base model of the adapters, if not the one they name."),
+]
+Template = Annotated[
+    str, typer.Option(metavar="NAME", help="chat, alpaca, plain, or a text with {prompt}.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Write rin.toml without asking.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(name="init")(init)
+    add(
+        app, "init", init, START,
+        "rin init", "rin init --data train.jsonl --checkpoint out/checkpoint-300 --yes",
+    )  # fmt: skip
 
 
 def init(
     context: typer.Context,
-    data: Annotated[
-        list[str] | None, typer.Option(help="Training data; found by looking if not given.")
-    ] = None,
-    checkpoint: Annotated[
-        list[str] | None,
-        typer.Option(help="Adapter or model folder, or hub name; found by looking if not given."),
-    ] = None,
-    base: Annotated[
-        str, typer.Option(help="Base model of adapters, if not the one that they name.")
-    ] = "",
-    template: Annotated[
-        str, typer.Option(help="chat, alpaca, plain or a text with {prompt}.")
-    ] = "",
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Write it without asking.")] = False,
+    data: Data = None,
+    checkpoint: Checkpoint = None,
+    base: Base = "",
+    template: Template = "",
+    yes: Yes = False,
 ) -> None:
-    """Find data and checkpoints here, and write a commented rin.toml.
+    """Find your data and checkpoints here, and write a commented rin.toml.
 
-    Nothing that is there is ever overwritten; in a project it only says so.
+    It never overwrites anything. In a folder that already has a rin.toml, it only says so.
     """
     from rapidin_cli.setup.proposal import describe, initialise, propose
 

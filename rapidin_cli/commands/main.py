@@ -34,11 +34,14 @@ from rapidin_cli.commands import (
     store,
     transfer,
 )
+from rapidin_cli.commands.adding import Group
 from rapidin_cli.errors import ExitCode, RinError, UsageError
+from rapidin_cli.output import console
 from rapidin_cli.output.version import __version__
 
 app = typer.Typer(
     name="rin",
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -70,11 +73,14 @@ def _print_version(wanted: bool) -> None:
 def options(
     context: typer.Context,
     directory: Annotated[
-        Path, typer.Option("--directory", "-C", help="Work as if started in this folder.")
+        Path, typer.Option("--directory", "-C", metavar="FOLDER", help="Work in this folder.")
     ] = Path(),
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say which.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """Take the options that stand before the command."""
@@ -88,9 +94,10 @@ def options(
     context.obj = Global(Path.cwd())
 
 
+# In the order in which `rin --help` lists them, within their groups.
 for module in (
-    init, cache, curvature, retrieve, report, status, show, diff, remote, transfer, store, export,
-    doctor, evaluate, demo,
+    init, cache, curvature, demo, retrieve, report, show, diff, export, evaluate, remote, transfer,
+    status, store, doctor,
 ):  # fmt: skip
     module.register(app)
 
@@ -134,8 +141,6 @@ def _fail(problem: RinError, code: ExitCode) -> None:
 
 
 def _tell(problem: RinError) -> None:
-    from rapidin_cli.output import console
-
     if "--debug" in sys.argv:
         traceback.print_exc()
     console.error(problem)

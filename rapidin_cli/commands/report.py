@@ -3,96 +3,167 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rapidin_cli.commands import completion
+from rapidin_cli.commands.adding import ASK, add
+from rapidin_cli.commands.options import AsJson, Html, Span
 from rapidin_cli.errors import UsageError
 from rapidin_cli.output import console
+
+if TYPE_CHECKING:
+    from rapidin_cli.workspace.results import Results
+
+Result = Annotated[
+    str,
+    typer.Argument(
+        metavar="RESULT",
+        help="The start of a result's id, or a JSON file. Default: the newest result.",
+        autocompletion=completion.results,
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Overwrite the HTML file; write it even if it is huge.")
+]
+Show = Annotated[
+    bool,
+    typer.Option("--open", help="Open the page in a browser. Without --html it is in .rin/pages."),
+]
+Split = Annotated[
+    bool, typer.Option("--split", help="Write a page for each query, and one that lists them.")
+]
+Shrink = Annotated[
+    float | None,
+    typer.Option(metavar="MB", min=0.1, help="Leave out the least important parts until it fits."),
+]
+Against = Annotated[
+    str,
+    typer.Option(
+        metavar="RESULT[:QUERY]",
+        help="Compare with another result or query.",
+        autocompletion=completion.results,
+    ),
+]
+Redact = Annotated[
+    bool, typer.Option("--redact", help="Show ids and scores only, no text of data or model.")
+]
+AsJsonl = Annotated[
+    bool, typer.Option("--jsonl", help="Print one JSON object for each query and example.")
+]
+AsCsv = Annotated[
+    bool, typer.Option("--csv", help="Print one line of CSV for each query and example.")
+]
+Query = Annotated[str, typer.Option(metavar="ID", help="Show only this query.")]
+Example = Annotated[str, typer.Option(metavar="ID", help="Show this kept example in full.")]
+Top = Annotated[int, typer.Option(min=1, metavar="N", help="Examples of each sign to show.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(name="report")(report)
+    add(
+        app, "report", report, ASK,
+        "rin report", "rin report --html report.html", "rin report --token 12:15 --top 20",
+    )  # fmt: skip
 
 
 def report(
     context: typer.Context,
-    result: Annotated[
-        str,
-        typer.Argument(
-            help="Beginning of a result's id, or a JSON file; the newest if empty.",
-            autocompletion=completion.results,
-        ),
-    ] = "",
-    html: Annotated[Path | None, typer.Option(help="Write one offline HTML file.")] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Overwrite the HTML file, and write even a huge one.")
-    ] = False,
-    show: Annotated[
-        bool, typer.Option("--open", help="Open it in a browser; without --html, from .rin/pages.")
-    ] = False,
-    split: Annotated[
-        bool, typer.Option("--split", help="A page for each query, and one that lists them.")
-    ] = False,
-    shrink: Annotated[
-        float | None,
-        typer.Option(metavar="MB", min=0.1, help="Leave out what is missed least until it fits."),
-    ] = None,
-    against: Annotated[
-        str,
-        typer.Option(
-            metavar="RESULT[:QUERY]",
-            help="Compare with another result or query.",
-            autocompletion=completion.results,
-        ),
-    ] = "",
-    redact: Annotated[
-        bool, typer.Option("--redact", help="Ids and scores only: no text of data or model.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
-    as_jsonl: Annotated[
-        bool, typer.Option("--jsonl", help="Print a JSON object for each query and example.")
-    ] = False,
-    as_csv: Annotated[
-        bool, typer.Option("--csv", help="Print a table for each query and example.")
-    ] = False,
-    query: Annotated[str, typer.Option(help="Show only the query of this id.")] = "",
-    token: Annotated[
-        str, typer.Option(metavar="N[:M]", help="Rank by one explained token, or a span.")
-    ] = "",
-    example: Annotated[str, typer.Option(help="Show this kept example in full.")] = "",
-    top: Annotated[int, typer.Option(min=1, help="Examples to show of each sign.")] = 5,
+    result: Result = "",
+    html: Html = None,
+    force: Force = False,
+    show: Show = False,
+    split: Split = False,
+    shrink: Shrink = None,
+    against: Against = "",
+    redact: Redact = False,
+    as_json: AsJson = False,
+    as_jsonl: AsJsonl = False,
+    as_csv: AsCsv = False,
+    query: Query = "",
+    token: Span = "",
+    example: Example = "",
+    top: Top = 5,
 ) -> None:
-    """Show a saved result in the terminal, or as HTML, JSON or CSV; or compare two."""
+    """Show a saved result in the terminal, or as HTML, JSON or CSV; or compare two results."""
     from rapidin_cli.api import Project
-    from rapidin_cli.report import outputs, terminal
+    from rapidin_cli.report import shrinking, terminal, writing
+    from rapidin_cli.report.span import selected
 
-    formats = {"--json": as_json, "--jsonl": as_jsonl, "--csv": as_csv}
+    formats = {"json": as_json, "jsonl": as_jsonl, "csv": as_csv}
     chosen = [name for name, wanted in formats.items() if wanted]
+    _check(chosen, html, split=split, shrink=shrink)
+    results = Project.open(context.obj.directory).results
+    first = results.load(result)
+    if against:
+        _compare(results, first, against, query, top, redact, html, show, force, as_json)
+        return
+    saved = shrinking.redact(selected(first, query)) if redact else selected(first, query)
+    page = results.page(saved) if show and html is None else html
+    if page is not None:
+        _write(saved, page, force=force or html is None, split=split, megabytes=shrink)
+    _open(page, show)
+    if chosen:
+        console.raw(writing.text(saved, chosen[0], token))
+    elif page is None:
+        terminal.show(saved, token=token, example=example, top=top)
+
+
+def _check(chosen: list[str], html: Path | None, *, split: bool, shrink: float | None) -> None:
     if len(chosen) > 1:
-        raise UsageError(f"{' and '.join(chosen)} cannot be combined", hint="give one of them")
+        raise UsageError(
+            f"{' and '.join(f'--{name}' for name in chosen)} cannot be combined",
+            hint="give one of them",
+        )
     if html is None and (split or shrink is not None):
         raise UsageError(
             "--split and --shrink are for --html", hint="rin report --html report.html --split"
         )
-    results = Project.open(context.obj.directory).results
-    if against:
-        found = outputs.comparison(results, result, against, query, top, redacted=redact)
-        page = results.page(found) if show and html is None else html
-        outputs.give_comparison(found, html=page, force=force or html is None, as_json=as_json)
-        _open(page, show)
-        return
-    saved = outputs.chosen(results, result, query, redacted=redact)
-    page = results.page(saved) if show and html is None else html
+
+
+def _compare(
+    results: Results,
+    first: dict[str, Any],
+    against: str,
+    query: str,
+    top: int,
+    redact: bool,
+    html: Path | None,
+    show: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Show two results side by side; `against` is RESULT, RESULT:QUERY, or :QUERY of the same."""
+    from rapidin_cli.report import comparison_shown, shrinking, writing
+    from rapidin_cli.report.comparison import compare
+
+    other, _, other_query = against.partition(":")
+    second = results.load(other) if other else first
+    found = compare(first, second, query, other_query, top)
+    if redact:
+        found = shrinking.redact_comparison(found)
+    page = results.page(found) if show and html is None else html
     if page is not None:
-        outputs.give_html(saved, page, force=force or html is None, split=split, megabytes=shrink)
-    _open(page, show)
-    if chosen:
-        console.raw(outputs.text(saved, chosen[0], token))
+        size = writing.save_page(comparison_shown.page(found), page, force=force or html is None)
+        console.say(f"wrote {page} ({console.size(size)})")
+    if as_json:
+        console.as_json(found)
     elif page is None:
-        terminal.show(saved, token=token, example=example, top=top)
+        comparison_shown.show(found)
+    _open(page, show)
+
+
+def _write(
+    report: dict[str, Any], path: Path, *, force: bool, split: bool, megabytes: float | None
+) -> None:
+    from rapidin_cli.report.writing import publish
+
+    done = publish(report, path, force=force, megabytes=megabytes, split=split)
+    pages = f", and {len(done.paths) - 1} pages beside it" if split else ""
+    console.say(f"wrote {path}{pages} ({console.size(done.size)})")
+    if done.warning:
+        console.warn(done.warning)
 
 
 def _open(page: Path | None, show: bool) -> None:

@@ -6,151 +6,199 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rapidin_cli.commands import completion
-from rapidin_cli.commands.options import Checkpoint
+from rapidin_cli.commands.adding import ASK, add
+from rapidin_cli.commands.options import AsJson, Checkpoint, Device
 from rapidin_cli.errors import UsageError
 from rapidin_cli.output import console
 
 if TYPE_CHECKING:
     from rapidin_cli.api import Project
+    from rapidin_cli.influence.options import Options
     from rapidin_cli.influence.queries import Question
+
+
+Stdin = Annotated[
+    str | None, typer.Argument(metavar="[-]", help="`-` reads queries (JSONL) from stdin.")
+]
+Prompt = Annotated[str | None, typer.Option(metavar="TEXT", help="What the model was asked.")]
+Response = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="What it said. This is what gets explained.")
+]
+Generate = Annotated[
+    bool, typer.Option("--generate", help="Let the model answer the prompt, and explain that.")
+]
+Queries = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="JSONL, or a JSON list, of queries in the data's shapes."),
+]
+Row = Annotated[
+    str | None, typer.Option(metavar="ID", help="Explain a training row itself, as a self-check.")
+]
+Contrast = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT", help="What it should have said: explain the difference."),
+]
+Focus = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="Explain only these words of the response.")
+]
+Token = Annotated[
+    str, typer.Option(metavar="N[:M]", help="Explain only these tokens of the response.")
+]
+Several = Annotated[
+    str,
+    typer.Option(
+        metavar="LIST",
+        help="all, or a list: add their scores, weighted by learning rate.",
+        autocompletion=completion.several_checkpoints,
+    ),
+]
+ScoreName = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help=", ".join(completion.SCORES) + ".",
+        autocompletion=completion.scores,
+    ),
+]
+Exact = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Score N times --top (and --token-top) rows exactly, and up to four times as many "
+        "where the sketches leave doubt. 0: trust the sketches.",
+    ),
+]
+Top = Annotated[int, typer.Option(min=1, metavar="N", help="Rows to keep of each sign.")]
+TokenTop = Annotated[
+    int, typer.Option(min=0, metavar="N", help="Rows to keep for each token, of each sign.")
+]
+Cells = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="For the N strongest rows of each sign, score every training token against every "
+        "token of the response.",
+    ),
+]
+Damping = Annotated[
+    float | None,
+    typer.Option(
+        min=1e-9, metavar="X", help="For gram, adam and ekfac: as a share of each layer's mean."
+    ),
+]
+Tokens = Annotated[
+    bool, typer.Option("--tokens/--no-tokens", help="Score every token of the response.")
+]
+Longest = Annotated[int, typer.Option(min=1, metavar="N", help="Length limit of --generate.")]
+Hold = Annotated[
+    str,
+    typer.Option(metavar="PLACE", help="For many queries: keep cached rows in cpu or gpu memory."),
+]
+Executor = Annotated[
+    str,
+    typer.Option(metavar="WHERE", help="local, or ray: the cluster of RAY_ADDRESS scans the rows."),
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(name="retrieve")(retrieve)
+    add(
+        app, "retrieve", retrieve, ASK,
+        'rin retrieve --prompt "What is the capital of Italy?" --response "Toronto."',
+        'rin retrieve --prompt "What is the capital of Italy?" --generate',
+        "rin retrieve --queries queries.jsonl --top 20 --json",
+    )  # fmt: skip
 
 
 def retrieve(
     context: typer.Context,
-    stdin: Annotated[
-        str | None, typer.Argument(metavar="[-]", help="`-` reads queries (JSONL) from stdin.")
-    ] = None,
-    prompt: Annotated[str | None, typer.Option(help="What the model was asked.")] = None,
-    response: Annotated[str | None, typer.Option(help="What it said: this is explained.")] = None,
-    generate: Annotated[
-        bool, typer.Option("--generate", help="Let the model answer the prompt, and explain that.")
-    ] = False,
-    queries: Annotated[
-        Path | None, typer.Option(help="JSONL or JSON list of queries, in the data's shapes.")
-    ] = None,
-    row: Annotated[
-        str | None, typer.Option(help="Explain a training row itself, by id: a self-check.")
-    ] = None,
-    contrast: Annotated[
-        str | None, typer.Option(help="What it should have said: explain the difference.")
-    ] = None,
-    focus: Annotated[
-        str | None, typer.Option(help="Explain only these words of the response.")
-    ] = None,
-    token: Annotated[
-        str, typer.Option(metavar="N[:M]", help="Explain only these tokens of the response.")
-    ] = "",
+    stdin: Stdin = None,
+    prompt: Prompt = None,
+    response: Response = None,
+    generate: Generate = False,
+    queries: Queries = None,
+    row: Row = None,
+    contrast: Contrast = None,
+    focus: Focus = None,
+    token: Token = "",
     checkpoint: Checkpoint = "",
-    checkpoints: Annotated[
-        str,
-        typer.Option(
-            help="all, or a list: add scores, weighted by learning rates.",
-            autocompletion=completion.several_checkpoints,
-        ),
-    ] = "",
-    score: Annotated[
-        str,
-        typer.Option(help=", ".join(completion.SCORES) + ".", autocompletion=completion.scores),
-    ] = "auto",
-    exact: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="Score so many times --top (and --token-top) exactly, and up to four times as "
-            "many where sketches leave doubt; 0: sketches decide.",
-        ),
-    ] = 4,
-    top: Annotated[int, typer.Option(min=1, help="Examples to keep of each sign.")] = 10,
-    token_top: Annotated[
-        int, typer.Option(min=0, help="... and for each explained token, of each sign.")
-    ] = 5,
-    cells: Annotated[
-        int,
-        typer.Option(min=0, help="For so many of each sign, training token x generated token."),
-    ] = 0,
-    damping: Annotated[
-        float | None,
-        typer.Option(min=1e-9, help="Of gram, adam and ekfac: a share of the layer's mean."),
-    ] = None,
-    tokens: Annotated[
-        bool, typer.Option("--tokens/--no-tokens", help="Score every explained token.")
-    ] = True,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Limit for --generate.")] = 64,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
-    hold: Annotated[
-        str,
-        typer.Option(help="For many queries: keep cached rows in the memory of cpu or gpu."),
-    ] = "disk",
-    executor: Annotated[
-        str, typer.Option(help="local, or ray: the Ray cluster of RAY_ADDRESS scans the rows.")
-    ] = "local",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the report as JSON (rin.report/1).")
-    ] = False,
+    checkpoints: Several = "",
+    score: ScoreName = "auto",
+    exact: Exact = 4,
+    top: Top = 10,
+    token_top: TokenTop = 5,
+    cells: Cells = 0,
+    damping: Damping = None,
+    tokens: Tokens = True,
+    max_new_tokens: Longest = 64,
+    device: Device = "auto",
+    hold: Hold = "disk",
+    executor: Executor = "local",
+    as_json: AsJson = False,
 ) -> None:
-    """Score every cached training example for a generation, token by token.
+    """Find the training examples that made the model say something, token by token.
 
-    Give a prompt and the response to explain, or a prompt with --generate, or a file of
-    queries. The result is saved: `rin report` shows it again.
+    Give a prompt and the response to explain, a prompt with --generate, or a file of queries. The
+    result is saved: `rin report` shows it again.
     """
     from rapidin_cli.api import Project
-    from rapidin_cli.gradients.optimizer_state import has_second_moments
     from rapidin_cli.influence.options import Options
-    from rapidin_cli.influence.score import AUTO
 
     if cells and not (exact and tokens):
         raise UsageError(
             "--cells needs exact scores of tokens", hint="leave out --exact 0 and --no-tokens"
         )
     project = Project.open(context.obj.directory)
-    questions = _narrowed(
-        _questions(project, stdin, prompt, response, generate, queries, row),
-        contrast,
-        focus,
-        token,
+    asked = _questions(project, stdin, prompt, response, generate, queries, row)
+    questions = _narrowed(asked, contrast, focus, token)
+    batch_tokens = project.config.cache.batch_tokens
+    options = Options(
+        score, exact, top, token_top, cells, damping, tokens, max_new_tokens, batch_tokens
     )
-    with console.progress() as bar:
-        task = bar.add_task("loading model and cache", total=None)
+    several = _several(checkpoint, checkpoints)
+    report = _ask(project, questions, options, checkpoint, several, device, hold, executor)
+    _show(project, report, score, as_json)
 
-        def advance(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
 
-        report = project.retrieve(
+def _ask(
+    project: Project,
+    questions: list[Question],
+    options: Options,
+    checkpoint: str,
+    checkpoints: list[str] | None,
+    device: str,
+    hold: str,
+    executor: str,
+) -> dict[str, Any]:
+    with console.counting("loading model and cache") as progress:
+        return project.retrieve(
             questions,
-            Options(
-                score=score,
-                exact=exact,
-                top=top,
-                token_top=token_top,
-                cells=cells,
-                damping=damping,
-                tokens=tokens,
-                max_new_tokens=max_new_tokens,
-                batch_tokens=project.config.cache.batch_tokens,
-            ),
+            options,
             checkpoint=checkpoint,
-            checkpoints=_several(checkpoint, checkpoints),
+            checkpoints=checkpoints,
             device=device,
             hold=hold,
             executor=executor,
             command=shlex.join(["rin", *sys.argv[1:]]),
-            progress=advance,
+            progress=progress,
         )
+
+
+def _show(project: Project, report: dict[str, Any], score: str, as_json: bool) -> None:
+    from rapidin_cli.gradients.optimizer_state import has_second_moments
+    from rapidin_cli.influence.score import AUTO
+    from rapidin_cli.report import terminal
+
     if as_json:
         console.as_json(report)
     else:
-        from rapidin_cli.report import terminal
-
         terminal.show(report)
     if project.results.unsaved:
         console.warn(f"rin report cannot show it again: {project.results.unsaved}")

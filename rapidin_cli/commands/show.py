@@ -6,33 +6,42 @@ from typing import Annotated
 
 import typer
 
-from rapidin_cli.commands.options import Checkpoint
+from rapidin_cli.commands.adding import ASK, add
+from rapidin_cli.commands.options import AsJson, Checkpoint
 from rapidin_cli.errors import UsageError
 from rapidin_cli.output import console
+
+Row = Annotated[
+    str,
+    typer.Argument(metavar="ROW", help="A row's id, FILE:LINE, or the start of its digest."),
+]
+SelfInfluence = Annotated[
+    bool, typer.Option("--self-influence", help="List the rows that influence themselves most.")
+]
+ScoreName = Annotated[
+    str, typer.Option(metavar="NAME", help="Score of --self-influence: dot or gram.")
+]
+Top = Annotated[int, typer.Option(min=1, metavar="N", help="Rows to list.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(name="show")(show)
+    add(app, "show", show, ASK, "rin show data/train.jsonl:12", "rin show --self-influence")
 
 
 def show(
     context: typer.Context,
-    row: Annotated[
-        str, typer.Argument(help="A row's id, FILE:LINE, or beginning of its digest.")
-    ] = "",
+    row: Row = "",
     checkpoint: Checkpoint = "",
-    self_influence: Annotated[
-        bool, typer.Option("--self-influence", help="List the rows that explain themselves most.")
-    ] = False,
-    score: Annotated[str, typer.Option(help="Of --self-influence: dot or gram.")] = "dot",
-    top: Annotated[int, typer.Option(min=1, help="Rows to list.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    self_influence: SelfInfluence = False,
+    score: ScoreName = "dot",
+    top: Top = 20,
+    as_json: AsJson = False,
 ) -> None:
-    """Show one training row: its text, its learnt tokens, its cached loss and gradient norms.
+    """Show one training row: its text, the tokens it teaches, its cached loss and gradient norms.
 
-    With --self-influence, list the rows whose own gradient moves their own loss most: often
-    outliers and wrong labels.
+    With --self-influence, list the rows whose own gradient moves their own loss most. These are
+    often outliers and wrong labels.
     """
     from rapidin_cli.api import Project
     from rapidin_cli.report import rows

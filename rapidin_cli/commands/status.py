@@ -6,24 +6,32 @@ from typing import Annotated
 
 import typer
 
+from rapidin_cli.commands.adding import MAINTAIN, add
+from rapidin_cli.commands.options import AsJson
 from rapidin_cli.output import console
 from rapidin_cli.output.sanitise import visible
+
+Offline = Annotated[bool, typer.Option("--offline", help="Do not contact remotes.")]
+ExitCode = Annotated[
+    bool, typer.Option("--exit-code", help="Exit with 1 if anything is not up to date.")
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(name="status")(status)
+    add(app, "status", status, MAINTAIN, "rin status", "rin status --offline --exit-code")
 
 
 def status(
     context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Ask no remote.")] = False,
-    exit_code: Annotated[
-        bool, typer.Option("--exit-code", help="Exit with 1 if anything is not up to date.")
-    ] = False,
+    as_json: AsJson = False,
+    offline: Offline = False,
+    exit_code: ExitCode = False,
 ) -> None:
-    """Compare data, checkpoints, lock and cache; name the command for each difference."""
+    """Compare data, checkpoints, rin.lock and caches.
+
+    Each line that is not up to date names the command that fixes it.
+    """
     from rapidin_cli.api import Project
     from rapidin_cli.commands.next_question import first_question
     from rapidin_cli.workspace.status import project_status

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rapidin_cli.commands import completion
+from rapidin_cli.commands.adding import MAINTAIN, add
+from rapidin_cli.commands.options import AsJson, Remote
 from rapidin_cli.errors import ExitCode, UsageError
 from rapidin_cli.output import console
 from rapidin_cli.output.console import count, size
@@ -17,36 +19,55 @@ if TYPE_CHECKING:
     from rapidin_cli.workspace.upkeep import Checked
     from rapidin_storage.verify import Verdict
 
-_REMOTE = Annotated[
-    str,
+_NAMED = 10
+
+Quick = Annotated[
+    bool, typer.Option("--quick", help="Only check that every object is there, in full size.")
+]
+Repair = Annotated[
+    bool,
     typer.Option(
-        help="A remote, instead of the project's own store.", autocompletion=completion.remotes
+        "--repair", help="Fetch what is damaged from a remote; drop rows that nobody has."
     ),
 ]
-_NAMED = 10
-_JSON = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
+Grace = Annotated[
+    str, typer.Option(metavar="TIME", help="Keep what is younger than this: 24h, 90m, 7d.")
+]
+Alone = Annotated[
+    bool, typer.Option("--alone", help="Nobody else writes there now: allow less than 24h.")
+]
+Local = Annotated[
+    bool, typer.Option("--local", help="Delete local objects that the remote is seen to hold.")
+]
+Compact = Annotated[
+    bool, typer.Option("--compact", help="Close the holes that concurrent writers left.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it, instead of only saying what.")]
+Checkpoint = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="Name from rin.toml. Default: the last one.",
+        autocompletion=completion.checkpoints,
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(name="verify")(verify)
-    app.command(name="gc")(gc)
-    app.command(name="log")(log)
+    add(app, "log", log, MAINTAIN, "rin log", "rin log checkpoint-300 --remote origin")
+    add(app, "verify", verify, MAINTAIN, "rin verify", "rin verify --repair --remote origin")
+    add(app, "gc", gc, MAINTAIN, "rin gc", "rin gc --yes", "rin gc --local --yes")
 
 
 def verify(
     context: typer.Context,
-    remote: _REMOTE = "",
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Only whether everything is there, in full size.")
-    ] = False,
-    repair: Annotated[
-        bool,
-        typer.Option("--repair", help="Fetch what is bad from a remote; give up what nobody has."),
-    ] = False,
-    as_json: _JSON = False,
+    remote: Remote = "",
+    quick: Quick = False,
+    repair: Repair = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Read every object of every snapshot again; exit with 5 if something is wrong."""
+    """Read and check every object of every snapshot. Exits with 5 if something is wrong."""
     from rapidin_cli.api import Project
     from rapidin_cli.workspace.upkeep import check
 
@@ -150,24 +171,14 @@ def _verify_json(checked: Checked, lost: list[str]) -> dict[str, Any]:
 
 def gc(
     context: typer.Context,
-    remote: _REMOTE = "",
-    grace: Annotated[
-        str, typer.Option(help="Spare what was written later than this ago: 24h, 90m, 7d.")
-    ] = "24h",
-    alone: Annotated[
-        bool,
-        typer.Option("--alone", help="Nobody writes there now: allows a grace below 24h."),
-    ] = False,
-    local: Annotated[
-        bool,
-        typer.Option("--local", help="Drop local objects that the remote was seen to hold."),
-    ] = False,
-    compact: Annotated[
-        bool, typer.Option("--compact", help="Close the holes that concurrent writers left.")
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it; else only say what.")] = False,
+    remote: Remote = "",
+    grace: Grace = "24h",
+    alone: Alone = False,
+    local: Local = False,
+    compact: Compact = False,
+    yes: Yes = False,
 ) -> None:
-    """Remove what no snapshot of the store needs. Only says what it would do without --yes."""
+    """Delete what no snapshot needs. Without --yes it only says what it would delete."""
     from rapidin_cli.api import Project
     from rapidin_cli.workspace.upkeep import drop, garbage
     from rapidin_storage import StorageError
@@ -225,17 +236,11 @@ def _say_removed(count: int, size: int, done: bool, which: str) -> None:
 
 def log(
     context: typer.Context,
-    checkpoint: Annotated[
-        str,
-        typer.Argument(
-            help="Name from rin.toml; the last one by default.",
-            autocompletion=completion.checkpoints,
-        ),
-    ] = "",
-    remote: _REMOTE = "",
-    as_json: _JSON = False,
+    checkpoint: Checkpoint = "",
+    remote: Remote = "",
+    as_json: AsJson = False,
 ) -> None:
-    """List the snapshots of a checkpoint's cache, the newest first."""
+    """List the snapshots of a checkpoint's cache, newest first."""
     from rapidin_cli.api import Project
     from rapidin_cli.workspace.upkeep import history
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rapidin_cli.commands import completion
+from rapidin_cli.commands.adding import SHARE, add
 from rapidin_cli.errors import MissingError
 from rapidin_cli.output import console
 
@@ -15,35 +16,41 @@ if TYPE_CHECKING:
     from rapidin_cli.workspace.moving import Moved
 
 
-_REMOTE = Annotated[
+RemoteName = Annotated[
     str,
     typer.Argument(
-        help="A remote; the only one, or origin, by default.", autocompletion=completion.remotes
+        metavar="REMOTE",
+        help="Name of a remote. Default: the only one, or origin.",
+        autocompletion=completion.remotes,
     ),
 ]
-_CHECKPOINT = Annotated[
+Checkpoint = Annotated[
     list[str] | None,
     typer.Option(
-        help="Name from rin.toml; all by default. May be repeated.",
+        metavar="NAME",
+        help="Name from rin.toml; may be repeated. Default: all of them.",
         autocompletion=completion.checkpoints,
     ),
 ]
-_ALL = Annotated[bool, typer.Option("--all", help="Every cache of the store, old ones too.")]
+Every = Annotated[bool, typer.Option("--all", help="Copy every cache, old ones too.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(name="push")(push)
-    app.command(name="pull")(pull)
+    add(app, "push", push, SHARE, "rin push", "rin push origin --checkpoint checkpoint-300")
+    add(app, "pull", pull, SHARE, "rin pull", "rin pull origin --all")
 
 
 def push(
     context: typer.Context,
-    remote: _REMOTE = "",
-    checkpoint: _CHECKPOINT = None,
-    every: _ALL = False,
+    remote: RemoteName = "",
+    checkpoint: Checkpoint = None,
+    every: Every = False,
 ) -> None:
-    """Copy cached rows to a remote: only what it lacks, commits last. Run again to resume."""
+    """Copy cached rows to a remote.
+
+    Only what the remote lacks is copied, and commits go last. Run it again to resume.
+    """
     from rapidin_cli.api import Project
     from rapidin_cli.commands.transfer_bar import TransferBar
 
@@ -57,13 +64,14 @@ def push(
 
 def pull(
     context: typer.Context,
-    remote: _REMOTE = "",
-    checkpoint: _CHECKPOINT = None,
-    every: _ALL = False,
+    remote: RemoteName = "",
+    checkpoint: Checkpoint = None,
+    every: Every = False,
 ) -> None:
-    """Copy cached rows from a remote: only what is missing here. Run again to resume.
+    """Copy cached rows from a remote.
 
-    Needs neither model nor data: rin.lock says which caches.
+    Only what is missing here is copied. Run it again to resume. It needs neither model nor
+    data: rin.lock says which caches to copy.
     """
     from rapidin_cli.api import Project
     from rapidin_cli.commands.transfer_bar import TransferBar

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +125,18 @@ def progress(*columns: Any) -> Iterator[Progress]:
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
         yield bar
+
+
+@contextmanager
+def counting(first: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for work that says (what, done, all); `first` stands until it does."""
+    with progress() as bar:
+        task = bar.add_task(first, total=None)
+
+        def advance(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        yield advance
 
 
 def confirm(question: str, *, default: bool) -> bool:

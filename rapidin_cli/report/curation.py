@@ -16,9 +16,9 @@ from typing import Any
 
 from rapidin_cli.data.reading import HALF_PAIR, BadRow, DataSettings, Row, read_pairs
 from rapidin_cli.errors import InputError, UsageError
-from rapidin_cli.report.saving import save_page
 from rapidin_cli.report.span import parse_span, selected
 from rapidin_cli.report.tables import SIDES, csv_text, ranked
+from rapidin_cli.report.writing import save_page
 
 View = Mapping[str, Any]
 Place = tuple[str, int]

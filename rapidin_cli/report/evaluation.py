@@ -12,7 +12,7 @@ from rich.text import Text
 from rapidin_cli.output import console
 from rapidin_cli.output.sanitise import visible
 from rapidin_cli.report.html import render_page
-from rapidin_cli.report.saving import save_page
+from rapidin_cli.report.writing import save_page
 
 View = Mapping[str, Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser
 
-from rapidin_cli.report.publish import publish
+from rapidin_cli.report.writing import publish
 from tests.integration.browser import chromium, make_report
 
 

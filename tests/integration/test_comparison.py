@@ -11,7 +11,7 @@ from playwright.sync_api import Browser
 
 from rapidin_cli.report.comparison import change, compare
 from rapidin_cli.report.comparison_shown import page
-from rapidin_cli.report.smaller import redact_comparison
+from rapidin_cli.report.shrinking import redact_comparison
 from tests import forked
 from tests.integration.browser import HOSTILE, make_report, opened
 

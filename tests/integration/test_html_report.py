@@ -14,7 +14,7 @@ from rapidin_cli.errors import InputError
 from rapidin_cli.output.sanitise import visible
 from rapidin_cli.output.templates import template_text
 from rapidin_cli.report.html import render_html
-from rapidin_cli.report.publish import publish
+from rapidin_cli.report.writing import publish
 from tests.integration.browser import HOSTILE, REPLY, digest_of, opened
 
 

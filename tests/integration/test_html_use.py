@@ -12,8 +12,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
 from rapidin_cli.errors import InputError, UsageError
-from rapidin_cli.report.publish import publish
-from rapidin_cli.report.smaller import redact
+from rapidin_cli.report.shrinking import redact
+from rapidin_cli.report.writing import publish
 from tests.integration.browser import (
     HOSTILE,
     digest_of,
@@ -338,7 +338,7 @@ def test_a_report_that_is_too_large_is_shrunk_split_or_refused(
     assert "left out to make this file smaller: pairs of tokens, scores of training tokens" in text
     with pytest.raises(UsageError, match="at the least"):
         publish(some, tmp_path / "tiny.html", megabytes=0.1)
-    monkeypatch.setattr("rapidin_cli.report.publish.REFUSED_ABOVE", 500_000)
+    monkeypatch.setattr("rapidin_cli.report.writing.REFUSED_ABOVE", 500_000)
     with pytest.raises(UsageError, match="few browsers"):
         publish(some, tmp_path / "refused.html")
     assert not (tmp_path / "refused.html").exists()

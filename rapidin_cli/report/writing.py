@@ -1,16 +1,20 @@
-"""The HTML report within its bounds: rounded, shrunk, split into pages, or refused."""
+"""Reports as files: pages within their bounds, whole or not at all, for their owner only."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rapidin_cli.errors import UsageError
+from rapidin_cli.errors import InputError, UsageError
+from rapidin_cli.output.files import write_whole
 from rapidin_cli.report.html import render_html, render_page
-from rapidin_cli.report.saving import refuse_existing, save_page
-from rapidin_cli.report.smaller import ever_smaller
+from rapidin_cli.report.shrinking import ever_smaller
+from rapidin_cli.report.tables import as_csv, as_jsonl
+from rapidin_cli.report.view import dump
 
 MEGABYTE = 10**6
 # Measured in Chromium on two cores (tests/integration/test_html_report.py): 10 MB are ready in
@@ -104,3 +108,40 @@ def _split(
     # The list last: it leads nowhere that is not there.
     index = render_page("queries.html.j2", report=report, pages=pages)
     return Published([path, *paths], size + save_page(index, path, force=force))
+
+
+def text(report: Mapping[str, Any], kind: str, token: str) -> str:
+    """Return a report as `json`, `jsonl` or `csv`."""
+    if kind == "json":
+        return dump(report)
+    return as_csv(report, token) if kind == "csv" else as_jsonl(report, token)
+
+
+def save_page(text: str, path: Path, *, force: bool) -> int:
+    """Write a page with mode 0600; return its bytes.
+
+    Raises:
+        InputError: the file is there and ``force`` is false, or it cannot be written.
+    """
+    refuse_existing(path, force=force)
+    with _explained(path):
+        return write_whole(path, text, replace=force, mode=0o600)
+
+
+def refuse_existing(path: Path, *, force: bool) -> None:
+    """Raise InputError if there is a file that must not be replaced."""
+    with _explained(path):
+        if not force and os.path.lexists(path):
+            raise FileExistsError(str(path))
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError:
+        raise InputError(f"{path} is there already", hint="add --force to replace it") from None
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror}", hint="choose another file"
+        ) from None
