@@ -1,69 +1,93 @@
-"""How a command is added: its group, its help in paragraphs, its examples."""
+"""How commands and their options are written: help in paragraphs, examples, values by name."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-START, ASK, ACT, SHARE, MAINTAIN = "Start", "Ask", "Act", "Share", "Maintain"
+from rapidin_cli.commands import completion
 
-# What stands behind an option for its value; nothing behind a switch.
-_VALUES = {bool: "", str: "TEXT", list[str]: "TEXT", int: "N", float: "X", Path: "PATH"}
+# What the shell completes, by the name of the value.
+_COMPLETED: dict[str, Callable[..., list[str]]] = {
+    "CHECKPOINT": completion.checkpoints,
+    "CHECKPOINT[,...]": completion.several_checkpoints,
+    "RESULT": completion.results,
+    "RESULT[:QUERY]": completion.results,
+    "REMOTE": completion.remotes,
+    "PLACE": completion.remotes,
+    "SCORE": completion.scores,
+}
 
 
-def _named_values(params: list[Any]) -> list[Any]:
-    for param in params:
-        if isinstance(param, TyperOption) and param.metavar is None:
-            flag = getattr(param, "is_flag", False)
-            kind: Any = getattr(getattr(param, "type_descriptor", None), "annotation", None)
-            param.metavar = "" if flag else _VALUES.get(kind)
-    return params
+def opt(value: str, told: str, *names: str, **more: Any) -> Any:
+    """An option with a value.
+
+    Args:
+        value: what stands for it in help, such as FILE; some are completed by the shell.
+        told: the help.
+        names: of the option, if not the parameter's.
+    """
+    completed = _COMPLETED.get(value)
+    return typer.Option(*names, metavar=value, help=told, autocompletion=completed, **more)
 
 
-class Command(TyperCommand):
-    """A command whose help names values as people write them."""
+def switch(told: str, *names: str) -> Any:
+    """An option without a value."""
+    return typer.Option(*names, metavar="", help=told)
 
+
+def arg(value: str, told: str, **more: Any) -> Any:
+    """An argument; see `opt`."""
+    completed = _COMPLETED.get(value)
+    return typer.Argument(metavar=value, help=told, autocompletion=completed, **more)
+
+
+class _Command(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
-        """Return arguments and options, `--help` too."""
-        return _named_values(super().get_params(ctx))
+        return _without_types(super().get_params(ctx))
 
 
 class Group(TyperGroup):
-    """The same for a command with commands below it; they are listed as they were added."""
+    """A command with commands below it."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Return arguments and options, `--help` too."""
-        return _named_values(super().get_params(ctx))
+        """Return its options, `--help` too."""
+        return _without_types(super().get_params(ctx))
 
 
-def add(
-    app: typer.Typer, name: str, function: Callable[..., None], group: str | None, *examples: str
-) -> None:
-    """Add a command.
+def _without_types(params: list[Any]) -> list[Any]:
+    """Typer's own switches, such as `--help`, would be shown as `<bool>`."""
+    for param in params:
+        if isinstance(param, TyperOption) and param.metavar is None:
+            param.metavar = ""
+    return params
 
-    Args:
-        function: its docstring is the help; line breaks within a paragraph do not count.
-        group: the heading that it is listed under.
-        examples: whole lines to type.
+
+def add(app: typer.Typer, group: str | None, commands: Sequence[Callable[..., None]]) -> None:
+    """Add commands under a heading, each by its function's name.
+
+    The docstring is the help: its first paragraphs, in which line breaks do not count, and then
+    `Examples:`, lines to type.
     """
-    paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
-    shown = "\n".join(f"  {example}" for example in examples)
-    app.command(
-        name=name,
-        cls=Command,
-        help="\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs),
-        epilog=f"Examples:\n{shown}",
-        rich_help_panel=group,
-    )(function)
+    for function in commands:
+        told, _, examples = inspect.cleandoc(function.__doc__ or "").partition("\n\nExamples:\n")
+        app.command(
+            name=function.__name__.rstrip("_"),
+            cls=_Command,
+            help="\n\n".join(" ".join(part.split()) for part in told.split("\n\n")),
+            epilog=f"Examples:\n{examples}",
+            rich_help_panel=group,
+        )(function)
 
 
-def add_group(app: typer.Typer, name: str, told: str, group: str) -> typer.Typer:
-    """Add a command with commands below it, and return where to add those."""
+def add_group(
+    app: typer.Typer, group: str, name: str, told: str, commands: Sequence[Callable[..., None]]
+) -> None:
+    """Add a command with commands below it."""
     inner = typer.Typer(cls=Group, no_args_is_help=True, help=told)
+    add(inner, None, commands)
     app.add_typer(inner, name=name, rich_help_panel=group)
-    return inner

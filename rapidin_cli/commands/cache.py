@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rapidin_cli.commands import completion
-from rapidin_cli.commands.adding import START, add
+from rapidin_cli.commands.adding import opt, switch
 from rapidin_cli.commands.options import Checkpoints, Devices, SkipBad, Workers
 from rapidin_cli.errors import UsageError
 from rapidin_cli.output import console
@@ -23,32 +22,12 @@ if TYPE_CHECKING:
 
 
 Root = Annotated[
-    str,
-    typer.Option(
-        metavar="PLACE",
-        help="Write to this remote, URL or folder instead of \\[storage] root.",
-        autocompletion=completion.remotes,
-    ),
+    str, opt("PLACE", "Write to this remote, URL or folder instead of \\[storage] root.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop.")]
-Share = Annotated[
-    str, typer.Option(metavar="I/N", help="Do one share of the rows, in a job array.")
-]
-Executor = Annotated[
-    str,
-    typer.Option(metavar="WHERE", help="local, or ray: workers on the Ray cluster of RAY_ADDRESS."),
-]
-Fetch = Annotated[
-    bool, typer.Option("--pull/--no-pull", help="Fetch rows that a remote already has.")
-]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(
-        app, "cache", cache, START,
-        "rin cache --dry-run", "rin cache", "rin cache checkpoint-300 --devices cuda:0,cuda:1",
-    )  # fmt: skip
+DryRun = Annotated[bool, switch("Say what it would cost, and stop.", "--dry-run")]
+Share = Annotated[str, opt("I/N", "Do one share of the rows, in a job array.")]
+Executor = Annotated[str, opt("WHERE", "local, or ray: workers on the Ray cluster of RAY_ADDRESS.")]
+Fetch = Annotated[bool, switch("Fetch rows that a remote already has.", "--pull/--no-pull")]
 
 
 def cache(
@@ -67,6 +46,11 @@ def cache(
 
     Only rows that are not cached yet are computed. You can interrupt it, kill it and run it
     again at any time: at most the work since the last commit (30 s) is repeated.
+
+    Examples:
+        rin cache --dry-run
+        rin cache
+        rin cache checkpoint-300 --devices cuda:0,cuda:1
     """
     from rapidin_cli.api import Project
     from rapidin_cli.commands.caching_bar import CachingBars

@@ -6,18 +6,11 @@ from typing import Annotated
 
 import typer
 
-from rapidin_cli.commands.adding import START, add
+from rapidin_cli.commands.adding import switch
 from rapidin_cli.commands.options import Checkpoints, Devices, SkipBad, Workers
 from rapidin_cli.output import console
 
-Again = Annotated[
-    bool, typer.Option("--again", help="Collect it again, after the data has changed a lot.")
-]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(app, "curvature", curvature, START, "rin curvature", "rin curvature --workers 2 --again")
+Again = Annotated[bool, switch("Collect it again, after the data has changed a lot.", "--again")]
 
 
 def curvature(
@@ -32,6 +25,10 @@ def curvature(
 
     It goes over the data twice. Cached rows stay as they are, and rows that you add later do not
     need it again.
+
+    Examples:
+        rin curvature
+        rin curvature --workers 2 --again
     """
     from rapidin_cli.api import Project
     from rapidin_cli.commands.next_question import first_question

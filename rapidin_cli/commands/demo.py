@@ -7,22 +7,21 @@ from typing import Annotated
 
 import typer
 
-from rapidin_cli.commands.adding import START, add
+from rapidin_cli.commands.adding import arg, switch
 from rapidin_cli.output import console
 
-Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder, or an earlier demo.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an earlier demo.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(app, "demo", demo, START, "rin demo", "rin demo ~/rin-demo --force")
+Folder = Annotated[Path, arg("FOLDER", "A new folder, or an earlier demo.")]
+Force = Annotated[bool, switch("Replace an earlier demo.", "--force")]
 
 
 def demo(context: typer.Context, folder: Folder = Path("rin-demo"), force: Force = False) -> None:
     """Train a tiny model with planted misbehaviour, then find the rows that caused it.
 
     It takes about a minute on two cores and leaves a folder to explore.
+
+    Examples:
+        rin demo
+        rin demo ~/rin-demo --force
     """
     from rapidin_cli.setup.demo.story import run_demo
 

@@ -6,48 +6,20 @@ from typing import Annotated
 
 import typer
 
-from rapidin_cli.commands import completion
-from rapidin_cli.commands.adding import ASK, add
+from rapidin_cli.commands.adding import arg, opt, switch
 from rapidin_cli.commands.options import AsJson, Device
 from rapidin_cli.output import console
 from rapidin_cli.output.sanitise import visible
 
-Before = Annotated[
-    str,
-    typer.Argument(
-        metavar="BEFORE",
-        help="NAME, NAME@SNAPSHOT, or @SNAPSHOT of the last checkpoint.",
-        autocompletion=completion.checkpoints,
-    ),
-]
+Before = Annotated[str, arg("BEFORE", "NAME, NAME@SNAPSHOT, or @SNAPSHOT of the last checkpoint.")]
 After = Annotated[
-    str,
-    typer.Argument(
-        metavar="AFTER",
-        help="The same. Default: the newest snapshot of BEFORE's checkpoint.",
-        autocompletion=completion.checkpoints,
-    ),
+    str, arg("AFTER", "The same. Default: the newest snapshot of BEFORE's checkpoint.")
 ]
 Result = Annotated[
-    str | None,
-    typer.Option(
-        metavar="RESULT",
-        help="A saved result: show how the influences of its queries moved.",
-        autocompletion=completion.results,
-    ),
+    str | None, opt("RESULT", "A saved result: show how the influences of its queries moved.")
 ]
-Top = Annotated[int, typer.Option(min=1, metavar="N", help="Influences of each sign to compare.")]
-ExitCode = Annotated[
-    bool, typer.Option("--exit-code", help="Exit with 1 if rows were added or removed.")
-]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(
-        app, "diff", diff, ASK,
-        "rin diff checkpoint-100 checkpoint-300", "rin diff @1 --result 4f0c2a91d3b7",
-    )  # fmt: skip
+Top = Annotated[int, opt("N", "Influences of each sign to compare.", min=1)]
+ExitCode = Annotated[bool, switch("Exit with 1 if rows were added or removed.", "--exit-code")]
 
 
 def diff(
@@ -63,6 +35,10 @@ def diff(
     """Compare two checkpoints or snapshots: which rows came and went.
 
     With --result, also how the influences of its queries moved.
+
+    Examples:
+        rin diff checkpoint-100 checkpoint-300
+        rin diff @1 --result 4f0c2a91d3b7
     """
     from rapidin_cli.api import Project
     from rapidin_cli.workspace.diff import compare_influences, compare_rows, diff_lines

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import typer
 
-from rapidin_cli.commands.adding import MAINTAIN, add
 from rapidin_cli.commands.options import AsJson
 from rapidin_cli.output import console
 from rapidin_cli.output.sanitise import visible
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(app, "doctor", doctor, MAINTAIN, "rin doctor", "rin doctor --json")
 
 
 def doctor(context: typer.Context, as_json: AsJson = False) -> None:
     """Check versions, devices, the project, its store and its remotes.
 
     Exits with 1 if something is wrong.
+
+    Examples:
+        rin doctor
+        rin doctor --json
     """
     from rapidin_cli.setup.doctor import examine
 

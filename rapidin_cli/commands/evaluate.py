@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rapidin_cli.commands.adding import ACT, add, add_group
+from rapidin_cli.commands.adding import opt, switch
 from rapidin_cli.commands.options import AsJson, Checkpoint, Device, Html
 from rapidin_cli.output import console
 from rapidin_cli.workspace.project_checkpoint import ProjectCheckpoint
@@ -16,45 +16,18 @@ if TYPE_CHECKING:
     from rapidin_cli.evaluation.evaluate import Plan
 
 
-Queries = Annotated[
-    Path,
-    typer.Option(metavar="FILE", help="JSONL, or a JSON list, of queries in the data's shapes."),
-]
-Scores = Annotated[
-    str,
-    typer.Option(metavar="LIST", help="Such as ekfac,rapidin,bm25,random. Default: all of them."),
-]
+Queries = Annotated[Path, opt("FILE", "JSONL, or a JSON list, of queries in the data's shapes.")]
+Scores = Annotated[str, opt("LIST", "Such as ekfac,rapidin,bm25,random. Default: all of them.")]
 Exact = Annotated[
-    bool, typer.Option("--exact", help="Score every row from its whole gradient, not as cached.")
+    bool, switch("Score every row from its whole gradient, not as cached.", "--exact")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite the HTML file.")]
-Trainings = Annotated[
-    int,
-    typer.Option(min=1, metavar="N", help="Trainings at a time on a CPU. They share its cores."),
-]
-Planted = Annotated[
-    str, typer.Option(metavar="REGEX", help="Matches the ids of the rows that should be found.")
-]
-Found = Annotated[int, typer.Option(min=1, metavar="K", help="The k of precision at k.")]
-Subsets = Annotated[int, typer.Option(min=3, metavar="N", help="Random halves to train on.")]
-Dropped = Annotated[int, typer.Option(min=1, metavar="N", help="Rows to leave out.")]
-Repeats = Annotated[int, typer.Option(min=1, metavar="N", help="Random drops to compare with.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    group = add_group(
-        app, "evaluate", "Measure how good the scores are on this model and data.", ACT
-    )
-    add(
-        group, "retrieval", retrieval, None,
-        'rin evaluate retrieval --queries queries.jsonl --planted "^backdoor-"',
-    )  # fmt: skip
-    add(group, "lds", lds, None, "rin evaluate lds --queries queries.jsonl --subsets 20")
-    add(
-        group, "counterfactual", counterfactual, None,
-        "rin evaluate counterfactual --queries queries.jsonl --top 10",
-    )  # fmt: skip
+Force = Annotated[bool, switch("Overwrite the HTML file.", "--force")]
+Trainings = Annotated[int, opt("N", "Trainings at a time on a CPU. They share its cores.", min=1)]
+Planted = Annotated[str, opt("REGEX", "Matches the ids of the rows that should be found.")]
+Found = Annotated[int, opt("K", "The k of precision at k.", min=1)]
+Subsets = Annotated[int, opt("N", "Random halves to train on.", min=3)]
+Dropped = Annotated[int, opt("N", "Rows to leave out.", min=1)]
+Repeats = Annotated[int, opt("N", "Random drops to compare with.", min=1)]
 
 
 def retrieval(
@@ -73,6 +46,9 @@ def retrieval(
     """Do the scores find rows that you know to be the cause? Precision, auPRC, auROC.
 
     A query may have a field `planted` of its own instead of --planted.
+
+    Examples:
+        rin evaluate retrieval --queries queries.jsonl --planted "^backdoor-"
     """
     from rapidin_cli.evaluation.evaluate import retrieval as run
     from rapidin_cli.evaluation.planted import planted_rows
@@ -99,15 +75,15 @@ def lds(
 
     Trains with \\[evaluate] command of rin.toml, or with the built-in trainer. You can interrupt
     it and run it again: finished trainings are kept.
+
+    Examples:
+        rin evaluate lds --queries queries.jsonl --subsets 20
     """
     from rapidin_cli.evaluation.evaluate import linear_datamodeling
 
     opened, plan = _plan(context, queries, checkpoint, scores, exact, device, workers)
     _show(
-        lambda progress: linear_datamodeling(opened, plan, subsets, progress),
-        as_json,
-        html,
-        force,
+        lambda progress: linear_datamodeling(opened, plan, subsets, progress), as_json, html, force
     )
 
 
@@ -129,6 +105,9 @@ def counterfactual(
 
     It takes one training for each query and score, and a few for random rows. They are kept, as
     those of lds are.
+
+    Examples:
+        rin evaluate counterfactual --queries queries.jsonl --top 10
     """
     from rapidin_cli.evaluation.evaluate import counterfactual as run
 
@@ -155,12 +134,7 @@ def _plan(
     return project.opened(checkpoint), Plan(questions, names, exact, device, workers)
 
 
-def _show(
-    run: Any,
-    as_json: bool,
-    html: Path | None,
-    force: bool,
-) -> None:
+def _show(run: Any, as_json: bool, html: Path | None, force: bool) -> None:
     from rapidin_cli.report import evaluation
 
     with console.counting("loading model and cache") as progress:

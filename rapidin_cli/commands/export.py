@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rapidin_cli.commands import completion
-from rapidin_cli.commands.adding import ACT, add
+from rapidin_cli.commands.adding import arg, opt
 from rapidin_cli.commands.options import Span
 from rapidin_cli.errors import UsageError
 from rapidin_cli.output import console
@@ -19,20 +18,13 @@ if TYPE_CHECKING:
 
 
 def _result(told: str) -> Any:
-    return typer.Option(metavar="RESULT", help=told, autocompletion=completion.results)
+    return typer.Option(metavar="RESULT", help=told)
 
 
 Checkpoint = Annotated[
-    str,
-    typer.Argument(
-        metavar="CHECKPOINT",
-        help="For --zarr: NAME or NAME@SNAPSHOT. Default: the last checkpoint.",
-        autocompletion=completion.checkpoints,
-    ),
+    str, arg("CHECKPOINT", "For --zarr: NAME or NAME@SNAPSHOT. Default: the last checkpoint.")
 ]
-Zarr = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Write a snapshot as a plain Zarr v3 group.")
-]
+Zarr = Annotated[Path | None, opt("FOLDER", "Write a snapshot as a plain Zarr v3 group.")]
 Drop = Annotated[
     str, _result("Write the data without the rows of this result; `latest` is the newest.")
 ]
@@ -41,24 +33,12 @@ Weigh = Annotated[
     str, _result("Write all rows with a field `weight`: --weight for these, 1 for the others.")
 ]
 Review = Annotated[str, _result("Write the rows of this result as CSV, to mark keep or drop.")]
-Reviewed = Annotated[
-    Path | None, typer.Option(metavar="CSV", help="Write the data without the rows marked drop.")
-]
-Out = Annotated[Path | None, typer.Option(metavar="FILE", help="The new file: JSONL, or CSV.")]
-Top = Annotated[int, typer.Option(min=1, metavar="N", help="Rows of each query and side.")]
-Side = Annotated[str, typer.Option(metavar="SIDE", help="raised, lowered or both.")]
-Query = Annotated[str, typer.Option(metavar="ID", help="Only what was found for this query.")]
-Weight = Annotated[float, typer.Option(min=0, metavar="X", help="The weight of --weigh.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(
-        app, "export", export, ACT,
-        "rin export --drop latest --out cleaned.jsonl",
-        "rin export --review latest --out review.csv",
-        "rin export --zarr rows.zarr",
-    )  # fmt: skip
+Reviewed = Annotated[Path | None, opt("CSV", "Write the data without the rows marked drop.")]
+Out = Annotated[Path | None, opt("FILE", "The new file: JSONL, or CSV.")]
+Top = Annotated[int, opt("N", "Rows of each query and side.", min=1)]
+Side = Annotated[str, opt("SIDE", "raised, lowered or both.")]
+Query = Annotated[str, opt("ID", "Only what was found for this query.")]
+Weight = Annotated[float, opt("X", "The weight of --weigh.", min=0)]
 
 
 def export(
@@ -80,6 +60,11 @@ def export(
     """Write the training data without (or with only) the rows that a result found.
 
     Or write a snapshot of cached rows as plain Zarr.
+
+    Examples:
+        rin export --drop latest --out cleaned.jsonl
+        rin export --review latest --out review.csv
+        rin export --zarr rows.zarr
     """
     from rapidin_cli.api import Project
     from rapidin_cli.report.curation import Wanted

@@ -6,35 +6,17 @@ from typing import Annotated
 
 import typer
 
-from rapidin_cli.commands.adding import START, add
+from rapidin_cli.commands.adding import opt, switch
 from rapidin_cli.output import console
 
-Data = Annotated[
-    list[str] | None,
-    typer.Option(metavar="FILE", help="Training data. Default: what is found here."),
-]
+Data = Annotated[list[str] | None, opt("FILE", "Training data. Default: what is found here.")]
 Checkpoint = Annotated[
     list[str] | None,
-    typer.Option(
-        metavar="FOLDER", help="Adapter or model: a folder or a hub name. Default: what is found."
-    ),
+    opt("FOLDER", "Adapter or model: a folder or a hub name. Default: what is found."),
 ]
-Base = Annotated[
-    str,
-    typer.Option(metavar="MODEL", help="Base model of the adapters, if not the one they name."),
-]
-Template = Annotated[
-    str, typer.Option(metavar="NAME", help="chat, alpaca, plain, or a text with {prompt}.")
-]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Write rin.toml without asking.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(
-        app, "init", init, START,
-        "rin init", "rin init --data train.jsonl --checkpoint out/checkpoint-300 --yes",
-    )  # fmt: skip
+Base = Annotated[str, opt("MODEL", "Base model of the adapters, if not the one they name.")]
+Template = Annotated[str, opt("NAME", "chat, alpaca, plain, or a text with {prompt}.")]
+Yes = Annotated[bool, switch("Write rin.toml without asking.", "--yes", "-y")]
 
 
 def init(
@@ -48,6 +30,10 @@ def init(
     """Find your data and checkpoints here, and write a commented rin.toml.
 
     It never overwrites anything. In a folder that already has a rin.toml, it only says so.
+
+    Examples:
+        rin init
+        rin init --data train.jsonl --checkpoint out/checkpoint-300 --yes
     """
     from rapidin_cli.setup.proposal import describe, initialise, propose
 

@@ -34,7 +34,7 @@ from rapidin_cli.commands import (
     store,
     transfer,
 )
-from rapidin_cli.commands.adding import Group
+from rapidin_cli.commands.adding import Group, add, add_group, opt, switch
 from rapidin_cli.errors import ExitCode, RinError, UsageError
 from rapidin_cli.output import console
 from rapidin_cli.output.version import __version__
@@ -72,10 +72,8 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def options(
     context: typer.Context,
-    directory: Annotated[
-        Path, typer.Option("--directory", "-C", metavar="FOLDER", help="Work in this folder.")
-    ] = Path(),
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    directory: Annotated[Path, opt("FOLDER", "Work in this folder.", "--directory", "-C")] = Path(),
+    debug: Annotated[bool, switch("Show the traceback of an error.", "--debug")] = False,
     version: Annotated[
         bool,
         typer.Option(
@@ -94,12 +92,26 @@ def options(
     context.obj = Global(Path.cwd())
 
 
-# In the order in which `rin --help` lists them, within their groups.
-for module in (
-    init, cache, curvature, demo, retrieve, report, show, diff, export, evaluate, remote, transfer,
-    status, store, doctor,
-):  # fmt: skip
-    module.register(app)
+# In the order in which `rin --help` lists them.
+add(app, "Start", [init.init, cache.cache, curvature.curvature, demo.demo])
+add(app, "Ask", [retrieve.retrieve, report.report, show.show, diff.diff])
+add(app, "Act", [export.export])
+add_group(
+    app,
+    "Act",
+    "evaluate",
+    "Measure how good the scores are on this model and data.",
+    [evaluate.retrieval, evaluate.lds, evaluate.counterfactual],
+)
+add(app, "Share", [transfer.push, transfer.pull])
+add_group(
+    app,
+    "Share",
+    "remote",
+    "List, add and remove the places where caches are shared.",
+    [remote.add, remote.list_, remote.remove],
+)
+add(app, "Maintain", [status.status, store.log, store.verify, store.gc, doctor.doctor])
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

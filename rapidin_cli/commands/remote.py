@@ -6,39 +6,20 @@ from typing import Annotated
 
 import typer
 
-from rapidin_cli.commands import completion
-from rapidin_cli.commands.adding import SHARE, add, add_group
+from rapidin_cli.commands.adding import arg, opt
 from rapidin_cli.commands.options import AsJson
 from rapidin_cli.output import console
 from rapidin_cli.output.sanitise import visible
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="What to call it, such as origin.")]
-Url = Annotated[
-    str,
-    typer.Argument(metavar="URL", help="s3://BUCKET/PREFIX, any fsspec URL, or a folder."),
-]
-Known = Annotated[
-    str,
-    typer.Argument(metavar="NAME", help="A remote of rin.toml.", autocompletion=completion.remotes),
-]
-Endpoint = Annotated[
-    str, typer.Option(metavar="URL", help="Endpoint of an S3 service that is not AWS.")
-]
-Profile = Annotated[str, typer.Option(metavar="NAME", help="Profile in the AWS config files.")]
-Region = Annotated[str, typer.Option(metavar="NAME", help="Region of the bucket.")]
+Name = Annotated[str, arg("NAME", "What to call it, such as origin.")]
+Url = Annotated[str, arg("URL", "s3://BUCKET/PREFIX, any fsspec URL, or a folder.")]
+Known = Annotated[str, arg("REMOTE", "A remote of rin.toml.")]
+Endpoint = Annotated[str, opt("URL", "Endpoint of an S3 service that is not AWS.")]
+Profile = Annotated[str, opt("NAME", "Profile in the AWS config files.")]
+Region = Annotated[str, opt("NAME", "Region of the bucket.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    group = add_group(
-        app, "remote", "List, add and remove the places where caches are shared.", SHARE
-    )
-    add(group, "add", add_remote, None, "rin remote add origin s3://my-bucket/rin")
-    add(group, "list", list_remotes, None, "rin remote list")
-    add(group, "remove", remove_remote, None, "rin remote remove origin")
-
-
-def add_remote(
+def add(
     context: typer.Context,
     name: Name,
     url: Url,
@@ -46,7 +27,11 @@ def add_remote(
     profile: Profile = "",
     region: Region = "",
 ) -> None:
-    """Add a remote to rin.toml. Credentials come from the AWS chain, never from rin.toml."""
+    """Add a remote to rin.toml. Credentials come from the AWS chain, never from rin.toml.
+
+    Examples:
+        rin remote add origin s3://my-bucket/rin
+    """
     from rapidin_cli.api import Project
     from rapidin_cli.workspace import remotes
     from rapidin_cli.workspace.config import RemoteSettings
@@ -58,8 +43,12 @@ def add_remote(
     console.say("next: rin doctor")
 
 
-def list_remotes(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the remotes of rin.toml."""
+def list_(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the remotes of rin.toml.
+
+    Examples:
+        rin remote list
+    """
     from dataclasses import asdict
 
     from rapidin_cli.api import Project
@@ -76,8 +65,12 @@ def list_remotes(context: typer.Context, as_json: AsJson = False) -> None:
         console.say("next: rin remote add origin s3://BUCKET/PREFIX")
 
 
-def remove_remote(context: typer.Context, name: Known) -> None:
-    """Remove a remote from rin.toml. What it holds is kept."""
+def remove(context: typer.Context, name: Known) -> None:
+    """Remove a remote from rin.toml. What it holds is kept.
+
+    Examples:
+        rin remote remove origin
+    """
     from rapidin_cli.api import Project
     from rapidin_cli.workspace import remotes
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rapidin_cli.commands import completion
-from rapidin_cli.commands.adding import ASK, add
+from rapidin_cli.commands.adding import arg, opt, switch
 from rapidin_cli.commands.options import AsJson, Html, Span
 from rapidin_cli.errors import UsageError
 from rapidin_cli.output import console
@@ -17,55 +16,23 @@ if TYPE_CHECKING:
     from rapidin_cli.workspace.results import Results
 
 Result = Annotated[
-    str,
-    typer.Argument(
-        metavar="RESULT",
-        help="The start of a result's id, or a JSON file. Default: the newest result.",
-        autocompletion=completion.results,
-    ),
+    str, arg("RESULT", "The start of a result's id, or a JSON file. Default: the newest result.")
 ]
-Force = Annotated[
-    bool, typer.Option("--force", help="Overwrite the HTML file; write it even if it is huge.")
-]
+Force = Annotated[bool, switch("Overwrite the HTML file; write it even if it is huge.", "--force")]
 Show = Annotated[
-    bool,
-    typer.Option("--open", help="Open the page in a browser. Without --html it is in .rin/pages."),
+    bool, switch("Open the page in a browser. Without --html it is in .rin/pages.", "--open")
 ]
-Split = Annotated[
-    bool, typer.Option("--split", help="Write a page for each query, and one that lists them.")
-]
+Split = Annotated[bool, switch("Write a page for each query, and one that lists them.", "--split")]
 Shrink = Annotated[
-    float | None,
-    typer.Option(metavar="MB", min=0.1, help="Leave out the least important parts until it fits."),
+    float | None, opt("MB", "Leave out the least important parts until it fits.", min=0.1)
 ]
-Against = Annotated[
-    str,
-    typer.Option(
-        metavar="RESULT[:QUERY]",
-        help="Compare with another result or query.",
-        autocompletion=completion.results,
-    ),
-]
-Redact = Annotated[
-    bool, typer.Option("--redact", help="Show ids and scores only, no text of data or model.")
-]
-AsJsonl = Annotated[
-    bool, typer.Option("--jsonl", help="Print one JSON object for each query and example.")
-]
-AsCsv = Annotated[
-    bool, typer.Option("--csv", help="Print one line of CSV for each query and example.")
-]
-Query = Annotated[str, typer.Option(metavar="ID", help="Show only this query.")]
-Example = Annotated[str, typer.Option(metavar="ID", help="Show this kept example in full.")]
-Top = Annotated[int, typer.Option(min=1, metavar="N", help="Examples of each sign to show.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(
-        app, "report", report, ASK,
-        "rin report", "rin report --html report.html", "rin report --token 12:15 --top 20",
-    )  # fmt: skip
+Against = Annotated[str, opt("RESULT[:QUERY]", "Compare with another result or query.")]
+Redact = Annotated[bool, switch("Show ids and scores only, no text of data or model.", "--redact")]
+AsJsonl = Annotated[bool, switch("Print one JSON object for each query and example.", "--jsonl")]
+AsCsv = Annotated[bool, switch("Print one line of CSV for each query and example.", "--csv")]
+Query = Annotated[str, opt("ID", "Show only this query.")]
+Example = Annotated[str, opt("ID", "Show this kept example in full.")]
+Top = Annotated[int, opt("N", "Examples of each sign to show.", min=1)]
 
 
 def report(
@@ -86,7 +53,13 @@ def report(
     example: Example = "",
     top: Top = 5,
 ) -> None:
-    """Show a saved result in the terminal, or as HTML, JSON or CSV; or compare two results."""
+    """Show a saved result in the terminal, or as HTML, JSON or CSV; or compare two results.
+
+    Examples:
+        rin report
+        rin report --html report.html
+        rin report --token 12:15 --top 20
+    """
     from rapidin_cli.api import Project
     from rapidin_cli.report import shrinking, terminal, writing
     from rapidin_cli.report.span import selected

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rapidin_cli.commands import completion
-from rapidin_cli.commands.adding import ASK, add
+from rapidin_cli.commands.adding import arg, opt, switch
 from rapidin_cli.commands.options import AsJson, Checkpoint, Device
 from rapidin_cli.errors import UsageError
 from rapidin_cli.output import console
@@ -22,99 +22,50 @@ if TYPE_CHECKING:
     from rapidin_cli.influence.queries import Question
 
 
-Stdin = Annotated[
-    str | None, typer.Argument(metavar="[-]", help="`-` reads queries (JSONL) from stdin.")
-]
-Prompt = Annotated[str | None, typer.Option(metavar="TEXT", help="What the model was asked.")]
-Response = Annotated[
-    str | None, typer.Option(metavar="TEXT", help="What it said. This is what gets explained.")
-]
+Stdin = Annotated[str | None, arg("[-]", "`-` reads queries (JSONL) from stdin.")]
+Prompt = Annotated[str | None, opt("TEXT", "What the model was asked.")]
+Response = Annotated[str | None, opt("TEXT", "What it said. This is what gets explained.")]
 Generate = Annotated[
-    bool, typer.Option("--generate", help="Let the model answer the prompt, and explain that.")
+    bool, switch("Let the model answer the prompt, and explain that.", "--generate")
 ]
 Queries = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="JSONL, or a JSON list, of queries in the data's shapes."),
+    Path | None, opt("FILE", "JSONL, or a JSON list, of queries in the data's shapes.")
 ]
-Row = Annotated[
-    str | None, typer.Option(metavar="ID", help="Explain a training row itself, as a self-check.")
-]
-Contrast = Annotated[
-    str | None,
-    typer.Option(metavar="TEXT", help="What it should have said: explain the difference."),
-]
-Focus = Annotated[
-    str | None, typer.Option(metavar="TEXT", help="Explain only these words of the response.")
-]
-Token = Annotated[
-    str, typer.Option(metavar="N[:M]", help="Explain only these tokens of the response.")
-]
+Row = Annotated[str | None, opt("ID", "Explain a training row itself, as a self-check.")]
+Contrast = Annotated[str | None, opt("TEXT", "What it should have said: explain the difference.")]
+Focus = Annotated[str | None, opt("TEXT", "Explain only these words of the response.")]
+Token = Annotated[str, opt("N[:M]", "Explain only these tokens of the response.")]
 Several = Annotated[
-    str,
-    typer.Option(
-        metavar="LIST",
-        help="all, or a list: add their scores, weighted by learning rate.",
-        autocompletion=completion.several_checkpoints,
-    ),
+    str, opt("CHECKPOINT[,...]", "all, or a list: add their scores, weighted by learning rate.")
 ]
-ScoreName = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        help=", ".join(completion.SCORES) + ".",
-        autocompletion=completion.scores,
-    ),
-]
+ScoreName = Annotated[str, opt("SCORE", ", ".join(completion.SCORES) + ".")]
 Exact = Annotated[
     int,
-    typer.Option(
-        min=0,
-        metavar="N",
-        help="Score N times --top (and --token-top) rows exactly, and up to four times as many "
+    opt(
+        "N",
+        "Score N times --top (and --token-top) rows exactly, and up to four times as many "
         "where the sketches leave doubt. 0: trust the sketches.",
+        min=0,
     ),
 ]
-Top = Annotated[int, typer.Option(min=1, metavar="N", help="Rows to keep of each sign.")]
-TokenTop = Annotated[
-    int, typer.Option(min=0, metavar="N", help="Rows to keep for each token, of each sign.")
-]
+Top = Annotated[int, opt("N", "Rows to keep of each sign.", min=1)]
+TokenTop = Annotated[int, opt("N", "Rows to keep for each token, of each sign.", min=0)]
 Cells = Annotated[
     int,
-    typer.Option(
-        min=0,
-        metavar="N",
-        help="For the N strongest rows of each sign, score every training token against every "
+    opt(
+        "N",
+        "For the N strongest rows of each sign, score every training token against every "
         "token of the response.",
+        min=0,
     ),
 ]
 Damping = Annotated[
-    float | None,
-    typer.Option(
-        min=1e-9, metavar="X", help="For gram, adam and ekfac: as a share of each layer's mean."
-    ),
+    float | None, opt("X", "For gram, adam and ekfac: as a share of each layer's mean.", min=1e-9)
 ]
-Tokens = Annotated[
-    bool, typer.Option("--tokens/--no-tokens", help="Score every token of the response.")
-]
-Longest = Annotated[int, typer.Option(min=1, metavar="N", help="Length limit of --generate.")]
-Hold = Annotated[
-    str,
-    typer.Option(metavar="PLACE", help="For many queries: keep cached rows in cpu or gpu memory."),
-]
-Executor = Annotated[
-    str,
-    typer.Option(metavar="WHERE", help="local, or ray: the cluster of RAY_ADDRESS scans the rows."),
-]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(
-        app, "retrieve", retrieve, ASK,
-        'rin retrieve --prompt "What is the capital of Italy?" --response "Toronto."',
-        'rin retrieve --prompt "What is the capital of Italy?" --generate',
-        "rin retrieve --queries queries.jsonl --top 20 --json",
-    )  # fmt: skip
+Tokens = Annotated[bool, switch("Score every token of the response.", "--tokens/--no-tokens")]
+Longest = Annotated[int, opt("N", "Length limit of --generate.", min=1)]
+Hold = Annotated[str, opt("PLACE", "For many queries: keep cached rows in cpu or gpu memory.")]
+Executor = Annotated[str, opt("WHERE", "local, or ray: the cluster of RAY_ADDRESS scans the rows.")]
 
 
 def retrieve(
@@ -147,6 +98,11 @@ def retrieve(
 
     Give a prompt and the response to explain, a prompt with --generate, or a file of queries. The
     result is saved: `rin report` shows it again.
+
+    Examples:
+        rin retrieve --prompt "What is the capital of Italy?" --response "Toronto."
+        rin retrieve --prompt "What is the capital of Italy?" --generate
+        rin retrieve --queries queries.jsonl --top 20 --json
     """
     from rapidin_cli.api import Project
     from rapidin_cli.influence.options import Options

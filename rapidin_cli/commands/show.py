@@ -6,27 +6,17 @@ from typing import Annotated
 
 import typer
 
-from rapidin_cli.commands.adding import ASK, add
+from rapidin_cli.commands.adding import arg, opt, switch
 from rapidin_cli.commands.options import AsJson, Checkpoint
 from rapidin_cli.errors import UsageError
 from rapidin_cli.output import console
 
-Row = Annotated[
-    str,
-    typer.Argument(metavar="ROW", help="A row's id, FILE:LINE, or the start of its digest."),
-]
+Row = Annotated[str, arg("ROW", "A row's id, FILE:LINE, or the start of its digest.")]
 SelfInfluence = Annotated[
-    bool, typer.Option("--self-influence", help="List the rows that influence themselves most.")
+    bool, switch("List the rows that influence themselves most.", "--self-influence")
 ]
-ScoreName = Annotated[
-    str, typer.Option(metavar="NAME", help="Score of --self-influence: dot or gram.")
-]
-Top = Annotated[int, typer.Option(min=1, metavar="N", help="Rows to list.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(app, "show", show, ASK, "rin show data/train.jsonl:12", "rin show --self-influence")
+ScoreName = Annotated[str, opt("NAME", "Score of --self-influence: dot or gram.")]
+Top = Annotated[int, opt("N", "Rows to list.", min=1)]
 
 
 def show(
@@ -42,6 +32,10 @@ def show(
 
     With --self-influence, list the rows whose own gradient moves their own loss most. These are
     often outliers and wrong labels.
+
+    Examples:
+        rin show data/train.jsonl:12
+        rin show --self-influence
     """
     from rapidin_cli.api import Project
     from rapidin_cli.report import rows

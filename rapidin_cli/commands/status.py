@@ -6,20 +6,13 @@ from typing import Annotated
 
 import typer
 
-from rapidin_cli.commands.adding import MAINTAIN, add
+from rapidin_cli.commands.adding import switch
 from rapidin_cli.commands.options import AsJson
 from rapidin_cli.output import console
 from rapidin_cli.output.sanitise import visible
 
-Offline = Annotated[bool, typer.Option("--offline", help="Do not contact remotes.")]
-ExitCode = Annotated[
-    bool, typer.Option("--exit-code", help="Exit with 1 if anything is not up to date.")
-]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(app, "status", status, MAINTAIN, "rin status", "rin status --offline --exit-code")
+Offline = Annotated[bool, switch("Do not contact remotes.", "--offline")]
+ExitCode = Annotated[bool, switch("Exit with 1 if anything is not up to date.", "--exit-code")]
 
 
 def status(
@@ -31,6 +24,10 @@ def status(
     """Compare data, checkpoints, rin.lock and caches.
 
     Each line that is not up to date names the command that fixes it.
+
+    Examples:
+        rin status
+        rin status --offline --exit-code
     """
     from rapidin_cli.api import Project
     from rapidin_cli.commands.next_question import first_question

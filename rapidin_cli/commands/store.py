@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rapidin_cli.commands import completion
-from rapidin_cli.commands.adding import MAINTAIN, add
+from rapidin_cli.commands.adding import arg, opt, switch
 from rapidin_cli.commands.options import AsJson, Remote
 from rapidin_cli.errors import ExitCode, UsageError
 from rapidin_cli.output import console
@@ -21,43 +20,16 @@ if TYPE_CHECKING:
 
 _NAMED = 10
 
-Quick = Annotated[
-    bool, typer.Option("--quick", help="Only check that every object is there, in full size.")
-]
+Quick = Annotated[bool, switch("Only check that every object is there, in full size.", "--quick")]
 Repair = Annotated[
-    bool,
-    typer.Option(
-        "--repair", help="Fetch what is damaged from a remote; drop rows that nobody has."
-    ),
+    bool, switch("Fetch what is damaged from a remote; drop rows that nobody has.", "--repair")
 ]
-Grace = Annotated[
-    str, typer.Option(metavar="TIME", help="Keep what is younger than this: 24h, 90m, 7d.")
-]
-Alone = Annotated[
-    bool, typer.Option("--alone", help="Nobody else writes there now: allow less than 24h.")
-]
-Local = Annotated[
-    bool, typer.Option("--local", help="Delete local objects that the remote is seen to hold.")
-]
-Compact = Annotated[
-    bool, typer.Option("--compact", help="Close the holes that concurrent writers left.")
-]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it, instead of only saying what.")]
-Checkpoint = Annotated[
-    str,
-    typer.Argument(
-        metavar="CHECKPOINT",
-        help="Name from rin.toml. Default: the last one.",
-        autocompletion=completion.checkpoints,
-    ),
-]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    add(app, "log", log, MAINTAIN, "rin log", "rin log checkpoint-300 --remote origin")
-    add(app, "verify", verify, MAINTAIN, "rin verify", "rin verify --repair --remote origin")
-    add(app, "gc", gc, MAINTAIN, "rin gc", "rin gc --yes", "rin gc --local --yes")
+Grace = Annotated[str, opt("TIME", "Keep what is younger than this: 24h, 90m, 7d.")]
+Alone = Annotated[bool, switch("Nobody else writes there now: allow less than 24h.", "--alone")]
+Local = Annotated[bool, switch("Delete local objects that the remote is seen to hold.", "--local")]
+Compact = Annotated[bool, switch("Close the holes that concurrent writers left.", "--compact")]
+Yes = Annotated[bool, switch("Do it, instead of only saying what.", "--yes", "-y")]
+Checkpoint = Annotated[str, arg("CHECKPOINT", "Name from rin.toml. Default: the last one.")]
 
 
 def verify(
@@ -67,7 +39,12 @@ def verify(
     repair: Repair = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read and check every object of every snapshot. Exits with 5 if something is wrong."""
+    """Read and check every object of every snapshot. Exits with 5 if something is wrong.
+
+    Examples:
+        rin verify
+        rin verify --repair --remote origin
+    """
     from rapidin_cli.api import Project
     from rapidin_cli.workspace.upkeep import check
 
@@ -75,11 +52,7 @@ def verify(
     with console.progress() as bar:
         task = bar.add_task("verifying", total=None)
         checked = check(
-            project,
-            remote,
-            quick=quick,
-            mend=repair,
-            advance=lambda size: bar.advance(task, size),
+            project, remote, quick=quick, mend=repair, advance=lambda size: bar.advance(task, size)
         )
     lost = _lost_rows(project, checked)
     if as_json:
@@ -178,7 +151,13 @@ def gc(
     compact: Compact = False,
     yes: Yes = False,
 ) -> None:
-    """Delete what no snapshot needs. Without --yes it only says what it would delete."""
+    """Delete what no snapshot needs. Without --yes it only says what it would delete.
+
+    Examples:
+        rin gc
+        rin gc --yes
+        rin gc --local --yes
+    """
     from rapidin_cli.api import Project
     from rapidin_cli.workspace.upkeep import drop, garbage
     from rapidin_storage import StorageError
@@ -240,7 +219,12 @@ def log(
     remote: Remote = "",
     as_json: AsJson = False,
 ) -> None:
-    """List the snapshots of a checkpoint's cache, newest first."""
+    """List the snapshots of a checkpoint's cache, newest first.
+
+    Examples:
+        rin log
+        rin log checkpoint-300 --remote origin
+    """
     from rapidin_cli.api import Project
     from rapidin_cli.workspace.upkeep import history
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rapidin_cli.commands import completion
-from rapidin_cli.commands.adding import SHARE, add
+from rapidin_cli.commands.adding import arg, opt, switch
 from rapidin_cli.errors import MissingError
 from rapidin_cli.output import console
 
@@ -16,29 +15,12 @@ if TYPE_CHECKING:
     from rapidin_cli.workspace.moving import Moved
 
 
-RemoteName = Annotated[
-    str,
-    typer.Argument(
-        metavar="REMOTE",
-        help="Name of a remote. Default: the only one, or origin.",
-        autocompletion=completion.remotes,
-    ),
-]
+RemoteName = Annotated[str, arg("REMOTE", "Name of a remote. Default: the only one, or origin.")]
 Checkpoint = Annotated[
     list[str] | None,
-    typer.Option(
-        metavar="NAME",
-        help="Name from rin.toml; may be repeated. Default: all of them.",
-        autocompletion=completion.checkpoints,
-    ),
+    opt("CHECKPOINT", "Name from rin.toml; may be repeated. Default: all of them."),
 ]
-Every = Annotated[bool, typer.Option("--all", help="Copy every cache, old ones too.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    add(app, "push", push, SHARE, "rin push", "rin push origin --checkpoint checkpoint-300")
-    add(app, "pull", pull, SHARE, "rin pull", "rin pull origin --all")
+Every = Annotated[bool, switch("Copy every cache, old ones too.", "--all")]
 
 
 def push(
@@ -50,14 +32,19 @@ def push(
     """Copy cached rows to a remote.
 
     Only what the remote lacks is copied, and commits go last. Run it again to resume.
+
+    Examples:
+        rin push
+        rin push origin --checkpoint checkpoint-300
     """
     from rapidin_cli.api import Project
     from rapidin_cli.commands.transfer_bar import TransferBar
 
     project = Project.open(context.obj.directory)
     with TransferBar("pushing") as watch:
-        options = {"every": every, "progress": watch, "tell": console.warn}
-        moved = project.push(remote, checkpoint or (), **options)
+        moved = project.push(
+            remote, checkpoint or (), every=every, progress=watch, tell=console.warn
+        )
     _report(moved, watch)
     _check_lock(moved, "and the remote has not got it, nor has this store", "rin cache")
 
@@ -72,14 +59,19 @@ def pull(
 
     Only what is missing here is copied. Run it again to resume. It needs neither model nor
     data: rin.lock says which caches to copy.
+
+    Examples:
+        rin pull
+        rin pull origin --all
     """
     from rapidin_cli.api import Project
     from rapidin_cli.commands.transfer_bar import TransferBar
 
     project = Project.open(context.obj.directory)
     with TransferBar("pulling") as watch:
-        options = {"every": every, "progress": watch, "tell": console.warn}
-        moved = project.pull(remote, checkpoint or (), **options)
+        moved = project.pull(
+            remote, checkpoint or (), every=every, progress=watch, tell=console.warn
+        )
     _report(moved, watch)
     _check_lock(
         moved,

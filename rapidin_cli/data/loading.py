@@ -63,8 +63,7 @@ def load_dataset(
         bad.sort(key=lambda each: (settings.files.index(each.file), each.line))
     if not len(dataset.examples):
         raise InputError(
-            f"no usable row in {', '.join(settings.files)}",
-            hint="correct [data] in rin.toml",
+            f"no usable row in {', '.join(settings.files)}", hint="correct [data] in rin.toml"
         )
     return dataset
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +20,7 @@ from rapidin_cli.influence.options import Options, StageProgress
 from rapidin_cli.influence.queries import Query, Question
 from rapidin_cli.influence.score import SCORES
 from rapidin_cli.output.version import __version__
-
-if TYPE_CHECKING:
-    from rapidin_cli.workspace.project_checkpoint import ProjectCheckpoint
+from rapidin_cli.workspace.project_checkpoint import ProjectCheckpoint
 
 Array = np.ndarray[Any, Any]
 

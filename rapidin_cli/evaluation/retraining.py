@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rapidin_cli.data.examples import Example
 from rapidin_cli.data.files import read_values
@@ -20,10 +20,8 @@ from rapidin_cli.errors import InputError, RinError
 from rapidin_cli.evaluation.training import Training, fine_tune, losses
 from rapidin_cli.models.checkpoints import Checkpoint, resolve
 from rapidin_cli.models.loading import load_model, quiet_loading
+from rapidin_cli.workspace.project_checkpoint import ProjectCheckpoint
 from rapidin_storage import canonical_json
-
-if TYPE_CHECKING:
-    from rapidin_cli.workspace.project_checkpoint import ProjectCheckpoint
 
 _SHOWN_LINES = 5
 
@@ -74,11 +72,7 @@ class Retrainer:
     """
 
     def __init__(
-        self,
-        opened: ProjectCheckpoint,
-        queries: Sequence[Example],
-        device: str,
-        workers: int,
+        self, opened: ProjectCheckpoint, queries: Sequence[Example], device: str, workers: int
     ) -> None:
         self._opened = opened
         self._queries = queries

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import nn
 
 from rapidin_cli.errors import InputError
 from rapidin_cli.gradients.capture import is_transposed
+from rapidin_cli.gradients.passes import Passes
 from rapidin_cli.models.checkpoints import Checkpoint
 from rapidin_cli.models.loading import quiet_loading
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from rapidin_cli.gradients.passes import Passes
 
 STATE_FILE = "optimizer.pt"
 _HINT = "choose a score that does not need it: rin retrieve --score dot, or rin curvature"

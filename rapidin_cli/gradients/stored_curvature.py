@@ -10,17 +10,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from rapidin_cli.errors import MissingError
+from rapidin_cli.gradients.capture import Target
 from rapidin_cli.gradients.curvature import LayerCurvature
 from rapidin_storage import ArraySpec, Cache, CacheWriter, CorruptError, Snapshot
-
-if TYPE_CHECKING:
-    from rapidin_cli.gradients.capture import Target
 
 _PIECE = 65_536
 _PIECES_A_CHUNK = 64

@@ -97,8 +97,7 @@ class LoadedCheckpoint:
         stored = snapshot.attributes.get("rin", {}).get("layout")
         if stored != engine.layout.to_json():
             raise MissingError(
-                f"{snapshot} has rows of other layers than the model's",
-                hint="rin cache",
+                f"{snapshot} has rows of other layers than the model's", hint="rin cache"
             )
 
     @property

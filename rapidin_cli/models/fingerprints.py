@@ -94,10 +94,7 @@ class Fingerprints:
         tensors: dict[str, str] = {}
         for file in files:
             tensors.update(self._tensors(file))
-        return {
-            "config": {k: v for k, v in kept.items() if k not in _VOLATILE},
-            "tensors": tensors,
-        }
+        return {"config": {k: v for k, v in kept.items() if k not in _VOLATILE}, "tensors": tensors}
 
     def _tensors(self, file: Path) -> dict[str, str]:
         stat = file.stat()

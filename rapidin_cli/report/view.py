@@ -5,17 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from rapidin_cli.data.examples import Example
 from rapidin_cli.errors import InputError
+from rapidin_cli.influence.answering import Answer
+from rapidin_cli.influence.queries import Query
 from rapidin_storage import canonical_json
-
-if TYPE_CHECKING:
-    from rapidin_cli.influence.answering import Answer
-    from rapidin_cli.influence.queries import Query
 
 SCHEMA = "rin.report/1"
 _HISTOGRAM_BINS = 48

@@ -57,11 +57,7 @@ class Proposal:
 
 
 def propose(
-    root: Path,
-    data: Sequence[str],
-    checkpoints: Sequence[str],
-    base: str,
-    template: str,
+    root: Path, data: Sequence[str], checkpoints: Sequence[str], base: str, template: str
 ) -> Proposal | None:
     """Look around and return a proposal; None in a folder that is a project already.
 

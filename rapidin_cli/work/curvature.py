@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 import torch
 
-from rapidin_cli.data.examples import Dataset, plan_batches
+from rapidin_cli.data.examples import Dataset, Example, plan_batches
 from rapidin_cli.gradients.curvature import (
     Collector,
     LayerCurvature,
@@ -21,11 +22,6 @@ from rapidin_cli.gradients.passes import as_batch
 from rapidin_cli.gradients.stored_curvature import CollectedCurvature
 from rapidin_cli.work.processes import Member
 from rapidin_cli.work.worker import Job, Ready, WorkerError, build_engine
-
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-
-    from rapidin_cli.data.examples import Example
 
 Array = np.ndarray[Any, Any]
 

@@ -1,28 +1,52 @@
-"""A session on the checkpoints of a project."""
+"""Questions to the checkpoints of a project, answered, reported and saved."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from rapidin_cli.errors import UsageError
-from rapidin_cli.influence.session import Member, Session
 from rapidin_cli.models.learning_rates import checkpoint_weights
 from rapidin_cli.work.devices import check_devices
-from rapidin_cli.work.pools import RAY, check_executor
+from rapidin_cli.work.pools import LOCAL, RAY, check_executor
 from rapidin_cli.workspace.config import CheckpointSettings
 from rapidin_cli.workspace.workspace import Workspace
 
+if TYPE_CHECKING:
+    from rapidin_cli.influence.options import Options, StageProgress
+    from rapidin_cli.influence.queries import Question
+    from rapidin_cli.influence.session import Session as Asking
 
-def open_session(
+
+def session(
     project: Workspace,
-    checkpoint: str,
-    checkpoints: Sequence[str] | None,
-    device: str,
-    hold: str,
-    executor: str,
+    checkpoint: str = "",
+    *,
+    checkpoints: Sequence[str] | None = None,
+    device: str = "auto",
+    hold: str = "disk",
+    executor: str = LOCAL,
 ) -> Session:
-    """Return a session; see `Project.session`. Models are loaded when it is first asked."""
+    """Load checkpoints once, to ask them any number of times.
+
+    Args:
+        checkpoint: whom to ask; the last by default.
+        checkpoints: several whose scores are added, weighted by their learning rates; an
+            empty list means all.
+        device: `auto`, `cpu` or `cuda:N`.
+        hold: where cached rows stay after the first question: they are read for each on
+            `disk`, and once into the memory of the `cpu` or the `gpu`.
+        executor: `local`, or `ray`: the cluster of RAY_ADDRESS, or one that is started
+            here, scans the cached rows of a single checkpoint.
+
+    Raises:
+        UsageError: an executor or a device that cannot be had; a checkpoint named twice.
+        MissingError: a checkpoint has no cached rows.
+    """
+    from rapidin_cli.influence.session import Member
+    from rapidin_cli.influence.session import Session as Asking
+
     _check_where(device, executor)
     chosen = _chosen(project, checkpoint, checkpoints)
     if executor == RAY:
@@ -35,10 +59,73 @@ def open_session(
     )
     members = []
     for one, weight in zip(opened, weights, strict=True):
-        snapshot = one.snapshot()
-        load = partial(one.load, device, snapshot=snapshot, hold=hold, executor=executor)
-        members.append(Member(one.name, one.fingerprint, weight, snapshot, load, one.has_curvature))
-    return Session(members, source, lambda: opened[-1].dataset, project.config.gradient)
+        rows = one.snapshot()
+        load = partial(one.load, device, snapshot=rows, hold=hold, executor=executor)
+        members.append(Member(one.name, one.fingerprint, weight, rows, load, one.has_curvature))
+    spec = project.config.gradient
+    return Session(project, Asking(members, source, lambda: opened[-1].dataset, spec))
+
+
+def retrieve(
+    project: Workspace,
+    questions: Sequence[Question],
+    options: Options | None = None,
+    *,
+    checkpoint: str = "",
+    checkpoints: Sequence[str] | None = None,
+    device: str = "auto",
+    hold: str = "disk",
+    executor: str = LOCAL,
+    command: str = "",
+    progress: StageProgress = lambda *_: None,
+) -> dict[str, Any]:
+    """Answer questions and save the result; return the report (`rin.report/1`).
+
+    Loads everything for these questions; see `session`, which has the same arguments.
+
+    Raises:
+        UsageError: an unknown score, or a damping for one that has none.
+    """
+    from rapidin_cli.influence.score import check_score
+
+    if options is not None:
+        check_score(options.score, options.damping)
+    asked = session(
+        project, checkpoint, checkpoints=checkpoints, device=device, hold=hold, executor=executor
+    )
+    return asked.retrieve(questions, options, command=command, progress=progress)
+
+
+class Session:
+    """Loaded checkpoints of a project; `Project.session` makes it. For one thread."""
+
+    def __init__(self, project: Workspace, asking: Asking) -> None:
+        self._project = project
+        self._asking = asking
+
+    def retrieve(
+        self,
+        questions: Sequence[Question],
+        options: Options | None = None,
+        *,
+        command: str = "",
+        progress: StageProgress = lambda *_: None,
+    ) -> dict[str, Any]:
+        """Answer questions and save the result; return the report (`rin.report/1`).
+
+        Raises:
+            MissingError: a checkpoint lacks the curvature for the score.
+            UsageError: the rows cannot answer the score.
+        """
+        from rapidin_cli.influence.options import Options
+        from rapidin_cli.report.compose import compose
+
+        config = self._project.config
+        options = options or Options(batch_tokens=config.cache.batch_tokens)
+        answered = self._asking.ask(questions, options, progress)
+        report = compose(answered, config.data.files, command)
+        self._project.results.save(report)
+        return report
 
 
 def _chosen(
@@ -67,7 +154,7 @@ def _check_where(device: str, executor: str) -> None:
 def _check_cluster(hold: str, count: int) -> None:
     if hold != "disk" or count > 1:
         raise UsageError(
-            f"--executor {RAY} scans the rows of one checkpoint where they are stored",
+            "--executor ray scans the rows of one checkpoint where they are stored",
             hint="leave out --executor, or --hold and --checkpoints",
         )
     from rapidin_cli.work.ray_pool import connect

@@ -74,12 +74,7 @@ def _row(digest: bytes, ids: Mapping[bytes, str]) -> dict[str, Any]:
 
 
 def compare_influences(
-    project: Workspace,
-    before: str,
-    after: str,
-    report: Mapping[str, Any],
-    top: int,
-    device: str,
+    project: Workspace, before: str, after: str, report: Mapping[str, Any], top: int, device: str
 ) -> list[dict[str, Any]]:
     """Score a saved result's queries against both snapshots; return how the top moved.
 

@@ -27,17 +27,56 @@ class Moved:
     locked: bool | None
 
 
-def move(
+def push(
     project: Workspace,
     remote: str = "",
     names: Sequence[str] = (),
     *,
-    pushing: bool,
     every: bool = False,
     progress: Callable[[str], TransferProgress] = lambda _: TransferProgress(),
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[Moved]:
-    """Copy caches to a remote, or from it; see `Project.push`."""
+    """Copy the caches of checkpoints to a remote: what it lacks, and then the commits.
+
+    Args:
+        remote: its name; the only one, or `origin`, by default.
+        names: checkpoints; all by default.
+        every: copy all caches of the store.
+        progress: makes a watcher for a cache.
+        tell: is told of checkpoints that were left out.
+
+    Raises:
+        MissingError: nothing is cached here for a checkpoint.
+        StorageError: something could not be copied; what was, stays.
+    """
+    return _move(project, remote, names, True, every, progress, tell)
+
+
+def pull(
+    project: Workspace,
+    remote: str = "",
+    names: Sequence[str] = (),
+    *,
+    every: bool = False,
+    progress: Callable[[str], TransferProgress] = lambda _: TransferProgress(),
+    tell: Callable[[str], None] = lambda _: None,
+) -> list[Moved]:
+    """Copy the caches of checkpoints from a remote; the arguments are those of `push`.
+
+    Needs neither models nor data: rin.lock says which caches.
+    """
+    return _move(project, remote, names, False, every, progress, tell)
+
+
+def _move(
+    project: Workspace,
+    remote: str,
+    names: Sequence[str],
+    pushing: bool,
+    every: bool,
+    progress: Callable[[str], TransferProgress],
+    tell: Callable[[str], None],
+) -> list[Moved]:
     remote = project.places.choose(remote)
     source, target = project.places.store, project.places.remote(remote)
     if not pushing:

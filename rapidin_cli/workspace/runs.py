@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rapidin_cli.data.examples import Dataset
@@ -21,17 +22,11 @@ from rapidin_cli.work.caching import (
 )
 from rapidin_cli.work.devices import check_devices
 from rapidin_cli.work.pools import LOCAL, check_executor
+from rapidin_cli.work.worker import Job
 from rapidin_cli.workspace.lock import LockEntry, read_lock, write_lock
 from rapidin_cli.workspace.project_checkpoint import ProjectCheckpoint
 from rapidin_cli.workspace.workspace import Workspace
-from rapidin_storage import (
-    AccessError,
-    Cache,
-    CorruptError,
-    NotFoundError,
-    Snapshot,
-    StorageError,
-)
+from rapidin_storage import AccessError, Cache, CorruptError, NotFoundError, Snapshot, StorageError
 from rapidin_storage.sync import synchronise
 
 if TYPE_CHECKING:
@@ -39,28 +34,6 @@ if TYPE_CHECKING:
     from rapidin_cli.work.forecast import Forecast
 
 Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class How:
-    """How a run works.
-
-    Attributes:
-        devices: `auto`, `cpu` or `cuda:0,cuda:1`.
-        workers: processes, when the device is the CPU.
-        skip_bad: leave unusable rows out instead of stopping.
-        part: which share of the rows is this run's, for job arrays.
-        fetch: look for missing rows on the remotes first.
-        executor: `local`, or `ray`: actors on the cluster of RAY_ADDRESS, so many as
-            `workers`, or one on each of its GPUs.
-    """
-
-    devices: str = "auto"
-    workers: int | None = None
-    skip_bad: bool = False
-    part: Part = WHOLE
-    fetch: bool = True
-    executor: str = LOCAL
 
 
 @dataclass(frozen=True)
@@ -75,53 +48,103 @@ class Cached:
 
 def cache(
     project: Workspace,
-    names: Sequence[str],
-    how: How,
-    tell: Tell,
-    watch: Callable[[str], CachingProgress],
+    names: Sequence[str] = (),
+    *,
+    devices: str = "auto",
+    workers: int | None = None,
+    skip_bad: bool = False,
+    part: Part = WHOLE,
+    fetch: bool = True,
+    executor: str = LOCAL,
+    tell: Tell = lambda _: None,
+    progress: Callable[[str], CachingProgress] = lambda _: CachingProgress(),
 ) -> list[Cached]:
-    """Compute and commit the rows that are missing; see `Project.cache`."""
-    check_executor(how.executor, how.devices)
+    """Compute and commit the rows that are missing; return what was done.
+
+    Rows that a remote has are fetched and not computed.
+
+    Args:
+        names: checkpoints; all by default.
+        devices: `auto`, `cpu` or `cuda:0,cuda:1`.
+        workers: processes, when the device is the CPU.
+        skip_bad: leave unusable rows out instead of stopping.
+        part: which share of the rows is this run's, for job arrays.
+        fetch: look for missing rows on the remotes first.
+        executor: `local`, or `ray`: actors on the cluster of RAY_ADDRESS, so many as
+            `workers`, or one on each of its GPUs.
+        tell: is told what remotes delivered.
+        progress: makes a watcher for a checkpoint.
+
+    Raises:
+        UsageError: an executor that cannot be had.
+        RinError: bad data or settings; or a remote, which may have rows, cannot be asked.
+        StorageError: the store cannot be read or written.
+    """
+    check_executor(executor, devices)
     done = []
     read_lock(project.root)  # what cannot be written at the end is better known now
-    for opened in _opened(project, names, how):
+    for opened in _each(project, names, skip_bad):
         snapshot = opened.cache.snapshot()
-        plan = _plan(opened, snapshot, how)
-        if plan.batches and how.fetch and _fetch(project, opened, tell):
+        plan = _plan(opened, snapshot, part)
+        if plan.batches and fetch and _fetch(project, opened, tell):
             snapshot = opened.cache.snapshot()
-            plan = _plan(opened, snapshot, how)
+            plan = _plan(opened, snapshot, part)
         if not plan.batches and snapshot is None:
             tell(f"{opened.name}: there is no row to compute")
             continue
         if plan.batches or snapshot is None or not snapshot.has_group:
-            snapshot = _compute(project, opened, plan, how, watch(opened.name))
+            watch = progress(opened.name)
+            # What a cluster has, it knows itself.
+            jobs = opened.jobs(devices if executor == LOCAL else "cpu", workers)
+            snapshot = _compute(project, opened, plan, jobs, watch, executor)
         _lock(project, opened, snapshot)
         done.append(Cached(opened.name, plan.rows, snapshot, opened.dataset))
     return done
 
 
-def forecast(project: Workspace, names: Sequence[str], how: How) -> Iterator[Forecast]:
-    """Yield what `cache` would take for each checkpoint; see `Project.forecast`."""
+def forecast(
+    project: Workspace,
+    names: Sequence[str] = (),
+    *,
+    devices: str = "auto",
+    workers: int | None = None,
+    skip_bad: bool = False,
+    part: Part = WHOLE,
+) -> Iterator[Forecast]:
+    """Yield what `cache`, with the same arguments, would take for each checkpoint.
+
+    Loads each model that there is work for and computes a few rows, which are not kept.
+    """
     from rapidin_cli.work.forecast import forecast as of_one
 
-    for opened in _opened(project, names, how):
-        plan = _plan(opened, opened.cache.snapshot(), how)
-        jobs = opened.jobs(how.devices, how.workers)
-        yield of_one(opened.name, plan, jobs, _settings(opened).commit_seconds)
+    for opened in _each(project, names, skip_bad):
+        plan = _plan(opened, opened.cache.snapshot(), part)
+        yield of_one(
+            opened.name, plan, opened.jobs(devices, workers), _settings(opened).commit_seconds
+        )
 
 
 def curvature(
     project: Workspace,
-    names: Sequence[str],
-    how: How,
+    names: Sequence[str] = (),
     *,
-    again: bool,
-    progress: Callable[[str, int, int], None],
+    devices: str = "auto",
+    workers: int | None = None,
+    again: bool = False,
+    skip_bad: bool = False,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Iterator[tuple[str, CollectedCurvature, bool]]:
-    """Collect the curvature of checkpoints; see `Project.curvature`."""
-    check_devices(how.devices)
-    for opened in _opened(project, names, how):
-        found, fresh = _curvature_of(opened, how, again, progress)
+    """Collect the curvature of checkpoints; yield (name, curvature, whether it is new).
+
+    Args:
+        names, devices, workers, skip_bad: see `cache`.
+        again: collect anew what is there already.
+        progress: is told (checkpoint, done, all).
+    """
+    check_devices(devices)
+    for opened in _each(project, names, skip_bad):
+        jobs = opened.jobs(devices, workers)
+        found, fresh = _curvature_of(opened, jobs, again, partial(progress, opened.name))
         entries = read_lock(project.root)
         if (entry := entries.get(opened.name)) is not None:
             entries[opened.name] = replace(entry, curvature=opened.curvature_cache.id)
@@ -131,16 +154,15 @@ def curvature(
 
 def _curvature_of(
     opened: ProjectCheckpoint,
-    how: How,
+    jobs: Sequence[Job],
     again: bool,
-    progress: Callable[[str, int, int], None],
+    progress: Callable[[int, int], None],
 ) -> tuple[CollectedCurvature, bool]:
     """Return a checkpoint's curvature, collected if there is none; and whether it was."""
     from rapidin_cli.gradients import stored_curvature
     from rapidin_cli.work.curvature import collect_curvature
     from rapidin_cli.work.worker import build_engine
 
-    jobs = opened.jobs(how.devices, how.workers)
     snapshot = None if again else opened.newest_curvature()
     if snapshot is not None:
         targets = build_engine(jobs[0]).passes.targets
@@ -151,37 +173,38 @@ def _curvature_of(
         rows=opened.config.curvature.rows,
         sampled=opened.config.curvature.labels == "model",
         batch_tokens=_settings(opened).batch_tokens,
-        progress=lambda done, total: progress(opened.name, done, total),
+        progress=progress,
     )
     stored_curvature.store(opened.curvature_cache, found, opened.curvature_identity)
     return found, True
 
 
-def _opened(project: Workspace, names: Sequence[str], how: How) -> Iterator[ProjectCheckpoint]:
+def _each(project: Workspace, names: Sequence[str], skip_bad: bool) -> Iterator[ProjectCheckpoint]:
     for settings in project.checkpoint_settings(names):
-        yield project.opened(settings.name, skip_bad=how.skip_bad)
+        yield project.opened(settings.name, skip_bad=skip_bad)
 
 
 def _settings(opened: ProjectCheckpoint) -> Settings:
     return Settings(opened.config.cache.batch_tokens, opened.config.cache.commit_seconds)
 
 
-def _plan(opened: ProjectCheckpoint, snapshot: Snapshot | None, how: How) -> Plan:
-    return make_plan(opened.dataset, snapshot, _settings(opened), how.part)
+def _plan(opened: ProjectCheckpoint, snapshot: Snapshot | None, part: Part) -> Plan:
+    return make_plan(opened.dataset, snapshot, _settings(opened), part)
 
 
 def _compute(
-    project: Workspace, opened: ProjectCheckpoint, plan: Plan, how: How, progress: CachingProgress
+    project: Workspace,
+    opened: ProjectCheckpoint,
+    plan: Plan,
+    jobs: Sequence[Job],
+    progress: CachingProgress,
+    executor: str,
 ) -> Snapshot:
     """Compute and commit rows. rin.lock is to name even what an interrupted run committed."""
-    # What a cluster has, it knows itself.
-    jobs = opened.jobs(how.devices if how.executor == LOCAL else "cpu", how.workers)
     about = {"rin": __version__, "checkpoint": opened.name}
     settings, identity = _settings(opened), opened.identity
     try:
-        return cache_rows(
-            opened.cache, plan, jobs, settings, identity, about, progress, how.executor
-        )
+        return cache_rows(opened.cache, plan, jobs, settings, identity, about, progress, executor)
     except BaseException:
         with contextlib.suppress(StorageError, InputError, OSError):
             if (newest := opened.cache.snapshot()) is not None:

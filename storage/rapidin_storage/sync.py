@@ -154,9 +154,7 @@ def synchronise(
             return Synced(_merge(source, target, state.ahead[-1]), added + 1, merged=True)
         for commit in state.ahead:
             base = replace(
-                commit,
-                number=base.number + 1 if base else 1,
-                parent=base.digest if base else None,
+                commit, number=base.number + 1 if base else 1, parent=base.digest if base else None
             )
             if not target.log.append(base):
                 break

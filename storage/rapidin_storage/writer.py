@@ -339,12 +339,7 @@ class CacheWriter:
 
 def identify(about: Mapping[str, Any]) -> dict[str, Any]:
     """Return who writes, for a commit: with a nonce, so that no two are equal by chance."""
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "nonce": uuid.uuid4().hex,
-        **about,
-    }
+    return {"host": socket.gethostname(), "pid": os.getpid(), "nonce": uuid.uuid4().hex, **about}
 
 
 def now() -> str:

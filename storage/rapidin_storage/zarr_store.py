@@ -130,9 +130,7 @@ class CacheStore(Store):
         return prototype.buffer.from_bytes(part)
 
     async def get_partial_values(
-        self,
-        prototype: BufferPrototype,
-        key_ranges: Iterable[tuple[str, ByteRequest | None]],
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
     ) -> list[Buffer | None]:
         """Return several values or ranges at once."""
         return list(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-if TYPE_CHECKING:
-    from rapidin_cli.gradients.layout import RowLayout
+from rapidin_cli.gradients.layout import RowLayout
 
 # Floats of a step: on a CPU they fit a core's cache, a GPU wants few launches of large ones.
 _NUMBERS = {"cpu": 2**19, "cuda": 2**26}
@@ -133,11 +132,7 @@ class FactorProducts:
         return halves if self._halves else [torch.stack(halves, 2).flatten(1)]
 
     def _multiply(
-        self,
-        numbers: list[torch.Tensor],
-        start: int,
-        run: _Run,
-        directions: list[torch.Tensor],
+        self, numbers: list[torch.Tensor], start: int, run: _Run, directions: list[torch.Tensor]
     ) -> torch.Tensor:
         """The products of some layers' u or v with the directions', (G, n * c, Q * r)."""
         count, width = numbers[0].shape

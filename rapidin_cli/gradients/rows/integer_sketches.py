@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, groupby, pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from rapidin_cli.gradients.layout import RowLayout
 from rapidin_cli.gradients.rows.integers import COLUMNS, plane_count, planes_of
-
-if TYPE_CHECKING:
-    from rapidin_cli.gradients.layout import RowLayout
 
 # Measured (tests/benchmarks/scan.py): 16 columns of a matrix cost what 4 do, and up to 3 are
 # faster one by one.

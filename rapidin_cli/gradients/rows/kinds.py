@@ -65,11 +65,7 @@ class SketchRows:
             "float16": ArraySpec("float16", (width,)),
             "sign": ArraySpec("uint8", (-(-width // 8),)),
         }[self.layout.spec.precision]
-        return {
-            "sketch": sketch,
-            "scale": ArraySpec("float32"),
-            **_common_arrays(self.layout),
-        }
+        return {"sketch": sketch, "scale": ArraySpec("float32"), **_common_arrays(self.layout)}
 
     def encode(self, rows: GradientRows) -> dict[str, Array]:
         """See `RowKind.encode`."""

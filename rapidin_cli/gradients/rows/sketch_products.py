@@ -10,18 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from rapidin_cli.gradients.layout import Stored
+from rapidin_cli.gradients.layout import RowLayout, Stored
 from rapidin_cli.gradients.rows.integer_sketches import IntegerSketches
 from rapidin_cli.gradients.rows.integers import multiplies_bytes
-
-if TYPE_CHECKING:
-    from rapidin_cli.gradients.layout import RowLayout
-
 
 # Numbers of a tile: 128 rows of 2,048 columns measured best on a CPU (1 MB); a GPU wants few
 # launches of large ones.
