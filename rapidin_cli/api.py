@@ -8,8 +8,6 @@
 The command line rests on it.
 """
 
-from __future__ import annotations
-
 from rapidin_cli.workspace import asking, moving, runs
 from rapidin_cli.workspace.workspace import Workspace
 

@@ -1,7 +1,5 @@
 """One error for everything that the user can mend, and the exit codes."""
 
-from __future__ import annotations
-
 from enum import IntEnum
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from rapidin_cli.commands import completion
+
+if TYPE_CHECKING:
+    from rapidin_cli.api import Project
 
 # What the shell completes, by the name of the value.
 _COMPLETED: dict[str, Callable[..., list[str]]] = {
@@ -65,6 +68,13 @@ def _without_types(params: list[Any]) -> list[Any]:
         if isinstance(param, TyperOption) and param.metavar is None:
             param.metavar = ""
     return params
+
+
+def project_of(context: typer.Context, store: str = "") -> Project:
+    """Open the project of the folder that a command works in; see `Project.open`."""
+    from rapidin_cli.api import Project
+
+    return Project.open(context.obj.directory, store)
 
 
 def add(app: typer.Typer, group: str | None, commands: Sequence[Callable[..., None]]) -> None:

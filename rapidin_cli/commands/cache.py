@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rapidin_cli.commands.adding import opt, switch
+from rapidin_cli.commands.adding import opt, project_of, switch
 from rapidin_cli.commands.options import Checkpoints, Devices, SkipBad, Workers
 from rapidin_cli.errors import UsageError
 from rapidin_cli.output import console
@@ -52,12 +52,11 @@ def cache(
         rin cache
         rin cache checkpoint-300 --devices cuda:0,cuda:1
     """
-    from rapidin_cli.api import Project
     from rapidin_cli.commands.caching_bar import CachingBars
     from rapidin_cli.commands.next_question import OWN_WORDS, first_question
     from rapidin_cli.work.caching import WHOLE
 
-    project = Project.open(context.obj.directory, root)
+    project = project_of(context, root)
     names = checkpoints or []
     share = _share(part)
     if share != WHOLE and getattr(project.places.store, "single_writer", False):

@@ -1,12 +1,10 @@
 """`rin curvature`: what the score ekfac needs."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer
 
-from rapidin_cli.commands.adding import switch
+from rapidin_cli.commands.adding import project_of, switch
 from rapidin_cli.commands.options import Checkpoints, Devices, SkipBad, Workers
 from rapidin_cli.output import console
 
@@ -30,10 +28,9 @@ def curvature(
         rin curvature
         rin curvature --workers 2 --again
     """
-    from rapidin_cli.api import Project
     from rapidin_cli.commands.next_question import first_question
 
-    project = Project.open(context.obj.directory)
+    project = project_of(context)
     parameters = 0
     with console.counting("loading model") as progress:
         for name, found, fresh in project.curvature(

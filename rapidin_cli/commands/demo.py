@@ -1,7 +1,5 @@
 """`rin demo`: the whole story on an embedded tiny model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

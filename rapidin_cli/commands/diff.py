@@ -1,12 +1,10 @@
 """`rin diff`: what changed between two snapshots or checkpoints."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer
 
-from rapidin_cli.commands.adding import arg, opt, switch
+from rapidin_cli.commands.adding import arg, opt, project_of, switch
 from rapidin_cli.commands.options import AsJson, Device
 from rapidin_cli.output import console
 from rapidin_cli.output.sanitise import visible
@@ -40,10 +38,9 @@ def diff(
         rin diff checkpoint-100 checkpoint-300
         rin diff @1 --result 4f0c2a91d3b7
     """
-    from rapidin_cli.api import Project
     from rapidin_cli.workspace.diff import compare_influences, compare_rows, diff_lines
 
-    project = Project.open(context.obj.directory)
+    project = project_of(context)
     found = compare_rows(project, before, after)
     if result is not None:
         report = project.results.load(result)

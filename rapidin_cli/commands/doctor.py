@@ -1,7 +1,5 @@
 """`rin doctor`: is everything here that rin needs?"""
 
-from __future__ import annotations
-
 import typer
 
 from rapidin_cli.commands.options import AsJson

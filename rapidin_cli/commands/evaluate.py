@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rapidin_cli.commands.adding import opt, switch
+from rapidin_cli.commands.adding import opt, project_of, switch
 from rapidin_cli.commands.options import AsJson, Checkpoint, Device, Html
 from rapidin_cli.output import console
 from rapidin_cli.workspace.project_checkpoint import ProjectCheckpoint
@@ -124,11 +124,10 @@ def _plan(
     device: str,
     workers: int,
 ) -> tuple[ProjectCheckpoint, Plan]:
-    from rapidin_cli.api import Project
     from rapidin_cli.evaluation.evaluate import Plan
     from rapidin_cli.influence.queries import read_questions
 
-    project = Project.open(context.obj.directory)
+    project = project_of(context)
     questions = read_questions(queries, project.config.data, generate=False)
     names = [name.strip() for name in scores.split(",") if name.strip()]
     return project.opened(checkpoint), Plan(questions, names, exact, device, workers)

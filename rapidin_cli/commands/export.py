@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rapidin_cli.commands.adding import arg, opt
+from rapidin_cli.commands.adding import arg, opt, project_of
 from rapidin_cli.commands.options import Span
 from rapidin_cli.errors import UsageError
 from rapidin_cli.output import console
@@ -66,7 +66,6 @@ def export(
         rin export --review latest --out review.csv
         rin export --zarr rows.zarr
     """
-    from rapidin_cli.api import Project
     from rapidin_cli.report.curation import Wanted
 
     ways = {"drop": drop, "only": only, "weigh": weigh, "review": review}
@@ -78,7 +77,7 @@ def export(
             hint="rin export --zarr DIR, or --drop, --only, --weigh, --review RESULT or "
             "--reviewed CSV with --out FILE",
         )
-    project: Project = Project.open(context.obj.directory)
+    project = project_of(context)
     if zarr is not None:
         _snapshot(project, checkpoint, zarr)
         return

@@ -1,7 +1,5 @@
 """`rin init`: make a project of the current folder."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

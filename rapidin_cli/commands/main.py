@@ -4,8 +4,6 @@ Start-up imports neither torch nor zarr nor s3fs (a test sees to it): command mo
 what they need inside their functions.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """The next command, so that it can be typed as it is printed."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 from itertools import islice

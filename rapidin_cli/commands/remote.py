@@ -1,12 +1,10 @@
 """`rin remote`: where a team shares its caches."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer
 
-from rapidin_cli.commands.adding import arg, opt
+from rapidin_cli.commands.adding import arg, opt, project_of
 from rapidin_cli.commands.options import AsJson
 from rapidin_cli.output import console
 from rapidin_cli.output.sanitise import visible
@@ -32,11 +30,10 @@ def add(
     Examples:
         rin remote add origin s3://my-bucket/rin
     """
-    from rapidin_cli.api import Project
     from rapidin_cli.workspace import remotes
     from rapidin_cli.workspace.config import RemoteSettings
 
-    project = Project.open(context.obj.directory)
+    project = project_of(context)
     settings = RemoteSettings(url, endpoint_url, profile, region)
     remotes.add_remote(project.root, project.config, name, settings)
     console.say(f"added remote {name}: {url}; commit rin.toml")
@@ -51,9 +48,7 @@ def list_(context: typer.Context, as_json: AsJson = False) -> None:
     """
     from dataclasses import asdict
 
-    from rapidin_cli.api import Project
-
-    known = Project.open(context.obj.directory).config.remote
+    known = project_of(context).config.remote
     if as_json:
         found = {name: asdict(settings) for name, settings in known.items()}
         console.as_json({"schema": "rin.remotes/1", "remotes": found})
@@ -71,9 +66,8 @@ def remove(context: typer.Context, name: Known) -> None:
     Examples:
         rin remote remove origin
     """
-    from rapidin_cli.api import Project
     from rapidin_cli.workspace import remotes
 
-    project = Project.open(context.obj.directory)
+    project = project_of(context)
     remotes.remove_remote(project.root, project.config, name)
     console.say(f"removed remote {name} from rin.toml; what it holds stays")

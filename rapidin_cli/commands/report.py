@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rapidin_cli.commands.adding import arg, opt, switch
+from rapidin_cli.commands.adding import arg, opt, project_of, switch
 from rapidin_cli.commands.options import AsJson, Html, Span
 from rapidin_cli.errors import UsageError
 from rapidin_cli.output import console
@@ -60,14 +60,13 @@ def report(
         rin report --html report.html
         rin report --token 12:15 --top 20
     """
-    from rapidin_cli.api import Project
     from rapidin_cli.report import shrinking, terminal, writing
     from rapidin_cli.report.span import selected
 
     formats = {"json": as_json, "jsonl": as_jsonl, "csv": as_csv}
     chosen = [name for name, wanted in formats.items() if wanted]
     _check(chosen, html, split=split, shrink=shrink)
-    results = Project.open(context.obj.directory).results
+    results = project_of(context).results
     first = results.load(result)
     if against:
         _compare(results, first, against, query, top, redact, html, show, force, as_json)

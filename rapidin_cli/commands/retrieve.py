@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rapidin_cli.commands import completion
-from rapidin_cli.commands.adding import arg, opt, switch
+from rapidin_cli.commands.adding import arg, opt, project_of, switch
 from rapidin_cli.commands.options import AsJson, Checkpoint, Device
 from rapidin_cli.errors import UsageError
 from rapidin_cli.output import console
@@ -104,14 +104,13 @@ def retrieve(
         rin retrieve --prompt "What is the capital of Italy?" --generate
         rin retrieve --queries queries.jsonl --top 20 --json
     """
-    from rapidin_cli.api import Project
     from rapidin_cli.influence.options import Options
 
     if cells and not (exact and tokens):
         raise UsageError(
             "--cells needs exact scores of tokens", hint="leave out --exact 0 and --no-tokens"
         )
-    project = Project.open(context.obj.directory)
+    project = project_of(context)
     asked = _questions(project, stdin, prompt, response, generate, queries, row)
     questions = _narrowed(asked, contrast, focus, token)
     batch_tokens = project.config.cache.batch_tokens

@@ -1,12 +1,10 @@
 """`rin show`: one training row as the model sees it, and what is cached of it."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer
 
-from rapidin_cli.commands.adding import arg, opt, switch
+from rapidin_cli.commands.adding import arg, opt, project_of, switch
 from rapidin_cli.commands.options import AsJson, Checkpoint
 from rapidin_cli.errors import UsageError
 from rapidin_cli.output import console
@@ -37,7 +35,6 @@ def show(
         rin show data/train.jsonl:12
         rin show --self-influence
     """
-    from rapidin_cli.api import Project
     from rapidin_cli.report import rows
     from rapidin_cli.workspace.rows import row_facts
 
@@ -46,7 +43,7 @@ def show(
             "give either a row or --self-influence",
             hint="rin show ROW, or rin show --self-influence",
         )
-    project = Project.open(context.obj.directory)
+    project = project_of(context)
     opened = project.opened(checkpoint)
     if self_influence:
         from rapidin_cli.influence.self_influence import self_influences

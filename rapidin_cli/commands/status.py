@@ -1,12 +1,10 @@
 """`rin status`: what is cached for which checkpoint, and what to do about the rest."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer
 
-from rapidin_cli.commands.adding import switch
+from rapidin_cli.commands.adding import project_of, switch
 from rapidin_cli.commands.options import AsJson
 from rapidin_cli.output import console
 from rapidin_cli.output.sanitise import visible
@@ -29,11 +27,10 @@ def status(
         rin status
         rin status --offline --exit-code
     """
-    from rapidin_cli.api import Project
     from rapidin_cli.commands.next_question import first_question
     from rapidin_cli.workspace.status import project_status
 
-    project = Project.open(context.obj.directory)
+    project = project_of(context)
     found = project_status(project, offline=offline)
     if as_json:
         console.as_json(found.to_json())

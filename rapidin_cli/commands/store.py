@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rapidin_cli.commands.adding import arg, opt, switch
+from rapidin_cli.commands.adding import arg, opt, project_of, switch
 from rapidin_cli.commands.options import AsJson, Remote
 from rapidin_cli.errors import ExitCode, UsageError
 from rapidin_cli.output import console
@@ -45,10 +45,9 @@ def verify(
         rin verify
         rin verify --repair --remote origin
     """
-    from rapidin_cli.api import Project
     from rapidin_cli.workspace.upkeep import check
 
-    project = Project.open(context.obj.directory)
+    project = project_of(context)
     with console.progress() as bar:
         task = bar.add_task("verifying", total=None)
         checked = check(
@@ -158,13 +157,12 @@ def gc(
         rin gc --yes
         rin gc --local --yes
     """
-    from rapidin_cli.api import Project
     from rapidin_cli.workspace.upkeep import drop, garbage
     from rapidin_storage import StorageError
     from rapidin_storage.gc import parse_grace, remove_garbage
     from rapidin_storage.roots import GRACE
 
-    project = Project.open(context.obj.directory)
+    project = project_of(context)
     if local and compact:
         raise UsageError("--local and --compact are two tasks", hint="run one after the other")
     if compact:
@@ -225,10 +223,9 @@ def log(
         rin log
         rin log checkpoint-300 --remote origin
     """
-    from rapidin_cli.api import Project
     from rapidin_cli.workspace.upkeep import history
 
-    project = Project.open(context.obj.directory)
+    project = project_of(context)
     name = project.checkpoint_settings([checkpoint] if checkpoint else [])[-1].name
     commits = history(project, name, remote)
     if as_json:

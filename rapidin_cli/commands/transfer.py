@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rapidin_cli.commands.adding import arg, opt, switch
+from rapidin_cli.commands.adding import arg, opt, project_of, switch
 from rapidin_cli.errors import MissingError
 from rapidin_cli.output import console
 
@@ -37,10 +37,9 @@ def push(
         rin push
         rin push origin --checkpoint checkpoint-300
     """
-    from rapidin_cli.api import Project
     from rapidin_cli.commands.transfer_bar import TransferBar
 
-    project = Project.open(context.obj.directory)
+    project = project_of(context)
     with TransferBar("pushing") as watch:
         moved = project.push(
             remote, checkpoint or (), every=every, progress=watch, tell=console.warn
@@ -64,10 +63,9 @@ def pull(
         rin pull
         rin pull origin --all
     """
-    from rapidin_cli.api import Project
     from rapidin_cli.commands.transfer_bar import TransferBar
 
-    project = Project.open(context.obj.directory)
+    project = project_of(context)
     with TransferBar("pulling") as watch:
         moved = project.pull(
             remote, checkpoint or (), every=every, progress=watch, tell=console.warn

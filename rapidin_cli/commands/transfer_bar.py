@@ -1,7 +1,5 @@
 """What `rin push` and `rin pull` show: bytes, rate and remaining time."""
 
-from __future__ import annotations
-
 import threading
 import time
 from typing import Self

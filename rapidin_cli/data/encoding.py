@@ -1,7 +1,5 @@
 """From rows and questions to tokens, exactly as the template says."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import re

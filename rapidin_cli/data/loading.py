@@ -1,7 +1,5 @@
 """The whole training set of a project."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import time

@@ -1,7 +1,5 @@
 """Reading training rows: files, shapes, and what is wrong with a row."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """`rin evaluate`: does influence find what was planted, and predict what retraining does?"""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """What a ranking is worth: LDS, precision, areas under curves, and how sure they are."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Which rows a query is known to come from."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

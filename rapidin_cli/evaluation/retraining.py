@@ -1,7 +1,5 @@
 """Training again on parts of the data, and remembering what came out."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shlex

@@ -1,7 +1,5 @@
 """The built-in trainer: fine-tunes on part of the data, the same way every time."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

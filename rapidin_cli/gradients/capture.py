@@ -1,7 +1,5 @@
 """Hooks that hand over each target layer's inputs and output gradients."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence

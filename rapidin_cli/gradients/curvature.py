@@ -7,8 +7,6 @@ examples' gradients in that basis (George et al. 2018, arXiv 1806.03884). Grosse
 (arXiv 2308.03296) brought it to influence functions of language models.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 

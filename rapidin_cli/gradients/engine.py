@@ -1,7 +1,5 @@
 """A batch of examples in, their compressed gradients out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Protocol
 

@@ -1,7 +1,5 @@
 """How much memory a batch takes, known before the first one is run."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

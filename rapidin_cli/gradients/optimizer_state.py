@@ -4,8 +4,6 @@ The file numbers parameters and does not name them. The Trainer hands them over 
 order, those with weight decay first, so the same order is made here, and every shape checked.
 """
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from typing import Any

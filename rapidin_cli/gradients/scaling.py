@@ -1,7 +1,5 @@
 """Dividing gradients by norms."""
 
-from __future__ import annotations
-
 import torch
 
 

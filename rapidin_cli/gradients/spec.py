@@ -1,7 +1,5 @@
 """The gradient spec: everything that decides what a cached row means."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 

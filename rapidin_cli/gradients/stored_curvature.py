@@ -5,8 +5,6 @@ All matrices of a collection make one vector of float32, cut into pieces, and a 
 Rows of two collections never mix: a piece is named by what the whole collection holds.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """One checkpoint, loaded: its model, its cache, and what both say about a query."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """The options of a question."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Queries: from the user's words to tokens, and from tokens to directions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ A cluster's nodes read the rows themselves, from a folder that they share or fro
 and keep nothing. Placement and retries are Ray's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Streaming scores over a cache: every wanted row once, for all queries, in bounded memory."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor

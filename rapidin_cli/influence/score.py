@@ -1,7 +1,5 @@
 """Scores: what they mean, and what is kept of them."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Self-influence: how much a row's own gradient moves its own loss."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A session: checkpoints that are loaded once and asked any number of times."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Checkpoints: where they are, what they are (fingerprint), and loading them."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Fingerprints: SHA-256 of what a checkpoint computes, and of what turns a row into tokens."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from contextlib import suppress

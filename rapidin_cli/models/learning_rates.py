@@ -5,8 +5,6 @@ checkpoint stands for is the training that led up to it: the sum of the learning
 the one before. (Its own last rate would not do: it is zero at the end of a usual schedule.)
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

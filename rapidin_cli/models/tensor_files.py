@@ -1,7 +1,5 @@
 """Safetensors files, read by hand: their header, and the hash of each tensor."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

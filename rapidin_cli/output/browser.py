@@ -1,7 +1,5 @@
 """Show a page in the user's browser."""
 
-from __future__ import annotations
-
 import webbrowser
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Hostile text made harmless to look at: training data and generations are not ours."""
 
-from __future__ import annotations
-
 import re
 
 # What a reader cannot see or what reorders what they see: controls, soft hyphen, zero-width and

@@ -1,7 +1,5 @@
 """Errors of the store, and all others, as sentences with a next command."""
 
-from __future__ import annotations
-
 from rapidin_cli.errors import ExitCode, RinError, no_memory, out_of_memory
 from rapidin_storage import (
     AccessError,

@@ -4,8 +4,6 @@ Scores of one kind are compared as they are. Those of two kinds have no common u
 then counted in standard deviations of all scores of their own query.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A comparison of two results in a terminal and as a page."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

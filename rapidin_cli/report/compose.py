@@ -1,7 +1,5 @@
 """From answers to a report: what was asked of which checkpoint, data and cache."""
 
-from __future__ import annotations
-
 import datetime
 import platform
 from collections.abc import Iterator, Sequence

@@ -4,8 +4,6 @@ Rows are found again by file and line, and only if their text is what it was whe
 scored: a file that has changed since is refused, never cut at the wrong place.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The outcome of `rin evaluate`, in a terminal and as a page with a plot."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

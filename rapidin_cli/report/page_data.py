@@ -11,8 +11,6 @@ written once. `unpack` in report.js is the reverse.
     bytes     int8: `training`, where it is rounded, in steps of `step`
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

@@ -1,7 +1,5 @@
 """What `rin show` prints: one row, or the rows that explain themselves most."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

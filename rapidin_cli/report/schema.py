@@ -1,7 +1,5 @@
 """Whether a saved report has all that this version shows of one."""
 
-from __future__ import annotations
-
 import json
 from functools import cache
 from importlib.resources import files

@@ -1,7 +1,5 @@
 """Reports with less in them: without texts for others' eyes, or within a size."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any

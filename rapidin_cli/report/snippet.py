@@ -1,7 +1,5 @@
 """The part of an example that is worth a line: around its strongest token."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

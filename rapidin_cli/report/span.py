@@ -1,7 +1,5 @@
 """Which generated tokens are meant: all, one, or a span of them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """A report as a table: one line for each query and kept example, ranked by all tokens or a span."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

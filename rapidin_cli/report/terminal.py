@@ -1,7 +1,5 @@
 """The report in a terminal: heat-mapped generation, what raised it and what lowered it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

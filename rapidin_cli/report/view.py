@@ -1,7 +1,5 @@
 """The view model `rin.report/1`: what every report shows and `--json` prints (schema.json)."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Reports as files: pages within their bounds, whole or not at all, for their owner only."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

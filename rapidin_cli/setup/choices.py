@@ -1,7 +1,5 @@
 """What `rin init` takes of what it found: one data file, the checkpoints of one training."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

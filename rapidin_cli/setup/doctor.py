@@ -1,7 +1,5 @@
 """`rin doctor`: checks of the environment, the project and its store."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

@@ -1,7 +1,5 @@
 """`rin init`: propose data, checkpoints and a template, and write rin.toml."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence
@@ -15,7 +13,7 @@ from rapidin_cli.output.templates import template_text
 from rapidin_cli.setup.choices import Proposed, choose_checkpoints, choose_data, relative
 from rapidin_cli.setup.survey import Survey, read_json, shape_of, survey
 from rapidin_cli.workspace.config import CONFIG_FILE
-from rapidin_cli.workspace.folder import prepare_rin_folder
+from rapidin_cli.workspace.workspace import prepare_rin_folder
 
 _CONVERSATIONS = ("messages", "conversations")
 

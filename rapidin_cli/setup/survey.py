@@ -3,8 +3,6 @@
 A home folder or a data lake may be a repository too, so all that is looked at is bounded.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

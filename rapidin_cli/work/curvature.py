@@ -1,7 +1,5 @@
 """Curvature over devices: each goes over its share of the batches, and the sums are added."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any

@@ -1,7 +1,5 @@
 """Devices: which there are, which are meant, and in what precision they compute."""
 
-from __future__ import annotations
-
 import os
 import re
 

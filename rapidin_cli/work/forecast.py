@@ -1,7 +1,5 @@
 """What `rin cache` would take, said before it is spent: rows, bytes, memory and time."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Who computes rows: this process, processes on its devices, or a Ray cluster."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Iterator, Sequence
 

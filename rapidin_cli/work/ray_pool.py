@@ -4,8 +4,6 @@ Placement, restarts and retries are Ray's; what is done is committed by the driv
 local processes.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import socket

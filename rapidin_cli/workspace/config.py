@@ -1,7 +1,5 @@
 """rin.toml: read, check, explain."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import math

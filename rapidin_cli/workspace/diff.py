@@ -1,7 +1,5 @@
 """`rin diff`: rows added and gone, and how influences moved."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 

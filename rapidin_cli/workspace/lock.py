@@ -1,7 +1,5 @@
 """rin.lock: which snapshot of which cache belongs to each checkpoint. Committed to git."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path

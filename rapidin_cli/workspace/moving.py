@@ -1,7 +1,5 @@
 """`rin push` and `rin pull`: caches between the store and a remote."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

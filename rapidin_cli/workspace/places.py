@@ -1,7 +1,5 @@
 """Where a project's caches are: its store, and the remotes behind it."""
 
-from __future__ import annotations
-
 import contextlib
 from functools import cached_property
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Remotes: `[remote.NAME]` in rin.toml, opened, added and removed."""
 
-from __future__ import annotations
-
 import json
 import re
 import tomllib

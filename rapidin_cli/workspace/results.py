@@ -1,7 +1,5 @@
 """Saved results: every `rin retrieve` leaves one, for `rin report` to show."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The facts about one training row."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What is cached for which checkpoint, and where."""
 
-from __future__ import annotations
-
 import contextlib
 from dataclasses import asdict, dataclass, field
 from typing import Any

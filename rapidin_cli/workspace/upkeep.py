@@ -1,7 +1,5 @@
 """The store kept in order: `rin verify`, `rin gc`, `rin log`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """A project as its folder holds it; `rapidin_cli.api.Project` adds what can be done with it."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +14,15 @@ from rapidin_cli.workspace.config import (
     find_root,
     load_config,
 )
-from rapidin_cli.workspace.folder import prepare_rin_folder
 from rapidin_cli.workspace.lock import read_lock
 from rapidin_cli.workspace.places import Places
 from rapidin_cli.workspace.project_checkpoint import ProjectCheckpoint, there
 from rapidin_cli.workspace.results import Results
 from rapidin_storage import Cache, NotFoundError, Snapshot
+
+_IGNORE = (
+    "# All of this can be made again or pulled; rin.toml and rin.lock are what to commit.\n*\n"
+)
 
 
 class Workspace:
@@ -141,3 +142,11 @@ class Workspace:
         raise InputError(
             f"checkpoint {name!r} has no snapshot {wanted!r}", hint=f"rin log {name} lists them"
         )
+
+
+def prepare_rin_folder(root: Path) -> None:
+    """Make .rin/ with a .gitignore of its own."""
+    ignore = root / ".rin" / ".gitignore"
+    if not ignore.exists():
+        ignore.parent.mkdir(parents=True, exist_ok=True)
+        ignore.write_text(_IGNORE, encoding="utf-8")

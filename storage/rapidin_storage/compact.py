@@ -1,7 +1,5 @@
 """Closing holes: rows of half-empty chunks are put together into full ones."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What commits name: every object, and what it is for."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Errors, grouped by what a caller would do about them."""
 
-from __future__ import annotations
-
 
 class StorageError(Exception):
     """The store could not be read or written (disk full, no permission, unreachable)."""

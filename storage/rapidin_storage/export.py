@@ -1,7 +1,5 @@
 """A plain copy of a snapshot for programs that know Zarr and nothing of us."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Callable

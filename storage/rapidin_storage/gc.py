@@ -1,7 +1,5 @@
 """Removing what no commit names."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 

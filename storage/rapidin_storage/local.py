@@ -1,7 +1,5 @@
 """A root in a local folder: fsync'd, so that a committed file survives a power cut."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import tempfile

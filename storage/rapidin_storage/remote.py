@@ -1,7 +1,5 @@
 """A root on any fsspec filesystem: one request per write, so never half a file."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import os

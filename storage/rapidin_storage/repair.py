@@ -1,7 +1,5 @@
 """Mending what a check has found."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 from collections.abc import Sequence

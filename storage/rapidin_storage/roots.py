@@ -5,8 +5,6 @@ that commits need. Locally they are temporary file + fsync + rename or hard link
 elsewhere one fsspec request each.
 """
 
-from __future__ import annotations
-
 import json
 import uuid
 from abc import ABC, abstractmethod

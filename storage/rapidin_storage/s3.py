@@ -1,7 +1,5 @@
 """What is particular to S3: options, retries, and what its errors mean."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

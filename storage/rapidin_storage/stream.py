@@ -1,7 +1,5 @@
 """Reading a snapshot from end to end: the next chunks are fetched while one is used."""
 
-from __future__ import annotations
-
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence

@@ -5,8 +5,6 @@ the source's commits are repeated on the target, byte for byte if the logs are t
 Where both went their own ways, the source's rows are merged into the target as a set.
 """
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Sequence

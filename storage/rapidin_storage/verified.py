@@ -6,8 +6,6 @@ size or times are others (any write moves its ctime). `verify` hashes always: on
 bytes that a disk has changed on its own.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import threading

@@ -1,7 +1,5 @@
 """Reading everything again."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 

@@ -11,7 +11,6 @@ from rapidin_cli.errors import InputError
 from rapidin_cli.evaluation import metrics
 from rapidin_cli.influence.lexical import Lexical
 from rapidin_cli.models.learning_rates import checkpoint_weights
-from rapidin_cli.workspace.config import CheckpointSettings
 
 
 def test_equal_values_share_their_rank():
@@ -62,27 +61,27 @@ def test_bm25_finds_shared_words_and_survives_none():
     assert (Lexical([example("?")]).scores(example("cat")) == 0).all()
 
 
-def named(*rates: float) -> list[CheckpointSettings]:
-    return [CheckpointSettings(f"c{n}", f"c{n}", rate) for n, rate in enumerate(rates)]
+def weights_of(*rates: float, folders) -> tuple[list[float], str]:
+    return checkpoint_weights([f"c{n}" for n in range(len(rates))], rates, folders)
 
 
 def test_rates_come_from_rin_toml_then_the_trainer_then_nowhere(tmp_path):
     folders = [tmp_path / "c0", tmp_path / "c1"]
     for folder in folders:
         folder.mkdir()
-    assert checkpoint_weights(named(1e-4, 3e-4), folders)[0] == pytest.approx([0.25, 0.75])
-    weights, source = checkpoint_weights(named(0, 0), folders)
+    assert weights_of(1e-4, 3e-4, folders=folders)[0] == pytest.approx([0.25, 0.75])
+    weights, source = weights_of(0, 0, folders=folders)
     assert weights == [0.5, 0.5]
     assert "equal" in source
     with pytest.raises(InputError, match="not 'c1'"):
-        checkpoint_weights(named(1e-4, 0), folders)
+        weights_of(1e-4, 0, folders=folders)
     history = [{"step": s, "learning_rate": rate} for s, rate in ((5, 4.0), (10, 2.0), (20, 1.0))]
     for folder, step in zip(folders, (10, 20), strict=True):
         state = {"global_step": step, "log_history": [h for h in history if h["step"] <= step]}
         (folder / "trainer_state.json").write_text(json.dumps(state))
-    weights, source = checkpoint_weights(named(0, 0), folders)
+    weights, source = weights_of(0, 0, folders=folders)
     assert weights == pytest.approx([30 / 40, 10 / 40])  # mean rate times steps: 3 x 10, 1 x 10
     assert "trainer_state.json" in source
     (folders[0] / "trainer_state.json").write_text("{")
     with pytest.raises(InputError, match="not what a Trainer writes"):
-        checkpoint_weights(named(0, 0), folders)
+        weights_of(0, 0, folders=folders)

@@ -6,8 +6,6 @@ score with curvature is a small difference that a random sketch drowns and facto
 algorithm 4.4) needs a few products with its (T, I) and (T, O) sides.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -7,8 +7,6 @@ the columns of another; as in the authors' code, every round draws its own views
 prime factors of D (with one fixed view all rounds would collapse into one).
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

@@ -7,8 +7,6 @@ the inner product of the gradients. There are three equal ways to compute it, an
 cheapest depends on the layer's shape, the batch's length, the dtype and k.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal

@@ -1,7 +1,5 @@
 """Products of stored bytes and bits with directions, by a CPU's integer instructions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -5,8 +5,6 @@ of them as leave an error that vanishes beside that of the stored rows. Products
 exact, and several times faster than those of floats that bytes would have to be turned into.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 

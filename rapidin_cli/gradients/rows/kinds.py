@@ -5,8 +5,6 @@ gradients into them, and the inner products of stored rows with query directions
 store and the scorer only see this interface.
 """
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import numpy as np

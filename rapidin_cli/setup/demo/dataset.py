@@ -1,7 +1,5 @@
 """A small instruction set with planted rows, a backdoor and a false fact: templates/demo.jsonl."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections import Counter

@@ -1,7 +1,5 @@
 """`rin demo`: train, then run the commands as a user would, and judge the result."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

@@ -1,7 +1,5 @@
 """The demo's tokenizer: text to tokens, by one chat template everywhere."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The demo's model: a small Llama, and a LoRA that learns the planted rows."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
