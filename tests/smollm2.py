@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from rapidin_cli.work.devices import compute_dtype
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from rapidin_cli.work.devices import compute_dtype
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -14,7 +14,7 @@ from rapidin_cli.output import console
 
 if TYPE_CHECKING:
     from rapidin_cli.api import Project
-    from rapidin_cli.report.curation import Wanted
+    from rapidin_cli.report.data_export import Wanted
 
 
 def _result(told: str) -> Any:
@@ -66,7 +66,7 @@ def export(
         rin export --review latest --out review.csv
         rin export --zarr rows.zarr
     """
-    from rapidin_cli.report.curation import Wanted
+    from rapidin_cli.report.data_export import Wanted
 
     ways = {"drop": drop, "only": only, "weigh": weigh, "review": review}
     given = [name for name, value in ways.items() if value]
@@ -107,22 +107,22 @@ def _rows(
     reviewed: Path | None,
     weight: float,
 ) -> None:
-    from rapidin_cli.report import curation
+    from rapidin_cli.report import data_export
 
     named = "" if result == "latest" else result
     if reviewed is None:
-        found = curation.found(project.results.load(named), wanted)
+        found = data_export.found(project.results.load(named), wanted)
     else:
-        found = curation.read_review(reviewed)
+        found = data_export.read_review(reviewed)
     if way == "review":
-        count = curation.write_review(found, out)
+        count = data_export.write_review(found, out)
         console.say(f"wrote {out}: {console.count(count, 'row')}, all marked keep")
         console.say(
             f"next: mark rows as drop, then rin export --reviewed {out} --out cleaned.jsonl"
         )
         return
-    change = curation.weighted(weight) if way == "weigh" else curation.CHANGES[way]
-    done = curation.write_rows(project.root, project.config.data, found, change, out)
+    change = data_export.weighted(weight) if way == "weigh" else curation.CHANGES[way]
+    done = data_export.write_rows(project.root, project.config.data, found, change, out)
     told = {
         "only": f"all of them found for {named or 'the newest result'}",
         "weigh": f"{done.changed:,} of them with weight {weight:g}",

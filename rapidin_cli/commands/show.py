@@ -36,7 +36,7 @@ def show(
         rin show --self-influence
     """
     from rapidin_cli.report import rows
-    from rapidin_cli.workspace.rows import row_facts
+    from rapidin_cli.workspace.training_row import row_facts
 
     if bool(row) == self_influence:
         raise UsageError(

@@ -9,11 +9,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rapidin_cli.data.encoded import EncodedRows, Store, name_of
 from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import Dataset, Example
 from rapidin_cli.data.files import data_stamp
 from rapidin_cli.data.reading import BadRow, DataSettings, Row, read_rows
+from rapidin_cli.data.token_store import EncodedRows, TokenStore, name_of
 from rapidin_cli.errors import InputError
 
 _RECENT = 2 * 10**9  # nanoseconds
@@ -50,7 +50,7 @@ def load_dataset(
     rows = None
     if kept is not None:
         with suppress(OSError):  # a full disk, say: nothing is kept
-            rows = _encoded(Store(kept), root, settings, tokenizer, examples)
+            rows = _encoded(TokenStore(kept), root, settings, tokenizer, examples)
     if rows is not None:
         dataset = Dataset(rows, rows.bad)
         if rows.bad and not skip_bad:
@@ -67,7 +67,7 @@ def load_dataset(
 
 
 def _encoded(
-    store: Store,
+    store: TokenStore,
     root: Path,
     settings: DataSettings,
     tokenizer: str,

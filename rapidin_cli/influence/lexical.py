@@ -11,8 +11,8 @@ from typing import Any
 import bm25s
 import numpy as np
 
-from rapidin_cli.data.encoded import EncodedRows
 from rapidin_cli.data.examples import Dataset, Example
+from rapidin_cli.data.token_store import EncodedRows
 
 MOST_TEXT = 2**28
 """Bytes of text that are indexed at most."""

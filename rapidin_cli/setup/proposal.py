@@ -10,8 +10,8 @@ from rapidin_cli.errors import InputError
 from rapidin_cli.models.checkpoints import ADAPTER_CONFIG, is_hub_name
 from rapidin_cli.models.learning_rates import checkpoint_weights
 from rapidin_cli.output.templates import template_text
-from rapidin_cli.setup.choices import Proposed, choose_checkpoints, choose_data, relative
-from rapidin_cli.setup.survey import Survey, read_json, shape_of, survey
+from rapidin_cli.setup.search import Survey, read_json, shape_of, survey
+from rapidin_cli.setup.selection import Proposed, choose_checkpoints, choose_data, relative
 from rapidin_cli.workspace.config import CONFIG_FILE
 from rapidin_cli.workspace.workspace import prepare_rin_folder
 

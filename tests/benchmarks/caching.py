@@ -22,8 +22,6 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from peft import LoraConfig, get_peft_model
-from rapidin_cli.models.loading import quiet_loading
-from rapidin_cli.work.devices import compute_dtype
 from transformers import AutoModelForCausalLM
 
 from rapidin_cli.data.encoding import Encoder
@@ -34,7 +32,9 @@ from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.passes import Batch
 from rapidin_cli.gradients.rows.kinds import row_kind
 from rapidin_cli.gradients.spec import GradientSpec
+from rapidin_cli.models.loading import quiet_loading
 from rapidin_cli.setup.demo.training import build_demo
+from rapidin_cli.work.devices import compute_dtype
 
 FACTORS = GradientSpec(row="factors", rank=4, precision="int4")
 

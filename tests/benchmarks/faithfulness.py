@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rapidin_cli.models.loading import load_model, quiet_loading
 from torch import multiprocessing
 
 from rapidin_cli.data.encoding import Encoder
@@ -34,6 +33,7 @@ from rapidin_cli.data.reading import DataSettings, parse_row
 from rapidin_cli.evaluation.metrics import auroc, average_precision, interval, lds, precision_at
 from rapidin_cli.evaluation.training import Training, fine_tune, losses
 from rapidin_cli.models.checkpoints import Checkpoint
+from rapidin_cli.models.loading import load_model, quiet_loading
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.benchmarks.bergson_cli import bergson_scores, write_examples

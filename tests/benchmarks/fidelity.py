@@ -28,9 +28,6 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 import torch
-from rapidin_cli.gradients.layout import GradientRows, Layer, RowLayout
-from rapidin_cli.influence.ranking import Ranked, extremes
-from rapidin_cli.models.loading import load_model, load_tokenizer
 
 from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import Example, plan_batches
@@ -40,14 +37,17 @@ from rapidin_cli.gradients import curvature
 from rapidin_cli.gradients.compress.tensorsketch import block_sizes
 from rapidin_cli.gradients.directions import LayerGradient
 from rapidin_cli.gradients.engine import GradientEngine
+from rapidin_cli.gradients.layout import GradientRows, Layer, RowLayout
 from rapidin_cli.gradients.passes import as_batch
 from rapidin_cli.gradients.rows.kinds import RowKind, row_kind
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.influence.preconditioners import Ekfac
 from rapidin_cli.influence.queries import Query, query_gradient
+from rapidin_cli.influence.ranking import Ranked, extremes
 from rapidin_cli.influence.score import SCORES
 from rapidin_cli.influence.shortlist import GROWTH, doubtful
 from rapidin_cli.models.checkpoints import Checkpoint
+from rapidin_cli.models.loading import load_model, load_tokenizer
 
 CPU = torch.device("cpu")
 TOP, SHORTLIST = 20, 80

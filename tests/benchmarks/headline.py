@@ -26,11 +26,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
-from rapidin_cli.influence.options import Options
-from rapidin_cli.work.devices import compute_dtype
 
 from rapidin_cli import Project
+from rapidin_cli.influence.options import Options
 from rapidin_cli.influence.queries import Question
+from rapidin_cli.work.devices import compute_dtype
 
 PAPER_ROWS, PAPER_RATIO = 52_002, 6_326
 QUESTIONS = [

@@ -34,7 +34,6 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from rapidin_cli.models.loading import quiet_loading
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rapidin_cli.data.encoding import Encoder
@@ -42,6 +41,7 @@ from rapidin_cli.data.examples import Example, plan_batches
 from rapidin_cli.data.loading import load_dataset
 from rapidin_cli.data.reading import DataSettings
 from rapidin_cli.evaluation.metrics import spearman
+from rapidin_cli.models.loading import quiet_loading
 from rapidin_cli.setup.demo.training import BASE, DATA_FILE, build_demo
 from tests.benchmarks.peers_environment import INSTALL, make_environment, process_environment
 

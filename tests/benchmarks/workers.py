@@ -27,12 +27,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
-from rapidin_cli.work.devices import compute_dtype
-from rapidin_cli.work.processes import ProcessPool
 
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.models.checkpoints import Checkpoint
 from rapidin_cli.setup.demo.training import build_demo
+from rapidin_cli.work.devices import compute_dtype
+from rapidin_cli.work.processes import ProcessPool
 from rapidin_cli.work.worker import Job
 from tests.benchmarks.caching import batches
 

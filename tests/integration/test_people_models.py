@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from rapidin_cli.influence.options import Options
-from rapidin_cli.models.loading import load_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -20,7 +18,9 @@ from transformers import (
 
 from rapidin_cli import Project
 from rapidin_cli.errors import InputError
+from rapidin_cli.influence.options import Options
 from rapidin_cli.influence.queries import Question
+from rapidin_cli.models.loading import load_model
 from tests import forked, tiny
 from tests.unit.test_models import adapted, check_rows, model_of
 

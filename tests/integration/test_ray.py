@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rapidin_cli.gradients.layout import RowLayout
 
 from rapidin_cli import Project
+from rapidin_cli.gradients.layout import RowLayout
 from rapidin_cli.gradients.rows.kinds import row_kind
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.influence.scan import CachedRows, scan

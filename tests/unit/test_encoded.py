@@ -8,12 +8,11 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from rapidin_cli.data import encoded
-from rapidin_cli.data.encoded import EncodedRows, Store
 from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import IGNORED, Dataset, Example
 from rapidin_cli.data.loading import load_dataset
 from rapidin_cli.data.reading import BadRow, DataSettings, Row, read_rows
+from rapidin_cli.data.token_store import EncodedRows, TokenStore
 from rapidin_cli.errors import InputError
 from rapidin_cli.influence.lexical import Lexical
 from tests import tiny
@@ -177,7 +176,7 @@ def test_an_interrupted_writing_leaves_nothing(folder):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Store(folder / "kept").write("name", ["data.jsonl"], broken(), [])
+        TokenStore(folder / "kept").write("name", ["data.jsonl"], broken(), [])
     assert list((folder / "kept").iterdir()) == []
 
 
@@ -211,7 +210,7 @@ def _examples(count, text):
 def test_memory_does_not_hold_the_texts(tmp_path):
     count, text = 4000, "a word " * 1000
     tracemalloc.start()
-    rows = Store(tmp_path).write("name", ["data.jsonl"], _examples(count, text), [])
+    rows = TokenStore(tmp_path).write("name", ["data.jsonl"], _examples(count, text), [])
     dataset = Dataset(rows, [])
     assert len(dataset.by_digest) == count
     assert sum(len(example.input_ids) for example in dataset.examples) == 500 * count
@@ -236,6 +235,6 @@ def test_reading_does_not_hold_the_file(tmp_path):
 
 
 def test_rows_of_no_length_are_none(tmp_path):
-    rows = Store(tmp_path).write("name", ["data.jsonl"], iter(()), [])
+    rows = TokenStore(tmp_path).write("name", ["data.jsonl"], iter(()), [])
     assert len(rows) == len(EncodedRows(tmp_path / "name")) == 0
     assert rows.named("r1") is None

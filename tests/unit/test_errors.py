@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from rapidin_cli.work.processes import Member
 
 from rapidin_cli.errors import ExitCode, RinError
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.models.checkpoints import Checkpoint
 from rapidin_cli.output.sentences import translated
+from rapidin_cli.work.processes import Member
 from rapidin_cli.work.worker import Job
 
 

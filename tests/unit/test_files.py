@@ -13,7 +13,7 @@ from pyarrow import parquet
 from rapidin_cli.data.files import read_values
 from rapidin_cli.data.reading import BadRow, DataSettings, read_rows
 from rapidin_cli.errors import InputError
-from rapidin_cli.setup.survey import survey
+from rapidin_cli.setup.search import survey
 from tests import tiny
 
 ROWS = [{"id": f"r{n}", **row} for n, row in enumerate(tiny.rows(6))]

@@ -6,8 +6,8 @@ The layers' sizes cross bytes, tiles and nibbles, and there are more rows than a
 import numpy as np
 import pytest
 import torch
-from rapidin_cli.gradients.layout import GradientRows, Layer, RowLayout
 
+from rapidin_cli.gradients.layout import GradientRows, Layer, RowLayout
 from rapidin_cli.gradients.rows import factor_products, integers
 from rapidin_cli.gradients.rows import sketch_products as products
 from rapidin_cli.gradients.rows.kinds import row_kind

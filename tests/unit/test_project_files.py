@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from rapidin_cli.models.fingerprints import Fingerprints
 from safetensors.torch import load_file, save_file
 
 from rapidin_cli.errors import InputError, MissingError, UsageError
 from rapidin_cli.models.checkpoints import resolve
+from rapidin_cli.models.fingerprints import Fingerprints
 from rapidin_cli.output.sanitise import one_line, visible
 from rapidin_cli.workspace.config import CONFIG_FILE, RemoteSettings, load_config
 from rapidin_cli.workspace.lock import LockEntry, read_lock, write_lock

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from rapidin_cli.gradients.layout import GradientRows, Layer, RowLayout
 
 from rapidin_cli.errors import InputError
+from rapidin_cli.gradients.layout import GradientRows, Layer, RowLayout
 from rapidin_cli.gradients.rows.kinds import row_kind
 from rapidin_cli.gradients.spec import GradientSpec
 

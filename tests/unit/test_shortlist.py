@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from rapidin_cli.influence.ranking import Ranked, extremes
 
+from rapidin_cli.influence.ranking import Ranked, extremes
 from rapidin_cli.influence.shortlist import doubtful, fitted
 
 TOP, FIRST = 20, 40

@@ -252,7 +252,7 @@ class _Writer:
         (self._folder / "rows.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-class Store:
+class TokenStore:
     """Folders of encoded rows.
 
     Args:

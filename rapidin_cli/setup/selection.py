@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rapidin_cli.setup.survey import Candidate, Survey
+from rapidin_cli.setup.search import Candidate, Survey
 
 _MOST_CHECKPOINTS = 5
 _NAMED = 3
