@@ -121,7 +121,7 @@ def _rows(
             f"next: mark rows as drop, then rin export --reviewed {out} --out cleaned.jsonl"
         )
         return
-    change = data_export.weighted(weight) if way == "weigh" else curation.CHANGES[way]
+    change = data_export.weighted(weight) if way == "weigh" else data_export.CHANGES[way]
     done = data_export.write_rows(project.root, project.config.data, found, change, out)
     told = {
         "only": f"all of them found for {named or 'the newest result'}",

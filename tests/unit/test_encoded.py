@@ -153,7 +153,7 @@ def test_what_a_killed_writer_left_is_removed(folder):
 
 
 def test_a_folder_that_cannot_be_written_is_done_without(folder, monkeypatch):
-    monkeypatch.setattr(encoded.os, "access", lambda *_: False)
+    monkeypatch.setattr(token_store.os, "access", lambda *_: False)
     dataset = load(folder, Counting())
     assert len(dataset.examples) == 301
     assert list((folder / "kept").iterdir()) == []
@@ -163,7 +163,7 @@ def test_a_full_disk_is_done_without(folder, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(encoded._Writer, "_end_block", full)
+    monkeypatch.setattr(token_store._Writer, "_end_block", full)
     dataset = load(folder, Counting())
     assert len(dataset.examples) == 301
     assert dataset.bad
