@@ -8,6 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from rapidin_cli.data import token_store
 from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import IGNORED, Dataset, Example
 from rapidin_cli.data.loading import load_dataset
