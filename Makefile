@@ -20,6 +20,8 @@ check: $(VENV)/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tests/house.py
 
 bench: $(VENV)/tested
 	$(BIN)/python tests/benchmarks/caching.py

@@ -1,1 +1,4 @@
-"""How well influence predicts what retraining does."""
+"""How well influence predicts what retraining does: `rin evaluate`.
+
+From outside: `evaluate` (retrieval, linear_datamodeling, counterfactual), `training.fine_tune`.
+"""

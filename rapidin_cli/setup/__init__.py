@@ -1,1 +1,4 @@
-"""The way in: `rin init`, `rin doctor`, `rin demo`."""
+"""The way in: `rin init`, `rin doctor`, `rin demo`.
+
+From outside: `proposal` (propose, describe, initialise), `doctor.examine`, `demo.story.run_demo`.
+"""

@@ -1,1 +1,5 @@
-"""Work over devices: workers and pools, and what they compute: rows, curvature, forecasts."""
+"""Work over devices: which there are, who computes on them, and what: rows, curvature, forecasts.
+
+From outside: `caching.make_plan` and `cache_rows`, `curvature.collect_curvature`, `forecast`,
+`worker.build_engine`.
+"""
