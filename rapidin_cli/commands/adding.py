@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # What the shell completes, by the name of the value.
 _COMPLETED: dict[str, Callable[..., list[str]]] = {
     "CHECKPOINT": completion.checkpoints,
+    "BEFORE": completion.checkpoints,
+    "AFTER": completion.checkpoints,
     "CHECKPOINT[,...]": completion.several_checkpoints,
     "RESULT": completion.results,
     "RESULT[:QUERY]": completion.results,

@@ -10,10 +10,10 @@ import typer
 from rapidin_cli.commands.adding import opt, project_of, switch
 from rapidin_cli.commands.options import AsJson, Checkpoint, Device, Html
 from rapidin_cli.output import console
-from rapidin_cli.workspace.project_checkpoint import ProjectCheckpoint
 
 if TYPE_CHECKING:
     from rapidin_cli.evaluation.evaluate import Plan
+    from rapidin_cli.workspace.project_checkpoint import ProjectCheckpoint
 
 
 Queries = Annotated[Path, opt("FILE", "JSONL, or a JSON list, of queries in the data's shapes.")]

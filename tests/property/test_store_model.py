@@ -74,7 +74,7 @@ class Store(RuleBasedStateMachine):
         self.cleanup = contextlib.ExitStack()
         # Power cuts are not simulated, and small pages are shared, split and lost oftener.
         self.cleanup.enter_context(mock.patch("os.fsync"))
-        for module in ("manifest", "refs"):
+        for module in ("manifest", "commits"):
             name = f"rapidin_storage.{module}.PAGE_CHUNKS"
             self.cleanup.enter_context(mock.patch(name, PAGE_CHUNKS))
         folder = Path(self.cleanup.enter_context(tempfile.TemporaryDirectory()))
