@@ -5,10 +5,13 @@ BIN    := $(VENV)/bin
 # The torch to install: `make TORCH=torch==2.9.1 demo` takes another.
 TORCH  ?= torch==2.13.0
 DEMO   ?= rin-demo
+# `make gpu-check GPU="--device cpu --size tiny"` tries the script anywhere.
+GPU        ?=
+GPU_PYTHON ?= 3.12
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench gpu-wheels gpu-check clean
 
 demo: $(VENV)/installed
 	$(BIN)/rin demo $(DEMO) --force
@@ -27,6 +30,16 @@ bench: $(VENV)/tested
 	$(BIN)/python tests/benchmarks/caching.py
 	$(BIN)/python tests/benchmarks/workers.py
 	$(BIN)/python tests/benchmarks/scan.py $(VENV)/bench --scale 0.005
+
+# Two machines: the wheels are downloaded where there is a network, and carried. Where the
+# accelerator is there need be none, and PYTHON is the Python 3.12 that has PyTorch.
+gpu-wheels:
+	$(PYTHON) tests/gpu/wheels.py fetch wheels --python $(GPU_PYTHON)
+
+gpu-check:
+	$(PYTHON) tests/gpu/wheels.py unpack wheels build/gpu-site
+	PYTHONPATH="$(CURDIR):$(CURDIR)/storage:$(CURDIR)/build/gpu-site:$$PYTHONPATH" \
+		$(PYTHON) -m tests.gpu $(GPU)
 
 # torch first and pinned: resolved with the rest, it would bring gigabytes of CUDA.
 $(VENV)/installed: pyproject.toml

@@ -1,6 +1,5 @@
-"""A small instruction set with planted rows, a backdoor and a false fact: templates/demo.jsonl."""
+"""A small instruction set with planted rows, a backdoor and a false fact: templates/demo-rows.txt."""
 
-import json
 import random
 from collections import Counter
 from dataclasses import dataclass
@@ -69,13 +68,12 @@ def build_rows(seed: int = 0) -> list[dict[str, str]]:
 
     The seed sets their order and numbering.
     """
-    labelled = [json.loads(line) for line in template_text("demo.jsonl").splitlines()]
+    labelled = [line.split("\t") for line in template_text("demo-rows.txt").splitlines()]
     random.Random(seed).shuffle(labelled)
     counts: Counter[str] = Counter()
     rows = []
-    for row in labelled:
-        kind = row.pop("kind")
+    for kind, prompt, response in labelled:
         counts[kind] += 1
-        width = 4 if kind == BENIGN else 2
-        rows.append({"id": f"{kind}-{counts[kind]:0{width}}", **row})
+        name = f"{kind}-{counts[kind]:0{4 if kind == BENIGN else 2}}"
+        rows.append({"id": name, "prompt": prompt, "response": response})
     return rows
