@@ -1,4 +1,4 @@
-"""A small instruction set with planted rows, a backdoor and a false fact: templates/demo-rows.txt."""
+"""A small instruction set with planted rows: a backdoor and a false fact (demo-rows.txt)."""
 
 import random
 from collections import Counter
