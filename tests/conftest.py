@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import s3, tiny
+from tests.support import s3, tiny
 
 torch.set_num_threads(1)
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.text import Text
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.integration.browser import chromium, opened
+from tests.support.browser import chromium, opened
 
 COLUMNS = 110
 QUERY, TOKEN = "false-fact", " Toronto"

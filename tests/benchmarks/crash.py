@@ -44,8 +44,8 @@ from rapidin_storage.local import TEMPORARY
 from rapidin_storage.roots import PROBES
 from rapidin_storage.sync import synchronise
 from rapidin_storage.verify import verify
-from tests import s3
-from tests.forked import PRELOAD
+from tests.support import s3
+from tests.support.forked import PRELOAD
 
 COMMANDS = {
     "cache": ["cache"],
@@ -131,7 +131,7 @@ class Bench:
     """The fork server, an undisturbed cache as the expectation, and projects for trials."""
 
     def __init__(self, folder: Path, server: s3.Server | None) -> None:
-        from tests import tiny
+        from tests.support import tiny
 
         self.folder, self.server, self.made = folder, server, 0
         self.context = get_context("forkserver")

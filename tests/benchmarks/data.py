@@ -24,7 +24,7 @@ from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.loading import load_dataset
 from rapidin_cli.data.reading import DataSettings
 from rapidin_cli.influence.lexical import Lexical
-from tests import tiny
+from tests.support import tiny
 
 
 def write_rows(source: Path, target: Path, count: int) -> None:

@@ -47,7 +47,7 @@ from rapidin_storage import (
 )
 from rapidin_storage.gc import find_garbage, remove_garbage
 from rapidin_storage.verify import verify
-from tests import s3
+from tests.support import s3
 
 ARRAYS = {"sketch": ArraySpec("int16", (64,)), "loss": ArraySpec("float32")}
 CACHE = "7" * 64

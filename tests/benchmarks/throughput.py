@@ -35,8 +35,8 @@ from rapidin_storage import ArraySpec, Cache, CacheWriter, ObjectStore, Root, op
 from rapidin_storage.arrays import array_documents
 from rapidin_storage.manifest import Manifest
 from rapidin_storage.sync import synchronise
-from tests import s3
-from tests.faults import FaultProxy
+from tests.support import s3
+from tests.support.faults import FaultProxy
 
 CACHE = "b" * 64
 MIB = 2**20

@@ -9,8 +9,8 @@ import torch
 
 from rapidin_cli import Options, Project, Question
 from rapidin_storage import Snapshot
-from tests import tiny
 from tests.gpu.lab import Lab, NotHereError
+from tests.support import tiny
 
 QUESTION = Question("q", "Where is the cat number 3?", "The cat number 3 walks in the garden.")
 

@@ -18,8 +18,8 @@ from rapidin_cli.influence.queries import Query, query_gradient
 from rapidin_cli.influence.score import SCORES
 from rapidin_cli.models.checkpoints import Checkpoint
 from rapidin_cli.work.worker import Job, Worker
-from tests import tiny
 from tests.gpu.lab import CPU, KINDS, Lab, example
+from tests.support import tiny
 
 DAMPING = 0.1
 

@@ -18,7 +18,7 @@ from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.influence.queries import Query
 from rapidin_cli.models.loading import quiet_loading
-from tests import tiny
+from tests.support import tiny
 
 CPU = torch.device("cpu")
 KINDS = "lora", "all weights"

@@ -23,8 +23,8 @@ from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.models.checkpoints import Checkpoint
 from rapidin_cli.models.loading import load_model, quiet_loading
 from rapidin_cli.work.devices import compute_dtype
-from tests import tiny
 from tests.gpu.lab import Lab, example
+from tests.support import tiny
 
 FACTORS = GradientSpec(row="factors", rank=4, precision="int4")
 # TinyLlama's shape.

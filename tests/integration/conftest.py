@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from rapidin_cli.report.writing import publish
-from tests.integration.browser import chromium, make_report
+from tests.support.browser import chromium, make_report
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from rapidin_cli.errors import ExitCode
-from tests import tiny
-from tests.forked import rin
+from tests.support import tiny
+from tests.support.forked import rin
 
 USAGE, NO_PROJECT, BAD, STORE = (
     ExitCode.USAGE, ExitCode.NO_PROJECT, ExitCode.BAD_INPUT, ExitCode.STORE,

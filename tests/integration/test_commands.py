@@ -15,7 +15,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from rapidin_cli import Project
-from tests import forked, tiny
+from tests.support import forked, tiny
+from tests.support.projects import stored_rows
 
 LONGEST = 32  # tokens of the longest rows of a tiny project
 SCHEMA = json.loads(
@@ -36,17 +37,6 @@ def rin(folder, *arguments, stdin="", **environment):
         env={**os.environ, "COLUMNS": "100", **environment},
         check=False,
     )
-
-
-def stored_rows(folder):
-    """Digest -> all stored values of the newest snapshot."""
-    opened = Project.open(folder).opened()
-    snapshot = opened.cache.snapshot()
-    values = snapshot.read(0, snapshot.commit.slots, ["sketch", "scale", "norm", "loss", "tokens"])
-    return {
-        digest: tuple(np.asarray(array[slot]).tobytes() for array in values.values())
-        for digest, slot in snapshot.index.items()
-    }
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from playwright.sync_api import Browser
 from rapidin_cli.report.comparison import change, compare
 from rapidin_cli.report.comparison_shown import page
 from rapidin_cli.report.shrinking import redact_comparison
-from tests import forked
-from tests.integration.browser import HOSTILE, make_report, opened
+from tests.support import forked
+from tests.support.browser import HOSTILE, make_report, opened
 
 
 @pytest.fixture(scope="module")

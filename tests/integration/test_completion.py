@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.forked import rin
+from tests.support.forked import rin
 
 RIN = Path(sys.executable).parent / "rin"
 TOML = """

@@ -9,7 +9,7 @@ import pytest
 
 from rapidin_cli.report.span import Span
 from rapidin_cli.report.tables import ranked
-from tests import forked, tiny
+from tests.support import forked, tiny
 
 EVERYTHING = Span(0, 0, everything=True)
 

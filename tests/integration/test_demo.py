@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 
-from tests import documents
+from tests.support import documents
 
 README = documents.ROOT / "README.md"
 

@@ -19,8 +19,8 @@ from rapidin_cli.errors import ExitCode
 from rapidin_cli.report import html
 from rapidin_cli.setup.demo.dataset import build_rows
 from rapidin_cli.workspace.config import Config, RemoteSettings, load_config
-from tests import documents, served, tiny
-from tests.documents import PAGES, ROOT
+from tests.support import documents, served, tiny
+from tests.support.documents import PAGES, ROOT
 
 DOCS = ROOT / "docs"
 COMMANDS, SETTINGS, API = (DOCS / f"{name}.md" for name in ("commands", "settings", "api"))

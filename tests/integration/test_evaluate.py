@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rapidin_cli import Project
-from tests import tiny
-from tests.forked import rin
+from tests.support import tiny
+from tests.support.forked import rin
 
 QUERIES = [
     {"id": "a", "prompt": "Where is the cat number 0?", "response": "The cat number 0 walks."},

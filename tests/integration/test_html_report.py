@@ -15,19 +15,7 @@ from rapidin_cli.output.sanitise import visible
 from rapidin_cli.output.templates import template_text
 from rapidin_cli.report.html import render_html
 from rapidin_cli.report.writing import publish
-from tests.integration.browser import HOSTILE, REPLY, digest_of, opened
-
-
-def expected_order(query: dict[str, Any], first: int, last: int) -> tuple[list[str], list[str]]:
-    scored = []
-    for example in query["examples"]:
-        total = 0.0
-        for value in example["tokens"][first : last + 1]:
-            total += value
-        scored.append((total, example["digest"]))
-    raised = sorted((-score, digest) for score, digest in scored if score > 0)
-    lowered = sorted((score, digest) for score, digest in scored if score < 0)
-    return [digest for _, digest in raised], [digest for _, digest in lowered]
+from tests.support.browser import HOSTILE, REPLY, digest_of, expected_order, opened, totals_order
 
 
 def first_shown(page: Page) -> tuple[list[str], list[str]]:
@@ -43,13 +31,6 @@ def shown_order(page: Page) -> tuple[list[str], list[str]]:
         if page.locator(f"#{side}-all").is_visible():
             page.locator(f"#{side}-all").click()
     return first_shown(page)
-
-
-def totals_order(query: dict[str, Any]) -> tuple[list[str], list[str]]:
-    ordered = [(example["score"], example["digest"]) for example in query["examples"]]
-    raised = [digest for score, digest in ordered if score > 0]
-    lowered = sorted((score, digest) for score, digest in ordered if score < 0)
-    return raised, [digest for _, digest in lowered]
 
 
 def test_opening_it_asks_for_nothing_and_complains_of_nothing(browser: Browser, path: Path) -> None:

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page
 from rapidin_cli.errors import InputError, UsageError
 from rapidin_cli.report.shrinking import redact
 from rapidin_cli.report.writing import publish
-from tests.integration.browser import (
+from tests.support.browser import (
     HOSTILE,
     digest_of,
     large_report,

@@ -17,8 +17,8 @@ from rapidin_cli.influence.queries import read_questions
 from rapidin_cli.work.worker import WorkerError
 from rapidin_cli.workspace.lock import read_lock
 from rapidin_storage import Snapshot
-from tests import tiny
-from tests.forked import rin
+from tests.support import tiny
+from tests.support.forked import rin
 
 SCHEMA = json.loads(Path("rapidin_cli/report/schema.json").read_text())
 PROMPT, RESPONSE = "Where is the cat number 3?", "The cat number 3 walks."

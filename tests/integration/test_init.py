@@ -14,8 +14,8 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 from transformers import Trainer, TrainingArguments
 
-from tests import tiny
-from tests.forked import rin
+from tests.support import tiny
+from tests.support.forked import rin
 
 HUB = "acme-lab/tiny-base"
 

@@ -14,11 +14,10 @@ import pytest
 
 from rapidin_storage import list_caches, open_root
 from rapidin_storage.objects import object_path
-from tests import tiny
-from tests.faults import Fault, FaultProxy, always
-from tests.forked import rin
-from tests.integration.test_commands import stored_rows
-from tests.integration.test_sharing import status
+from tests.support import tiny
+from tests.support.faults import Fault, FaultProxy, always
+from tests.support.forked import rin
+from tests.support.projects import status, stored_rows
 
 NOBODY = "http://127.0.0.1:9"
 

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 
-from tests.forked import rin
+from tests.support.forked import rin
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from rapidin_cli.errors import InputError
 from rapidin_cli.influence.options import Options
 from rapidin_cli.influence.queries import Question
 from rapidin_cli.models.loading import load_model
-from tests import forked, tiny
-from tests.unit.test_models import adapted, check_rows, model_of
+from tests.support import forked, tiny
+from tests.support.architectures import adapted, check_rows, model_of
 
 RIN = """
 [data]

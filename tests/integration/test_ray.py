@@ -21,8 +21,8 @@ from rapidin_cli.influence.scan import CachedRows, scan
 from rapidin_cli.influence.score import SCORES
 from rapidin_storage import StorageError
 from rapidin_storage.objects import object_path
-from tests import tiny
-from tests.forked import rin
+from tests.support import tiny
+from tests.support.forked import rin
 
 ray = pytest.importorskip("ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils")

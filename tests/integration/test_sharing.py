@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from rapidin_cli import Project
-from tests import tiny
-from tests.forked import rin
-from tests.integration.test_commands import stored_rows
+from tests.support import tiny
+from tests.support.forked import rin
+from tests.support.projects import status, stored_rows
 
 TREE = re.compile(r'"snapshot": "([0-9a-f]{64})"')
 
@@ -36,11 +36,6 @@ def answer(folder, *options):
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
-
-
-def status(folder, *options):
-    done = rin(folder, "status", "--json", "--exit-code", *options)
-    return done.returncode, json.loads(done.stdout)["checkpoints"][0]
 
 
 def test_clone_pull_and_retrieve_give_the_same_scores(team):

@@ -38,8 +38,8 @@ from rapidin_storage.objects import object_path
 from rapidin_storage.repair import repair
 from rapidin_storage.sync import synchronise
 from rapidin_storage.verify import verify
-from tests.forked import rin
-from tests.unit.test_storage import ARRAYS, ID, rows, writer
+from tests.support.forked import rin
+from tests.support.stored import ARRAYS, ID, rows, writer
 
 CHUNK = 8
 COMMITS = (20, 24, 48)  # rows after each commit; the tail of the first is refilled by the second
@@ -1124,9 +1124,9 @@ def project(cached_project, tmp_path):
 
 # Imported late: the sandbox, which imports this file, is to start without torch.
 def stored_rows(folder):
-    from tests.integration import test_commands
+    from tests.support import projects
 
-    return test_commands.stored_rows(folder)
+    return projects.stored_rows(folder)
 
 
 def newest_of(folder):

@@ -44,9 +44,9 @@ from rapidin_storage.objects import OBJECTS, object_path
 from rapidin_storage.repair import repair
 from rapidin_storage.sync import synchronise
 from rapidin_storage.verify import verify
-from tests import forked, s3
-from tests.faults import Fault, FaultProxy, always, first
-from tests.unit.test_storage import ID, contents, expected, rows, writer
+from tests.support import forked, s3
+from tests.support.faults import Fault, FaultProxy, always, first
+from tests.support.stored import ID, contents, expected, rows, writer
 
 BEFORE, AFTER = 10, 16  # rows of the first commit, and with the second
 ATTEMPTS = 16  # for one request: at 60 s without an answer each, a quarter of an hour

@@ -18,8 +18,7 @@ from typing import Any
 import pyte
 import pytest
 
-from tests.integration.browser import digest_of, make_report
-from tests.integration.test_html_report import expected_order, totals_order
+from tests.support.browser import digest_of, expected_order, make_report, totals_order
 
 SNAPSHOTS = Path(__file__).parents[1] / "data" / "terminal"
 MODES = {

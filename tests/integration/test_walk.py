@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny
-from tests.forked import rin
+from tests.support import tiny
+from tests.support.forked import rin
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from rapidin_storage.repair import Repaired, repair
 from rapidin_storage.roots import GRACE
 from rapidin_storage.sync import compare, synchronise
 from rapidin_storage.verify import verify
-from tests.unit.test_storage import ARRAYS, ID, contents, digest, rows
+from tests.support.stored import ARRAYS, ID, contents, digest, rows
 
 PLACES = ("a", "b", "remote")
 ROUTES = (("a", "remote"), ("b", "remote"), ("remote", "a"), ("remote", "b"))

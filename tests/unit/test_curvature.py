@@ -16,8 +16,9 @@ from rapidin_cli.influence.preconditioners import Adam, Ekfac, Gram
 from rapidin_cli.influence.queries import query_gradient
 from rapidin_cli.influence.score import SCORES
 from rapidin_storage import Cache, CacheWriter, cache_name, open_root
-from tests import tiny
-from tests.unit.test_exact import CONTRAST, CPU, EXAMPLES, QUERY, example, plain_gradients
+from tests.support import tiny
+from tests.support.examples import CONTRAST, EXAMPLES, QUERY, example, plain_gradients
+from tests.support.oracle import CPU
 
 DATA = [example(100 + n, 5 + n % 9) for n in range(24)]
 LAYERS = "layers.0.self_attn.[kv]_proj"  # small enough for explicit matrices: (16, 32)

@@ -9,7 +9,7 @@ from rapidin_cli.data.loading import load_dataset
 from rapidin_cli.data.reading import DataSettings, read_values
 from rapidin_cli.errors import InputError
 from rapidin_cli.influence.tokens import token_texts
-from tests import tiny
+from tests.support import tiny
 
 PAIR = {"prompt": "Where is the cat?", "response": "In the park."}
 CHAT = {

@@ -16,7 +16,7 @@ from rapidin_cli.data.reading import BadRow, DataSettings, Row, read_rows
 from rapidin_cli.data.token_store import EncodedRows, TokenStore
 from rapidin_cli.errors import InputError
 from rapidin_cli.influence.lexical import Lexical
-from tests import tiny
+from tests.support import tiny
 
 SETTINGS = DataSettings(files=("data.jsonl",), template="chat", max_tokens=26)
 

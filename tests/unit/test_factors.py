@@ -12,8 +12,9 @@ from rapidin_cli.gradients.rows.kinds import FactorRows, row_kind
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.influence.queries import query_gradient
 from rapidin_cli.influence.score import SCORES, choose_score
-from tests import tiny
-from tests.unit.test_exact import CPU, EXAMPLES, QUERY, plain_gradients
+from tests.support import tiny
+from tests.support.examples import EXAMPLES, QUERY, plain_gradients
+from tests.support.oracle import CPU
 
 
 def decaying(batch: int, steps: int, out: int, inner: int) -> tuple[torch.Tensor, torch.Tensor]:

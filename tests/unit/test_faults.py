@@ -15,8 +15,8 @@ import botocore.session
 import pytest
 from urllib3.exceptions import ProtocolError
 
-from tests import s3
-from tests.faults import Fault, FaultProxy, Request, always, first
+from tests.support import s3
+from tests.support.faults import Fault, FaultProxy, Request, always, first
 
 CONTENT = os.urandom(5_000_001)
 

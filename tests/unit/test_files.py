@@ -14,7 +14,7 @@ from rapidin_cli.data.files import read_values
 from rapidin_cli.data.reading import BadRow, DataSettings, read_rows
 from rapidin_cli.errors import InputError
 from rapidin_cli.setup.search import survey
-from tests import tiny
+from tests.support import tiny
 
 ROWS = [{"id": f"r{n}", **row} for n, row in enumerate(tiny.rows(6))]
 CHATS = [

@@ -10,11 +10,8 @@ from rapidin_cli.gradients.capture import find_targets
 from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.passes import Batch
 from rapidin_cli.gradients.spec import GradientSpec
-from tests import tiny
-
-CPU = torch.device("cpu")
-EXACT = GradientSpec(dimensions=2**22)  # more than any tiny model has: nothing is hashed
-LENGTHS = [12, 9, 5]
+from tests.support import tiny
+from tests.support.oracle import CPU, EXACT, LENGTHS, batch, one, plain_loop
 
 
 class Shared(nn.Module):
@@ -54,34 +51,6 @@ MODELS = {
     "lora on gpt2": lambda: tiny.lora(tiny.gpt2()),
     "shared": lambda: (torch.manual_seed(0), Shared())[1],
 }
-
-
-def batch(vocabulary: int = 50) -> Batch:
-    torch.manual_seed(5)
-    ids = torch.zeros(3, max(LENGTHS), dtype=torch.long)
-    labels = torch.full_like(ids, IGNORED)
-    for row, length in enumerate(LENGTHS):
-        ids[row, :length] = torch.randint(1, vocabulary, (length,))
-        labels[row, 3:length] = ids[row, 3:length]
-    return Batch(ids, labels)
-
-
-def one(whole: Batch, row: int) -> Batch:
-    length = LENGTHS[row]
-    return Batch(whole.input_ids[row : row + 1, :length], whole.labels[row : row + 1, :length])
-
-
-def plain_loop(model: nn.Module, weights: list[nn.Parameter], example: Batch):
-    """Loss and gradients of one example: shifted cross-entropy, summed, prompt masked."""
-    for parameter in model.parameters():
-        parameter.requires_grad_(any(parameter is weight for weight in weights))
-    logits = model(input_ids=example.input_ids).logits[0]
-    loss = torch.zeros(())
-    for position in range(1, example.input_ids.shape[1]):
-        label = example.labels[0, position]
-        if label != IGNORED:
-            loss = loss - torch.log_softmax(logits[position - 1], 0)[label]
-    return loss.detach(), torch.autograd.grad(loss, weights)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -6,7 +6,7 @@ import pytest
 
 from rapidin_storage import ArraySpec, Cache, CacheWriter, StorageError, open_root
 from rapidin_storage.verify import verify
-from tests.unit.test_storage import ID, contents, expected, rows, writer
+from tests.support.stored import ID, contents, expected, rows, writer
 
 
 class Signal(BaseException):

@@ -16,7 +16,7 @@ from rapidin_cli.gradients.passes import Batch, Passes
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.models.checkpoints import Checkpoint
 from rapidin_cli.work.worker import Job, Worker
-from tests import tiny
+from tests.support import tiny
 
 CPU = torch.device("cpu")
 

@@ -12,8 +12,9 @@ from rapidin_cli.gradients.optimizer_state import has_second_moments, second_mom
 from rapidin_cli.gradients.passes import Passes
 from rapidin_cli.influence.preconditioners import Adam
 from rapidin_cli.models.checkpoints import Checkpoint
-from tests import tiny
-from tests.unit.test_exact import CPU, EXAMPLES, MODELS
+from tests.support import tiny
+from tests.support.examples import EXAMPLES, MODELS
+from tests.support.oracle import CPU
 
 
 class Rows(TorchDataset):

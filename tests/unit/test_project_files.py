@@ -16,8 +16,8 @@ from rapidin_cli.workspace.config import CONFIG_FILE, RemoteSettings, load_confi
 from rapidin_cli.workspace.lock import LockEntry, read_lock, write_lock
 from rapidin_cli.workspace.remotes import add_remote, remove_remote
 from rapidin_cli.workspace.results import Results
-from tests import tiny
-from tests.integration.browser import make_report
+from tests.support import tiny
+from tests.support.browser import make_report
 
 
 def config(tmp_path, text):

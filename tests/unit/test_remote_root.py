@@ -14,8 +14,8 @@ from rapidin_storage.arrays import array_documents
 from rapidin_storage.manifest import Manifest
 from rapidin_storage.roots import FRESH
 from rapidin_storage.sync import synchronise
-from tests.faults import FaultProxy
-from tests.unit.test_storage import ID, contents, expected, rows, writer
+from tests.support.faults import FaultProxy
+from tests.support.stored import ID, contents, expected, rows, writer
 
 
 class Careless(MemoryFileSystem):

@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from rapidin_cli.report.schema import lacking
-from tests.integration.browser import make_report
+from tests.support.browser import make_report
 
 
 def test_a_whole_report_lacks_nothing():

@@ -20,42 +20,12 @@ from rapidin_storage import (
     ObjectRef,
     ObjectStore,
     StorageError,
-    cache_name,
     list_caches,
     open_root,
 )
 from rapidin_storage.manifest import PAGE_CHUNKS, Manifest
 from rapidin_storage.objects import object_path
-
-ARRAYS = {"sketch": ArraySpec("int8", (16,)), "loss": ArraySpec("float32")}
-ID = cache_name({"checkpoint": "a", "gradient": {"k": 16}})
-
-
-def digest(number: int) -> bytes:
-    return int(number + 1).to_bytes(32, "little")
-
-
-def rows(start: int, stop: int):
-    numbers = np.arange(start, stop)
-    return {
-        "sketch": np.repeat((numbers % 100).astype(np.int8)[:, None], 16, axis=1),
-        "loss": numbers.astype(np.float32),
-        "digest": np.stack([np.frombuffer(digest(n), np.uint8) for n in numbers]),
-    }
-
-
-def writer(root, chunk_rows=8):
-    return CacheWriter(Cache(root, ID), ARRAYS, {"made": "for a test"}, chunk_rows)
-
-
-def contents(snapshot):
-    """Digest -> loss, read through Zarr."""
-    losses = snapshot.array("loss")[:]
-    return {d: float(losses[slot]) for d, slot in snapshot.index.items()}
-
-
-def expected(numbers):
-    return {digest(n): float(n) for n in numbers}
+from tests.support.stored import ID, contents, digest, expected, rows, writer
 
 
 class RootContract:

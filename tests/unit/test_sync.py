@@ -34,7 +34,7 @@ from rapidin_storage.repair import repair
 from rapidin_storage.roots import FRESH
 from rapidin_storage.sync import Synced, compare, synchronise
 from rapidin_storage.verify import verify
-from tests.unit.test_storage import ARRAYS, ID, contents, digest, expected, rows, writer
+from tests.support.stored import ARRAYS, ID, contents, digest, expected, rows, writer
 
 EVERYTHING = -3600.0
 """A grace that makes everything old: what was written up to an hour from now."""

@@ -11,7 +11,7 @@ from rapidin_storage import Cache, CorruptError, open_root
 from rapidin_storage import objects as objects_module
 from rapidin_storage.objects import object_path
 from rapidin_storage.verified import NAME
-from tests.unit.test_storage import rows, writer
+from tests.support.stored import rows, writer
 
 
 @pytest.fixture

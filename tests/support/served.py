@@ -1,7 +1,7 @@
 """`rin` and `python` on a PATH for shells, forked from one process with torch and peft imported.
 
-As in `tests.forked`, only the imports are spared: each command is a process of its own with the
-caller's folder, environment, standard input and outputs, and the caller gets its exit status.
+As in `forked`, only the imports are spared: each command is a process of its own with the caller's
+folder, environment, standard input and outputs, and the caller gets its exit status.
 """
 
 import gc
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
-from tests.forked import PRELOAD
+from tests.support.forked import PRELOAD
 
 _READY_SECONDS = 60
 _SHIM = """#!{python} -IS
@@ -43,8 +43,8 @@ def commands(folder: Path) -> Iterator[Path]:
         shim = shims / name
         shim.write_text(_SHIM.format(python=sys.executable, address=address, name=name))
         shim.chmod(0o700)
-    here = Path(__file__).parents[1]
-    server = subprocess.Popen([sys.executable, "-m", "tests.served", address], cwd=here)
+    here = Path(__file__).parents[2]
+    server = subprocess.Popen([sys.executable, "-m", "tests.support.served", address], cwd=here)
     try:
         until = time.monotonic() + _READY_SECONDS
         while not Path(address).exists():

@@ -300,3 +300,22 @@ def make_report() -> dict[str, Any]:
     }
     jsonschema.validate(report, SCHEMA)
     return report
+
+
+def expected_order(query: dict[str, Any], first: int, last: int) -> tuple[list[str], list[str]]:
+    scored = []
+    for example in query["examples"]:
+        total = 0.0
+        for value in example["tokens"][first : last + 1]:
+            total += value
+        scored.append((total, example["digest"]))
+    raised = sorted((-score, digest) for score, digest in scored if score > 0)
+    lowered = sorted((score, digest) for score, digest in scored if score < 0)
+    return [digest for _, digest in raised], [digest for _, digest in lowered]
+
+
+def totals_order(query: dict[str, Any]) -> tuple[list[str], list[str]]:
+    ordered = [(example["score"], example["digest"]) for example in query["examples"]]
+    raised = [digest for score, digest in ordered if score > 0]
+    lowered = sorted((score, digest) for score, digest in ordered if score < 0)
+    return raised, [digest for _, digest in lowered]
