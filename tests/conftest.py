@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support import s3, tiny
+from tests.support import impatient, s3, tiny
 
+assert impatient.SHARE < 1
 torch.set_num_threads(1)
 
 START = time.monotonic()

@@ -186,16 +186,18 @@ def test_rows_that_share_a_digest_are_one_example(copied):
     assert [row["line"] for row in first["rows"]] == [7, 41]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_killed_at_any_moment_it_continues_to_the_same_rows(tmp_path, workers):
+# More kills, at random instants, are in tests/benchmarks/crash.py.
+@pytest.mark.parametrize(("workers", "instants"), [(1, (1, 6)), (2, (3,))])
+def test_killed_at_any_moment_it_continues_to_the_same_rows(tmp_path, workers, instants):
     count = 150
-    calm = tiny.project(tmp_path / "calm", count, batch_tokens=64)
+    calm = tiny.project(tmp_path / "calm", count, adapter=False, batch_tokens=64)
     assert rin(calm, "cache", "--workers", workers).returncode == 0
     expected = stored_rows(calm)
-    folder = tiny.project(tmp_path / "killed", count, batch_tokens=64, commit_seconds=0.001)
+    settings = {"adapter": False, "batch_tokens": 64, "commit_seconds": 0.001}
+    folder = tiny.project(tmp_path / "killed", count, **settings)
     log = folder / ".rin/caches"
     kills = 0
-    for wanted in (1, 4, 9):
+    for wanted in instants:
         process = subprocess.Popen(
             [sys.executable, "-m", "rapidin_cli", "cache", "--workers", str(workers)],
             cwd=folder,
@@ -211,7 +213,7 @@ def test_killed_at_any_moment_it_continues_to_the_same_rows(tmp_path, workers):
         snapshot = Project.open(folder).opened().cache.snapshot()
         assert 0 < snapshot.commit.rows < count
         assert len(snapshot.read(0, snapshot.commit.slots, ["sketch"])["sketch"]) > 0
-    assert kills == 3
+    assert kills == len(instants)
     done = rin(folder, "cache", "--workers", workers)
     assert done.returncode == 0, done.stderr
     assert stored_rows(folder) == expected
@@ -236,7 +238,8 @@ def test_two_workers_make_the_same_cache(tmp_path, cached_project):
 
 
 def test_a_killed_worker_is_replaced(tmp_path):
-    folder = tiny.project(tmp_path / "project", 1200, batch_tokens=64, commit_seconds=0.2)
+    settings = {"adapter": False, "batch_tokens": 64, "commit_seconds": 0.2}
+    folder = tiny.project(tmp_path / "project", 1200, **settings)
     process = subprocess.Popen(
         [sys.executable, "-m", "rapidin_cli", "cache", "--workers", "2"],
         cwd=folder,
@@ -261,7 +264,7 @@ def test_a_killed_worker_is_replaced(tmp_path):
 
 def test_a_batch_that_kills_every_worker_is_named_and_the_rest_is_cached(tmp_path):
     """The poison is real: the worker dies by a signal whenever it meets that row."""
-    folder = tiny.project(tmp_path / "project", 40, batch_tokens=64)
+    folder = tiny.project(tmp_path / "project", 40, adapter=False, batch_tokens=64)
     poison = folder / "poison.py"
     poison.write_text(
         "import os, signal, rapidin_cli.work.worker as workers\n"

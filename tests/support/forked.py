@@ -16,6 +16,7 @@ PRELOAD = [
     *("transformers.models.llama.modeling_llama", "rich.progress", "rapidin_cli.commands.main"),
     *("rapidin_cli.api", "rapidin_cli.influence.loaded_checkpoint", "rapidin_cli.report.terminal"),
 ]
+PRELOAD += ["tests.support.impatient"]
 _TIMEOUT = 120
 
 _context = get_context("forkserver")

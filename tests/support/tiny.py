@@ -107,14 +107,18 @@ def lora(model: torch.nn.Module) -> torch.nn.Module:
     return get_peft_model(model, config)  # type: ignore[arg-type]
 
 
-def project(folder: Path, count: int = 40, **settings: Any) -> Path:
-    """A folder with data, a base model, one adapter and a rin.toml, ready for `rin cache`."""
+def project(folder: Path, count: int = 40, *, adapter: bool = True, **settings: Any) -> Path:
+    """A folder with data, a base model, one adapter and a rin.toml, ready for `rin cache`.
+
+    Without the adapter all weights are trained, and processes need not import peft.
+    """
     base = llama()
     base.save_pretrained(folder / "base")
     tokenizer().save_pretrained(folder / "base")
-    adapted = lora(base)
-    adapted.peft_config["default"].base_model_name_or_path = "base"  # type: ignore[index,union-attr]
-    adapted.save_pretrained(folder / "adapter", save_embedding_layers=False)  # type: ignore[operator]
+    if adapter:
+        adapted = lora(base)
+        adapted.peft_config["default"].base_model_name_or_path = "base"  # type: ignore[index,union-attr]
+        adapted.save_pretrained(folder / "adapter", save_embedding_layers=False)  # type: ignore[operator]
     write_jsonl(folder / "data.jsonl", rows(count))
     lines = {
         "max_tokens": 64,
@@ -135,7 +139,7 @@ max_tokens = {lines["max_tokens"]}
 dtype = "float32"
 [[checkpoints]]
 name = "tuned"
-path = "adapter"
+path = "{"adapter" if adapter else "base"}"
 [gradient]
 dimensions = {lines["dimensions"]}
 precision = "{lines["precision"]}"
