@@ -51,6 +51,6 @@ def curvature(
     if gradient.row == "sketch" and parameters > gradient.dimensions:
         console.say(
             'note: through curvature, rows of [gradient] row = "factors" shortlist better than '
-            "sketches shorter than the gradient; which, and at how many bytes, is in the README"
+            "sketches shorter than the gradient; docs/measurements.md says which, at how many bytes"
         )
     console.say(f"next: {first_question(project, checkpoints or ())} --score ekfac")

@@ -100,6 +100,11 @@ def test_every_field_of_the_report_is_documented():
         assert f"| `{name}` |" in API.read_text(), name
 
 
+def test_the_readme_is_short():
+    """A newcomer leaves at the first wall of numbers: those are in docs/measurements.md."""
+    assert len((ROOT / "README.md").read_text().split()) <= 1200
+
+
 def test_the_pages_name_only_commands_that_exist():
     known = {name for name, _ in commands()}
     for page in PAGES:
