@@ -236,11 +236,11 @@ class Encoder:
             for n, ids, offsets in zip(
                 group, encoded["input_ids"], encoded["offset_mapping"], strict=True
             ):
-                results[n] = (list(ids), _labels(ids, offsets, rendered[n].spans))
+                results[n] = (list(ids), labels_of_spans(ids, offsets, rendered[n].spans))
         return [results[n] for n in range(len(rendered))]
 
 
-def _labels(
+def labels_of_spans(
     ids: list[int], offsets: list[tuple[int, int]], spans: Sequence[tuple[int, int]]
 ) -> list[int]:
     """Label the tokens that overlap a span.

@@ -25,12 +25,12 @@ def token_bytes(passes: Passes) -> int:
     Two short forward passes count what is kept for the backward pass; their difference leaves
     out what does not grow with the batch, such as weights that autocast has rounded.
     """
-    short, long = (_kept_bytes(passes, length) for length in _PROBE_TOKENS)
+    short, long = (kept_bytes(passes, length) for length in _PROBE_TOKENS)
     each = (long - short) / (_PROBE_TOKENS[1] - _PROBE_TOKENS[0])
     return int(_OVERHEAD[passes.compute] * each)
 
 
-def _kept_bytes(passes: Passes, length: int) -> int:
+def kept_bytes(passes: Passes, length: int) -> int:
     """Count what autograd saves, and the inputs of the watched layers."""
     weights = {p.untyped_storage().data_ptr() for p in passes.model.parameters()}
     kept: dict[int, int] = {}

@@ -61,10 +61,10 @@ def examine(start: Path) -> list[Check]:
         )
     if not project.config.checkpoints:
         checks.append(Check("checkpoints", False, "rin.toml names none", "add [[checkpoints]]"))
-    checks += _place("store", project.places.store)
+    checks += probes("store", project.places.store)
     for name, root in project.places.remotes.items():
         if root.url != project.places.store.url:
-            checks += _place(f"remote {name}", root)
+            checks += probes(f"remote {name}", root)
     for name, why in project.places.unusable.items():
         checks.append(Check(f"remote {name}", False, why.message, why.hint))
     checks.append(_disk(project.root))
@@ -114,7 +114,7 @@ def _checkpoint(project: Project, name: str) -> str:
     return f"{kind} in {opened.checkpoint.path}, fingerprint {opened.fingerprint[:12]}"
 
 
-def _place(name: str, root: Root) -> Iterator[Check]:
+def probes(name: str, root: Root) -> Iterator[Check]:
     """Probe a store: what commits, pushes and gc rest on. Leaves nothing behind."""
     reached = _try(name, lambda: _reach(root), "correct rin.toml, or the network")
     yield reached

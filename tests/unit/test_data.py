@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from rapidin_cli.data.encoding import ALPACA, Encoder, _labels
+from rapidin_cli.data.encoding import ALPACA, Encoder, labels_of_spans
 from rapidin_cli.data.examples import IGNORED, one_token_queries, padded
 from rapidin_cli.data.loading import load_dataset
 from rapidin_cli.data.reading import DataSettings, read_values
@@ -239,7 +239,7 @@ def test_a_text_row_as_a_query_is_encoded_as_in_training(tmp_path, tokenizer):
 
 def test_tokens_of_trimmed_white_space_are_labelled():
     offsets = [(0, 0), (0, 2), (4, 4), (4, 5)]  # added, prompt, indentation, word
-    assert _labels([9, 8, 7, 6], offsets, [(2, 5)]) == [IGNORED, IGNORED, 7, 6]
+    assert labels_of_spans([9, 8, 7, 6], offsets, [(2, 5)]) == [IGNORED, IGNORED, 7, 6]
 
 
 def test_settings_that_cannot_work_are_refused(tokenizer):

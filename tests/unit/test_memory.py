@@ -11,7 +11,7 @@ import torch
 
 from rapidin_cli.gradients import passes as passes_module
 from rapidin_cli.gradients.engine import GradientEngine
-from rapidin_cli.gradients.memory import _kept_bytes, batch_limit, token_bytes
+from rapidin_cli.gradients.memory import batch_limit, kept_bytes, token_bytes
 from rapidin_cli.gradients.passes import Batch, Passes
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.models.checkpoints import Checkpoint
@@ -46,7 +46,7 @@ def test_weights_and_labels_do_not_count():
     assert token_bytes(passes_of(tiny.llama(vocabulary=4000))) == found
     rounded = token_bytes(Passes(tiny.llama(), "", CPU, "bfloat16"))
     assert token_bytes(Passes(tiny.llama(vocabulary=4000), "", CPU, "bfloat16")) == rounded
-    kept = [_kept_bytes(Passes(tiny.llama(), "", CPU, d), 64) for d in ("bfloat16", "float32")]
+    kept = [kept_bytes(Passes(tiny.llama(), "", CPU, d), 64) for d in ("bfloat16", "float32")]
     assert kept[0] < kept[1]
 
 

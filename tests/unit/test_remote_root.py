@@ -8,7 +8,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from rapidin_cli.setup.doctor import _place
+from rapidin_cli.setup.doctor import probes
 from rapidin_storage import Cache, ObjectStore, Snapshot, StorageError, open_root
 from rapidin_storage.arrays import array_documents
 from rapidin_storage.manifest import Manifest
@@ -50,7 +50,7 @@ def test_a_place_where_two_writers_can_win_is_refused(careless, tmp_path):
     with pytest.raises(StorageError, match="would be lost there"):
         synchronise(Cache(open_root(tmp_path), ID), Cache(root, ID))
     assert Cache(root, ID).log.numbers() == []
-    findings = {check.name: check for check in _place("remote nas", root)}
+    findings = {check.name: check for check in probes("remote nas", root)}
     assert not findings["remote nas: concurrent writers"].ok
     assert "single_writer" in findings["remote nas: concurrent writers"].next
 
