@@ -51,75 +51,96 @@ def bergson_scores(
     """
     work = work.absolute()
     work.mkdir(parents=True, exist_ok=True)
-    chat = work / "tokenizer"
-    chat.mkdir(exist_ok=True)
-    shutil.copyfile(tokenizer / "tokenizer.json", chat / "tokenizer.json")
-    config = json.loads((tokenizer / "tokenizer_config.json").read_text())
-    (chat / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": TEMPLATE}))
-
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "CUDA_VISIBLE_DEVICES": "",
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "HF_DATASETS_CACHE": str(work / "datasets"),
-        "HF_MODULES_CACHE": str(work / "modules"),
-    }
-    seconds: dict[str, float] = {}
-
-    def columns(part: str, file: Path) -> list[str]:
-        return [
-            *(f"--{part}dataset", str(file.absolute())),
-            *(f"--{part}prompt_column", "prompt"),
-            *(f"--{part}completion_column", "completion"),
-        ]
-
-    def run(command: str, name: str, *more: str) -> Path:
-        where = work / name
-        shutil.rmtree(where, ignore_errors=True)
-        shutil.rmtree(f"{where}.part", ignore_errors=True)
-        line = [bergson, command, str(where), "--model", str(model.absolute())]
-        line += ["--tokenizer", str(chat), "--nproc_per_node", "1", *more]
-        start = time.monotonic()
-        with (work / f"{name}.log").open("w") as log:
-            log.write(" ".join(line) + "\n")
-            log.flush()
-            done = subprocess.run(
-                line, cwd=work, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False
-            )
-        seconds[name] = round(time.monotonic() - start, 1)
-        if done.returncode:
-            tail = (work / f"{name}.log").read_text()[-3000:]
-            raise RuntimeError(f"bergson {command} failed ({done.returncode}):\n{tail}")
-        return where
-
-    alone = columns("", data_jsonl)
-    both = [*columns("data.", data_jsonl), *columns("query.", query_jsonl)]
+    bench = _Bergson(bergson, work, model, _with_template(tokenizer, work / "tokenizer"))
+    alone = _columns("", data_jsonl)
+    both = [*_columns("data.", data_jsonl), *_columns("query.", query_jsonl)]
     projected = ["--projection_dim", str(DIMENSION)]
     results: dict[str, tuple[np.ndarray, int]] = {}
 
     # 1. Cosine of projected gradients.
-    index = run("build", "cosine-index", *alone, *projected)
-    queries = run("build", "cosine-queries", *columns("", query_jsonl), *projected)
-    scores = run(
+    index = bench.run("build", "cosine-index", *alone, *projected)
+    queries = bench.run("build", "cosine-queries", *_columns("", query_jsonl), *projected)
+    scores = bench.run(
         *("score", "cosine-scores", *alone, *projected),
         *("--query_path", str(queries), "--unit_normalize"),
     )
     results["cosine"] = (_scores(scores), _row_bytes(index))
 
     # 2. TrackStar.
-    where = run("trackstar", "trackstar", *both, *projected)
+    where = bench.run("trackstar", "trackstar", *both, *projected)
     results["trackstar"] = (_scores(where / "scores"), _row_bytes(where / "query"))
 
     # 3. EK-FAC: without --hessian_cfg.ev_correction it is plain K-FAC.
-    where = run(*("ekfac", "ekfac", *both, "--method", "kfac", "--hessian_cfg.ev_correction"))
+    corrected = ("--method", "kfac", "--hessian_cfg.ev_correction")
+    where = bench.run("ekfac", "ekfac", *both, *corrected)
     results["ekfac"] = (_scores(where / "scores"), _row_bytes(where / "query"))
 
-    (work / "seconds.json").write_text(json.dumps(seconds))
+    (work / "seconds.json").write_text(json.dumps(bench.seconds))
     return results
+
+
+def _with_template(tokenizer: Path, folder: Path) -> Path:
+    """Copy a tokenizer, with the chat template that joins prompt and completion."""
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(tokenizer / "tokenizer.json", folder / "tokenizer.json")
+    config = json.loads((tokenizer / "tokenizer_config.json").read_text())
+    changed = json.dumps({**config, "chat_template": TEMPLATE})
+    (folder / "tokenizer_config.json").write_text(changed)
+    return folder
+
+
+def _columns(part: str, file: Path) -> list[str]:
+    return [
+        *(f"--{part}dataset", str(file.absolute())),
+        *(f"--{part}prompt_column", "prompt"),
+        *(f"--{part}completion_column", "completion"),
+    ]
+
+
+class _Bergson:
+    """The executable on one model; `seconds` has the time of each command."""
+
+    def __init__(self, bergson: str, work: Path, model: Path, tokenizer: Path) -> None:
+        self._start = bergson
+        self._work = work
+        self._model = ["--model", str(model.absolute()), "--tokenizer", str(tokenizer)]
+        self.seconds: dict[str, float] = {}
+
+    def run(self, command: str, name: str, *more: str) -> Path:
+        where = self._work / name
+        shutil.rmtree(where, ignore_errors=True)
+        shutil.rmtree(f"{where}.part", ignore_errors=True)
+        line = [self._start, command, str(where), *self._model, "--nproc_per_node", "1", *more]
+        start = time.monotonic()
+        with (self._work / f"{name}.log").open("w") as log:
+            log.write(" ".join(line) + "\n")
+            log.flush()
+            done = subprocess.run(
+                line,
+                cwd=self._work,
+                env=self._environment(),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        self.seconds[name] = round(time.monotonic() - start, 1)
+        if done.returncode:
+            tail = (self._work / f"{name}.log").read_text()[-3000:]
+            raise RuntimeError(f"bergson {command} failed ({done.returncode}):\n{tail}")
+        return where
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "CUDA_VISIBLE_DEVICES": "",
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_OFFLINE": "1",
+            "HF_DATASETS_CACHE": str(self._work / "datasets"),
+            "HF_MODULES_CACHE": str(self._work / "modules"),
+        }
 
 
 def _scores(folder: Path) -> np.ndarray:

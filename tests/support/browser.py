@@ -132,6 +132,21 @@ def _training(number: int, noise: random.Random) -> list[list[Any]]:
     return [[word, short(noise.gauss(0.0, 0.01))] for word in words]
 
 
+WORDS = {
+    "of": 10,
+    "agree": 4,
+    "matches": [
+        {
+            "digest": digest_of("match"),
+            "id": HOSTILE,
+            "bm25": 9.5,
+            "score": 0.001,
+            "percentile": 55.0,
+        }
+    ],
+}
+
+
 def make_query(
     name: str, seed: int, *, kept: int = 34, token_scores: bool = True
 ) -> dict[str, Any]:
@@ -170,19 +185,7 @@ def make_query(
         }
         if token_scores
         else None,
-        "words": {
-            "of": 10,
-            "agree": 4,
-            "matches": [
-                {
-                    "digest": digest_of("match"),
-                    "id": HOSTILE,
-                    "bm25": 9.5,
-                    "score": 0.001,
-                    "percentile": 55.0,
-                }
-            ],
-        },
+        "words": WORDS,
         "residual": 1.2e-7 if token_scores else None,
         "distribution": {
             "min": low,
