@@ -1,10 +1,7 @@
 """Architectures and adapters as people have them, tiny."""
 
 import torch
-from peft import (
-    LoraConfig,
-    get_peft_model,
-)
+from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rapidin_cli.gradients.capture import find_targets

@@ -2,12 +2,7 @@
 
 import numpy as np
 
-from rapidin_storage import (
-    ArraySpec,
-    Cache,
-    CacheWriter,
-    cache_name,
-)
+from rapidin_storage import ArraySpec, Cache, CacheWriter, cache_name
 
 ARRAYS = {"sketch": ArraySpec("int8", (16,)), "loss": ArraySpec("float32")}
 
