@@ -9,15 +9,34 @@ DEMO   ?= rin-demo
 GPU        ?=
 GPU_PYTHON ?= 3.12
 
+# Processes that run the tests: as many as the smallest machine has cores.
+JOBS   ?= 2
+PYTEST  = -m pytest --numprocesses $(JOBS) --dist loadgroup --no-loadscope-reorder
+
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check bench gpu-wheels gpu-check clean
+.PHONY: demo test test-fast test-slow coverage check bench gpu-wheels gpu-check clean
 
 demo: $(VENV)/installed
 	$(BIN)/rin demo $(DEMO) --force
 
 test: $(VENV)/tested check
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST) -m "not slow"
+
+# While one works, a minute: without the modules that tests/conftest.py calls long (the demo, Ray,
+# commands, killed processes, the documents, sharing, faults of S3, the browser), and unchecked.
+test-fast: $(VENV)/tested
+	$(BIN)/python $(PYTEST) -m "not slow and not long"
+
+# The main job on SmolLM2-135M, which is downloaded; needs the Alpaca rows.
+test-slow: $(VENV)/tested
+	$(BIN)/python -m pytest -m slow
+
+coverage: $(VENV)/tested
+	$(BIN)/coverage erase
+	$(BIN)/coverage run $(PYTEST) -m "not slow"
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 check: $(VENV)/tested
 	$(BIN)/ruff check .

@@ -23,9 +23,32 @@ START = time.monotonic()
 SLOW_UNTIL = 45  # minutes after which no slow test begins: CI ends a run after 90
 
 
+# Modules of which each needs more than ten seconds, the longest first.
+LONG = (
+    *("test_demo", "test_ray", "test_commands", "test_gpu_check", "test_docs", "test_influence"),
+    *("test_sharing", "test_bad_inputs", "test_html_use", "test_mishaps", "test_store_faults"),
+    *("test_terminal_report", "test_sync", "test_store_model", "test_walk", "test_packaging"),
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests last: what a slow machine leaves out is named, and all the rest was run."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    """A module is one process's: its fixtures are made once, and no two Ray clusters compete.
+
+    The long modules begin first, so that no process is left with one at the end; slow tests come
+    last of all: what a slow machine leaves out is named, and all the rest was run.
+    """
+    order = {name: place for place, name in enumerate(LONG)}
+    for item in items:
+        if item.path.stem in order:
+            item.add_marker("long")
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        slow = item.get_closest_marker("slow") is not None
+        return slow, order.get(item.path.stem, len(order))
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(tryfirst=True)
