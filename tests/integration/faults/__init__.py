@@ -1,0 +1,1 @@
+"""What fails around a store: the network, the service, credentials, disks."""
