@@ -1,0 +1,1 @@
+"""Push, pull, reading through, gc and export: one contract for every kind of place."""
