@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jsonschema
@@ -18,7 +16,6 @@ from rapidin_cli import Project
 from tests.support import forked, tiny
 from tests.support.projects import stored_rows
 
-LONGEST = 32  # tokens of the longest rows of a tiny project
 SCHEMA = json.loads(
     (Path(__file__).parents[2] / "rapidin_cli/report/schema.json").read_text(encoding="utf-8")
 )
@@ -184,129 +181,6 @@ def test_rows_that_share_a_digest_are_one_example(copied):
     report = json.loads(done.stdout)
     first = report["queries"][0]["examples"][0]
     assert [row["line"] for row in first["rows"]] == [7, 41]
-
-
-# More kills, at random instants, are in tests/benchmarks/crash.py.
-@pytest.mark.parametrize(("workers", "instants"), [(1, (1, 6)), (2, (3,))])
-def test_killed_at_any_moment_it_continues_to_the_same_rows(tmp_path, workers, instants):
-    count = 150
-    calm = tiny.project(tmp_path / "calm", count, adapter=False, batch_tokens=64)
-    assert rin(calm, "cache", "--workers", workers).returncode == 0
-    expected = stored_rows(calm)
-    settings = {"adapter": False, "batch_tokens": 64, "commit_seconds": 0.001}
-    folder = tiny.project(tmp_path / "killed", count, **settings)
-    log = folder / ".rin/caches"
-    kills = 0
-    for wanted in instants:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "rapidin_cli", "cache", "--workers", str(workers)],
-            cwd=folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while process.poll() is None and len(list(log.glob("*/log/*.json"))) < wanted:
-            time.sleep(0.002)
-        if process.poll() is None:
-            kills += 1
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        snapshot = Project.open(folder).opened().cache.snapshot()
-        assert 0 < snapshot.commit.rows < count
-        assert len(snapshot.read(0, snapshot.commit.slots, ["sketch"])["sketch"]) > 0
-    assert kills == len(instants)
-    done = rin(folder, "cache", "--workers", workers)
-    assert done.returncode == 0, done.stderr
-    assert stored_rows(folder) == expected
-
-
-def test_two_workers_make_the_same_cache(tmp_path, cached_project):
-    folder = tiny.project(tmp_path / "two")
-    done = rin(folder, "cache", "--workers", 2)
-    assert done.returncode == 0, done.stderr
-    # To rounding: other numbers of threads may add in another order.
-    ours, theirs = (
-        Project.open(place).opened().cache.snapshot() for place in (folder, cached_project)
-    )
-    assert set(ours.index) == set(theirs.index)
-    for name, tolerance in (("norm", 1e-5), ("loss", 1e-5), ("sketch", 1)):
-        order = [[snapshot.index[d] for d in sorted(ours.index)] for snapshot in (ours, theirs)]
-        values = [
-            snapshot.array(name)[:][slots].astype(float)
-            for snapshot, slots in zip((ours, theirs), order, strict=True)
-        ]
-        np.testing.assert_allclose(*values, rtol=1e-4, atol=tolerance)
-
-
-def test_a_killed_worker_is_replaced(tmp_path):
-    settings = {"adapter": False, "batch_tokens": 64, "commit_seconds": 0.2}
-    folder = tiny.project(tmp_path / "project", 1200, **settings)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rapidin_cli", "cache", "--workers", "2"],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while not list((folder / ".rin/caches").glob("*/log/*.json")) and process.poll() is None:
-        time.sleep(0.002)
-    workers = [
-        int(pid)
-        for pid in children.read_text().split()
-        if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
-    ]
-    os.kill(workers[0], signal.SIGKILL)
-    _, talk = process.communicate(timeout=120)
-    assert process.returncode == 0, talk
-    assert "1,200 rows computed" in talk
-    assert len(stored_rows(folder)) == 1200
-
-
-def test_a_batch_that_kills_every_worker_is_named_and_the_rest_is_cached(tmp_path):
-    """The poison is real: the worker dies by a signal whenever it meets that row."""
-    folder = tiny.project(tmp_path / "project", 40, adapter=False, batch_tokens=64)
-    poison = folder / "poison.py"
-    poison.write_text(
-        "import os, signal, rapidin_cli.work.worker as workers\n"
-        "plain = workers.Worker.rows\n"
-        "def rows(self, tokens):\n"
-        f"    if tokens[0].shape[1] == {LONGEST}:\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return plain(self, tokens)\n"
-        "workers.Worker.rows = rows\n"
-        "if __name__ == '__main__':\n"
-        "    import rapidin_cli.commands.main; rapidin_cli.commands.main.main()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, poison, "cache", "--workers", "2"],
-        cwd=folder, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 4, done.stderr
-    assert "workers died on the batch of rows data.jsonl:" in done.stderr
-    assert "killed by signal 9" in done.stderr
-    cached = Project.open(folder).opened().cache.snapshot().commit.rows
-    assert 0 < cached < 40
-    again = rin(folder, "cache")
-    assert f"{40 - cached} rows computed, 40 cached" in again.stderr
-
-
-def test_interrupted_it_keeps_what_was_done(tmp_path):
-    folder = tiny.project(tmp_path / "project", 300, batch_tokens=64, commit_seconds=0.001)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rapidin_cli", "cache"],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not list((folder / ".rin/caches").glob("*/log/*.json")) and process.poll() is None:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
-    _, talk = process.communicate(timeout=60)
-    assert process.returncode == 130, talk
-    assert "interrupted" in talk
-    assert "Traceback" not in talk
-    assert 0 < Project.open(folder).opened().cache.snapshot().commit.rows < 300
 
 
 @pytest.mark.parametrize("precision", ["float16", "sign"])

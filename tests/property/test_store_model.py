@@ -7,7 +7,6 @@ place, which rows its newest snapshot has and who computed them.
 import contextlib
 import tempfile
 import uuid
-from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
@@ -26,46 +25,24 @@ from rapidin_storage.repair import Repaired, repair
 from rapidin_storage.roots import GRACE
 from rapidin_storage.sync import compare, synchronise
 from rapidin_storage.verify import verify
-from tests.support.stored import ARRAYS, ID, contents, digest, rows
-
-PLACES = ("a", "b", "remote")
-ROUTES = (("a", "remote"), ("b", "remote"), ("remote", "a"), ("remote", "b"))
-CHUNK_ROWS = 4
-PAGE_CHUNKS = 3
-UNIVERSE = 40
-# Nothing else moves a clock here, so "older than an hour from now" is everything.
-EVERYTHING = -3600.0
-
-EVERY = rows(0, UNIVERSE)
-
-Rows = dict[bytes, float]
-places = st.sampled_from(PLACES)
-slots = st.integers(0, 1)
-damages = st.sampled_from(("flip", "cut", "remove"))
-
-
-def ranges(step, most):
-    """Numbers of rows, overlapping often."""
-    starts, lengths = st.integers(0, UNIVERSE // step - 1), st.integers(1, most // step)
-    return st.builds(
-        lambda start, length: range(start * step, min((start + length) * step, UNIVERSE)),
-        starts,
-        lengths,
-    )
-
-
-# Whole chunks are the ones that come again bit by bit.
-numbers = ranges(1, 11) | ranges(CHUNK_ROWS, 12)
-
-
-@dataclass
-class Writer:
-    """A writer and what it should know."""
-
-    product: CacheWriter
-    who: float
-    seen: set[bytes]
-    held: Rows = field(default_factory=dict)
+from tests.support.model_store import (
+    CHUNK_ROWS,
+    EVERY,
+    EVERYTHING,
+    PAGE_CHUNKS,
+    PLACES,
+    ROUTES,
+    Rows,
+    Writer,
+    damage,
+    damages,
+    names,
+    numbers,
+    places,
+    rows_of,
+    slots,
+)
+from tests.support.stored import ARRAYS, ID, contents, digest
 
 
 class Store(RuleBasedStateMachine):
@@ -398,29 +375,6 @@ class Store(RuleBasedStateMachine):
         assert self.known[tree] == self.rows[place]
         for commit in commits:
             assert commit.rows == len(self.known[commit.tree])
-
-
-def damage(root, path, how):
-    if how == "remove":
-        root.remove(path)
-        return
-    data = root.read(path)
-    root.write(path, data[:-1] if how == "cut" else bytes([data[0] ^ 1]) + data[1:])
-
-
-def names(cache, commit, ref):
-    found = parts(cache.objects, commit, broken=lambda *_: None)
-    return any(part.ref == ref for part in found)
-
-
-def rows_of(snapshot, ref):
-    """Digests of the rows that cannot be read without an object, in order."""
-    doomed = []
-    for index, (start, stop) in enumerate(snapshot.chunk_ranges()):
-        page = snapshot.commit.pages[index // PAGE_CHUNKS]
-        if ref == page or ref in snapshot.manifest.chunk(index).values():
-            doomed += [d for d in map(bytes, snapshot.digests[start:stop]) if any(d)]
-    return doomed
 
 
 TestStore = Store.TestCase
