@@ -234,19 +234,19 @@ def test_the_tokenizer_fingerprint_follows_vocabulary_and_template(tmp_path, che
 
 
 def test_checkpoints_that_cannot_be_used_are_named(tmp_path, checkpoint):
-    with pytest.raises(InputError, match=r"no folder \./gone"):
+    with pytest.raises(InputError, match=r"cannot find \./gone"):
         resolve(tmp_path, "x", "./gone", "")
-    with pytest.raises(InputError, match="did not deliver"):
+    with pytest.raises(InputError, match="could not be fetched"):
         resolve(tmp_path, "x", "some-org/some-model", "")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="neither adapter_config"):
         resolve(tmp_path, "x", "empty", "")
     weights = checkpoint.path / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(InputError, match="not a whole safetensors file"):
+    with pytest.raises(InputError, match="not a valid safetensors file"):
         fingerprint(tmp_path, checkpoint)
     weights.rename(checkpoint.path / "adapter_model.bin")
-    with pytest.raises(InputError, match="no pickled weights"):
+    with pytest.raises(InputError, match="not read pickled weights"):
         fingerprint(tmp_path, checkpoint)
 
 
