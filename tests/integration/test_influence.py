@@ -80,7 +80,7 @@ def test_rows_cannot_be_held_where_there_is_no_gpu(prepared):
     asked = ["--prompt", PROMPT, "--response", "x"]
     done = rin(prepared, "retrieve", *asked, "--hold", "gpu", "--device", "cpu")
     assert done.returncode == 2
-    assert "cannot be held on 'gpu' with the model on cpu" in done.stderr
+    assert "cannot hold cached rows in 'gpu' while the model is on cpu" in done.stderr
 
 
 def test_the_default_uses_the_curvature_and_is_exact(prepared):

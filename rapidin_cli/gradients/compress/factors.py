@@ -46,7 +46,7 @@ def factors_of_pass(x: torch.Tensor, d: torch.Tensor, rank: int) -> Factors:
 
 
 def factors_of_matrix(gradient: torch.Tensor, rank: int) -> Factors:
-    """Do as `factors_of_pass` for a gradient (B, O, I) that is there already."""
+    """Do the same as `factors_of_pass` for a gradient (B, O, I) that already exists."""
     out, inner = gradient.shape[1:]
     if out > inner:
         v, u = factors_of_matrix(gradient.mT, rank)
