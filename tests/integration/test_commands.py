@@ -289,7 +289,7 @@ def test_a_batch_that_kills_every_worker_is_named_and_the_rest_is_cached(tmp_pat
         cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 4, done.stderr
-    assert "workers died on the batch of rows data.jsonl:" in done.stderr
+    assert "workers died on the batch with rows data.jsonl:" in done.stderr
     assert "killed by signal 9" in done.stderr
     cached = Project.open(folder).opened().cache.snapshot().commit.rows
     assert 0 < cached < 40
@@ -446,7 +446,7 @@ def test_skip_bad_goes_on_and_lists_them(copied):
     assert done.returncode == 0
     assert "left out data.jsonl:41: broken JSON" in done.stderr
     asked = rin(copied, "retrieve", "--row", "data.jsonl:7")
-    assert "1 unusable rows were left out" in asked.stderr
+    assert "1 unusable rows were skipped" in asked.stderr
 
 
 def test_hostile_rows_do_not_reach_the_terminal(copied):
