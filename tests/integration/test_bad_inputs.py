@@ -202,7 +202,7 @@ CONFIG = [
     Case("no file", replace('["data.jsonl"]', "[]"), CACHE, BAD, "[data] files is empty"),
     Case("local", put(".rin/config.local.toml", '[model]\nbaze = "x"'), ("status",), BAD,
          ".rin/config.local.toml: [model] has no setting 'baze' (did you mean 'base'?)"),
-    Case("lock", put("rin.lock", "nonsense"), CACHE, BAD, "rin.lock is not what this version"),
+    Case("lock", put("rin.lock", "nonsense"), CACHE, BAD, "rin.lock does not have the format"),
 ]  # fmt: skip
 
 CHECKPOINT = [
@@ -270,15 +270,15 @@ ARGUMENTS = [
     Case("no number", nothing, ("cache", "--workers", "two"), USAGE, "--workers"),
     Case("no folder", nothing, ("-C", "nowhere", "status"), USAGE, "cannot work in nowhere"),
     Case("no report", nothing, ("report", "gone.json"), BAD, "cannot read gone.json: No such"),
-    Case("no result", nothing, ("report", "zzz"), STORE, "no result is saved here"),
+    Case("no result", nothing, ("report", "zzz"), STORE, "there are no saved results"),
     Case("half a report", put("x.json", '{"schema": "rin.report/1"}'), ("report", "x.json"), BAD,
-         "x.json is not a whole report of this version of rin: it lacks id"),
+         "x.json is not a complete report of this version of rin: it lacks id"),
     Case("not a report", put("x.json", "{"), ("report", "x.json"), BAD, "x.json is not JSON"),
     Case("report token", asked, ("report", "--token", "99"), USAGE, "has tokens 0 to"),
     Case("report token x", asked, ("report", "--token", "x"), USAGE, "neither a token number"),
     Case("report query", asked, ("report", "--query", "nobody"), BAD, "no query 'nobody'"),
     Case("a file there", both(asked, put("r.html", "mine")), ("report", "--html", "r.html"), BAD,
-         "r.html is there already"),
+         "r.html already exists"),
     Case("remote", nothing, ("push",), BAD, "this project has no remote"),
     Case("snapshot", nothing, ("diff", "tuned@99"), BAD, "no snapshot '99'"),
 ]  # fmt: skip

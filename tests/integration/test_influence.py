@@ -103,7 +103,7 @@ def test_the_default_uses_the_curvature_and_is_exact(prepared):
         assert "".join(text for text, _ in example["training"]).startswith(example["response"])
         assert example["sketched"] == pytest.approx(example["score"], abs=0.2 * scale)
     shown = rin(prepared, "report", "--example", query["examples"][0]["id"])
-    assert "what of it, token by token" in shown.stdout
+    assert "which of its tokens had that influence" in shown.stdout
 
 
 def test_cells_join_training_tokens_and_generated_ones(prepared):
@@ -376,7 +376,7 @@ def test_the_shortlist_grows_while_coarse_rows_leave_doubt(tmp_path):
     asked = "--prompt", ASKED.prompt, "--response", ASKED.response, "--score", "cosine"
     done = rin(folder, "retrieve", *asked, "--top", "1", "--exact", "1", "--no-tokens")
     assert '[gradient] row = "factors"' in rin(folder, "curvature").stderr
-    told = f"{narrow['doubtful']} more may be among the best: a larger --exact settles it"
+    told = f"{narrow['doubtful']} more may be among the best: raise --exact to find out"
     assert told in " ".join(done.stdout.split())
 
 
