@@ -97,8 +97,8 @@ def test_a_remote_that_cannot_be_asked_does_not_hide_another(project):
     ok(two, "retrieve", "--row", "data.jsonl:7", **keys)
     shown = rin(two, "status", "--exit-code", **keys)
     assert shown.returncode == 1
-    assert "broken cannot be asked (cannot reach s3://b/p" in shown.stdout
-    assert "unknown cannot be asked" in shown.stdout
+    assert "broken cannot be reached (cannot reach s3://b/p" in shown.stdout
+    assert "unknown cannot be reached" in shown.stdout
     assert "tuned: not here yet, 40 rows cached in origin, not here," in shown.stdout
     assert "  ->  rin pull origin" in shown.stdout
     examined = rin(two, "doctor", **keys)
@@ -132,7 +132,7 @@ def test_rows_that_a_remote_may_have_are_not_computed_in_silence(project):
     [
         ('url = "s3://KEY:SECRET@bucket/p"', "holds credentials"),
         ('url = "s3://bucket/p"\nendpoint_url = "127.0.0.1:9"', "must begin with http://"),
-        ('url = "s3://"', "names no place"),
+        ('url = "s3://"', "has no location"),
     ],
 )
 def test_a_remote_that_cannot_be_is_refused_where_it_is_used(project, lines, said):
@@ -151,7 +151,7 @@ def test_remotes_with_credentials_or_without_a_place_are_not_added(project):
 
 
 def test_a_word_that_names_no_place_makes_no_folder(project):
-    refused(4, "neither a remote nor a folder 'orgin'", project, "cache", "--root", "orgin")
+    refused(4, "'orgin' is neither a remote nor a folder", project, "cache", "--root", "orgin")
     assert not (project / "orgin").exists()
     ok(project, "cache", "--root", "./orgin", "--dry-run")
 
@@ -159,7 +159,7 @@ def test_a_word_that_names_no_place_makes_no_folder(project):
 def test_a_single_writer_s_place_is_no_failure_of_doctor(project):
     add(project, nas='url = "memory://nas"\nsingle_writer = true')
     done = ok(project, "doctor")
-    assert "remote nas: concurrent writers: one only, as" in done.stdout
+    assert "remote nas: concurrent writers: only one, as" in done.stdout
 
 
 def test_a_remote_s_damage_leads_to_the_remote_s_repair(project):
@@ -221,16 +221,16 @@ def test_a_checkpoint_without_a_line_in_the_lock_does_not_stop_the_others(projec
     with (two / "rin.toml").open("a") as file:
         file.write('\n[[checkpoints]]\nname = "new"\npath = "adapter-2"\n')
     done = ok(two, "pull")
-    assert "checkpoint new was left out: it is not in rin.lock" in done.stderr
+    assert "checkpoint new was skipped: it is not in rin.lock" in done.stderr
     assert "tuned: 1 commit, 40 rows" in done.stderr
     refused(4, "adapter-2", two, "pull", "--checkpoint", "new")
     three = clone(two, "rin.lock")
-    refused(4, "rin.lock names no cache of it, and", three, "pull")
+    refused(4, "rin.lock has no cache for it, and", three, "pull")
     assert "40 rows" in ok(three, "pull", "--all").stderr
     shown = ok(two, "status").stdout
     assert "40 rows cached" in next(line for line in shown.splitlines() if "tuned" in line)
     ok(two, "export", "tuned", "--zarr", "rows.zarr")
-    assert "0 rows added, 0 gone, 40 in both" in ok(two, "diff", "tuned@1", "tuned").stdout
+    assert "0 rows added, 0 removed, 40 in both" in ok(two, "diff", "tuned@1", "tuned").stdout
 
 
 # --- Repairs -------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def test_a_repair_names_the_rows_to_compute(project):
     chunk = max(cache.rglob("*"), key=lambda path: path.stat().st_size)
     chunk.write_bytes(b"x")
     shutil.rmtree(project.parent / "shared", ignore_errors=True)
-    done = refused(5, "does not exist, so what it may hold", project, "verify", "--repair")
+    done = refused(5, "does not exist, so the repair", project, "verify", "--repair")
     assert "mount it" in done.stderr
     (project.parent / "shared").mkdir()
     done = rin(project, "verify", "--repair", "--json")

@@ -125,12 +125,15 @@ def test_many_may_write_the_lock_at_once(tmp_path):
         (lambda text: f"<<<<<<< HEAD\n{text}", "has a merge conflict"),
         (lambda text: text + text.splitlines()[2], "names checkpoint 'a' twice"),
         (lambda text: text.replace("2}", "3}"), "newer rin"),
-        (lambda text: text.replace("aaaa", "aa-a"), "not what this version"),
-        (lambda text: text.replace('"rows": 5', '"rows": "many"'), "not what this version"),
-        (lambda text: text[:-20], "not what this version"),
-        (lambda _: "", "not what this version"),
-        (lambda _: '{"format": 1, "checkpoints": {}}', "not what this version"),
-        (lambda _: '[1]\n"a"\n', "not what this version"),
+        (lambda text: text.replace("aaaa", "aa-a"), "not have the format of this version"),
+        (
+            lambda text: text.replace('"rows": 5', '"rows": "many"'),
+            "not have the format of this version",
+        ),
+        (lambda text: text[:-20], "not have the format of this version"),
+        (lambda _: "", "not have the format of this version"),
+        (lambda _: '{"format": 1, "checkpoints": {}}', "not have the format of this version"),
+        (lambda _: '[1]\n"a"\n', "not have the format of this version"),
     ],
 )
 def test_a_mangled_lock_is_named(tmp_path, mangle, message):
