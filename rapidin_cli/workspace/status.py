@@ -67,7 +67,7 @@ class CheckpointStatus:
             where = "" if self.place == "here" else f" in {self.place}, not here"
             parts.append(f"{self.cached:,} rows cached{where}")
         if self.elsewhere:
-            parts.append(f"{self.elsewhere:,} objects on a remote only")
+            parts.append(f"{self.elsewhere:,} objects only on a remote")
         if self.gone:
             parts.append(f"{self.gone:,} cached rows are no longer in the data")
         if self.bad:

@@ -177,7 +177,7 @@ def test_appended_rows_are_the_only_ones_computed(copied):
     assert rin(copied, "status", "--exit-code").returncode == 1
     assert "10 rows to compute (40 cached)" in rin(copied, "cache", "--dry-run").stderr
     done = rin(copied, "cache")
-    assert "10 rows computed, 50 cached, 1 identical rows share one" in done.stderr
+    assert "10 rows computed, 50 cached, 1 duplicate" in done.stderr
     after = stored_rows(copied)
     assert len(after) == 50
     assert all(after[digest] == row for digest, row in before.items())
@@ -444,7 +444,7 @@ def test_skip_bad_goes_on_and_lists_them(copied):
     assert rin(copied, "cache").returncode == 4
     done = rin(copied, "cache", "--skip-bad")
     assert done.returncode == 0
-    assert "left out data.jsonl:41: broken JSON" in done.stderr
+    assert "skipped data.jsonl:41: broken JSON" in done.stderr
     asked = rin(copied, "retrieve", "--row", "data.jsonl:7")
     assert "1 unusable rows were skipped" in asked.stderr
 

@@ -133,7 +133,7 @@ def test_lines_that_are_no_rows_are_named_and_half_pairs_survive(project):
         file.write('{broken\n[1]\n{"prompt": "half \\ud800", "response": "x"}\n')
     done = forked.rin(project, "export", "--drop", "latest", "--top", "1", "--out", "cleaned.jsonl")
     assert done.returncode == 0, done.stderr
-    assert "2 lines of the data that hold no JSON object" in done.stderr
+    assert "could not write 2 lines of the data without a JSON object" in done.stderr
     assert "data.jsonl:42" in done.stderr
     assert lines(project / "cleaned.jsonl")[-1]["prompt"] == "half \ud800"
 

@@ -133,7 +133,7 @@ def test_cells_join_training_tokens_and_generated_ones(prepared):
 
 def test_curvature_is_collected_once_and_shared(prepared, tmp_path):
     again = rin(prepared, "curvature")
-    assert "is there already" in again.stderr
+    assert "already collected" in again.stderr
     assert "note:" not in again.stderr
     entry = read_lock(prepared)["tuned"]
     assert entry.curvature

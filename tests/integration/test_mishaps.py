@@ -79,7 +79,7 @@ def test_a_store_that_is_the_remote_is_not_relieved_by_itself(project, tmp_path)
 def test_status_says_what_is_on_a_remote_only(project):
     ok(project, "push")
     ok(project, "gc", "--local", "--yes")
-    assert "5 objects on a remote only" in ok(project, "status").stdout
+    assert "5 objects only on a remote" in ok(project, "status").stdout
 
 
 # --- Places that cannot be asked -----------------------------------------------------------
@@ -122,7 +122,7 @@ def test_rows_that_a_remote_may_have_are_not_computed_in_silence(project):
     add(project, far=f'url = "s3://b/p"\nendpoint_url = "{NOBODY}"')
     tiny.write_jsonl(project / "data.jsonl", tiny.rows(42))
     keys = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "key")
-    done = refused(1, "remote far cannot give", project, "cache", **keys)
+    done = refused(1, "cannot fetch rows that remote far may have", project, "cache", **keys)
     assert "--no-pull" in done.stderr
     assert "2 rows computed" in ok(project, "cache", "--no-pull", **keys).stderr
 
@@ -130,7 +130,7 @@ def test_rows_that_a_remote_may_have_are_not_computed_in_silence(project):
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ('url = "s3://KEY:SECRET@bucket/p"', "holds credentials"),
+        ('url = "s3://KEY:SECRET@bucket/p"', "contains credentials"),
         ('url = "s3://bucket/p"\nendpoint_url = "127.0.0.1:9"', "must begin with http://"),
         ('url = "s3://"', "has no location"),
     ],
@@ -170,7 +170,7 @@ def test_a_remote_s_damage_leads_to_the_remote_s_repair(project):
         )
         path.write_bytes(b"x")
     ok(project, "verify", "--repair")
-    done = refused(5, "remote origin cannot give", project, "cache")
+    done = refused(5, "cannot fetch rows that remote origin may have", project, "cache")
     assert "rin verify --repair --remote origin" in done.stderr
     ok(project, "verify", "--repair", "--remote", "origin")
     ok(project, "cache")
@@ -207,7 +207,7 @@ def test_a_pull_that_cannot_bring_what_the_lock_names_fails(project):
     shutil.copy(project / "rin.lock", two)
     done = refused(5, "rin.lock names another snapshot of tuned", two, "pull")
     assert "40 rows in snapshot 1" in done.stderr
-    assert "rin push, where that was cached" in done.stderr
+    assert "rin push where that was cached" in done.stderr
     code, found = status(two)
     assert (code, found["promised"]) == (1, True)
     assert "rin push where it was cached" in found["next"]

@@ -66,7 +66,7 @@ def test_a_full_model_finds_a_row_by_itself(kind, tmp_path):
     assert done.returncode == 0, done.stderr
     captured = "experts" if kind == "qwen3_moe" else "embedding"
     assert f"{captured}" in done.stderr
-    assert "of what was trained" in done.stderr
+    assert "of the trained parameters not captured" in done.stderr
     asked = ("--row", "data.jsonl:6", "--score", "cosine")
     answer = json.loads(forked.rin(root, "retrieve", *asked, "--json").stdout)
     [query] = answer["queries"]

@@ -216,7 +216,7 @@ def test_an_executor_that_cannot_be_had_is_refused_at_once(tmp_path, options, sa
 def test_a_forecast_says_that_it_is_of_this_machine(tmp_path):
     done = rin(tiny.project(tmp_path / "project", 5), "cache", "--executor", "ray", "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert "as one process on this machine" in done.stderr
+    assert "for one process on this machine" in done.stderr
     assert "5 rows to compute" in done.stderr
 
 

@@ -255,14 +255,14 @@ def test_checkpoints_that_cannot_be_used_are_named(tmp_path, checkpoint):
 
 def test_results_are_found_by_their_beginning(tmp_path):
     results = Results(tmp_path / "results")
-    with pytest.raises(MissingError, match="no result"):
+    with pytest.raises(MissingError, match="no saved results"):
         results.load()
     for name in ("aaaa11112222", "bbbb11112222"):
         results.save({**make_report(), "id": name})
     assert results.load()["id"] == "bbbb11112222"
     assert results.load("aaa")["id"] == "aaaa11112222"
     assert (tmp_path / "results/aaaa11112222.json").stat().st_mode & 0o777 == 0o600
-    with pytest.raises(MissingError, match="begins with 'x'"):
+    with pytest.raises(MissingError, match="starts with 'x'"):
         results.load("x")
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(InputError, match="not a rin report"):
