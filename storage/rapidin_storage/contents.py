@@ -26,7 +26,7 @@ class Part:
     chunk: int
 
     def describe(self, commit: Commit) -> str:
-        """Say what the object is, for people."""
+        """Describe the object, for people."""
         where = f"snapshot {commit.number} of cache {commit.cache[:12]}"
         if self.array == PAGE:
             return f"manifest page {self.chunk} of {where}"
@@ -36,7 +36,7 @@ class Part:
         return f"{self.array} of rows {start:,} to {stop - 1:,} of {where}"
 
     def slots(self, commit: Commit) -> tuple[int, int]:
-        """The slots that need the object: all, for what is not a chunk's."""
+        """The slots that need the object: all of them, unless it belongs to a chunk."""
         if self.array in (PAGE, GROUP):
             return 0, commit.slots
         start = self.chunk * commit.chunk_rows

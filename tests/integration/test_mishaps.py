@@ -70,7 +70,7 @@ def test_a_store_that_is_the_remote_is_not_relieved_by_itself(project, tmp_path)
     (tmp_path / "alias").symlink_to(tmp_path / "shared")
     toml = project / "rin.toml"
     toml.write_text(toml.read_text() + '\n[storage]\nroot = "alias"\n')
-    refused(1, "are one place", project, "gc", "--local", "--remote", "origin", "--yes")
+    refused(1, "are the same: nothing", project, "gc", "--local", "--remote", "origin", "--yes")
     ok(project, "verify")
     toml.write_text(toml.read_text().replace('root = "alias"', 'root = "memory://store"'))
     refused(2, "itself, not a copy", project, "gc", "--local", "--remote", "origin", "--yes")

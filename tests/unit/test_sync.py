@@ -641,7 +641,7 @@ class SyncContract:
         if not there.shared:
             (tmp_path / "alias").symlink_to(there.folder)
             alias = open_root(tmp_path / "alias")
-        with pytest.raises(StorageError, match="are one place"):
+        with pytest.raises(StorageError, match="are the same: nothing"):
             drop_local(there, alias, [ID], remove=True)
         assert is_whole(there)
 
@@ -865,7 +865,7 @@ def test_an_export_replaces_nothing(here, tmp_path):
     folder.mkdir()
     file.write_text("mine")
     for taken in (folder, file):
-        with pytest.raises(StorageError, match=f"{taken} exists already"):
+        with pytest.raises(StorageError, match=f"{taken} already exists"):
             export_zarr(newest(here), taken)
     with pytest.raises(StorageError, match="cannot write"):
         export_zarr(newest(here), file / "below")
