@@ -61,11 +61,11 @@ def parts(
         seen: digests that are left out, with all that a page of that digest lists; those
             that are yielded are added.
         lost: digests that were given up; left out in the same way.
-        broken: is told of a page that cannot be read, instead of an error.
+        broken: called for a page that cannot be read, instead of raising an error.
         manifest: the commit's, should pages of it be loaded already.
 
     Raises:
-        NotFoundError, CorruptError: a page cannot be had.
+        NotFoundError, CorruptError: a page cannot be read.
     """
     seen = set() if seen is None else seen
     manifest = manifest or commit.manifest(objects)

@@ -133,7 +133,7 @@ class LocalRoot(Root):
             return False
         try:
             os.utime(self._path(path))
-        except OSError:  # removed meanwhile, or another user's: then it is written anew
+        except OSError:  # removed meanwhile, or another user's: then it is written again
             return False
         return True
 

@@ -81,7 +81,7 @@ class Manifest:
         """Return the chunks of a page, read once.
 
         Raises:
-            NotFoundError, CorruptError: it cannot be had, or is not what the commit says.
+            NotFoundError, CorruptError: it cannot be read, or does not match the commit.
         """
         with self._lock:  # many chunks at once want the same page
             if number not in self._loaded:

@@ -46,12 +46,12 @@ def canonical_json(value: Any) -> bytes:
 
 
 def is_digest(text: str) -> bool:
-    """Say whether a text is a SHA-256 in lower-case hex."""
+    """Whether a text is a SHA-256 in lower-case hex."""
     return bool(_DIGEST.match(text))
 
 
 def object_path(digest: str) -> str:
-    """Where the object of that digest lies, relative to the root."""
+    """Path of the object with that digest, relative to the root."""
     return f"{OBJECTS}/{digest[:2]}/{digest}"
 
 

@@ -55,7 +55,7 @@ def repair(cache: Cache, problems: Sequence[Problem], upstreams: Sequence[Root])
             fetched += 1
         else:
             left.append(problem)
-    # Fetching may have taken long: another repair, or writer, may have mended the rest.
+    # Fetching may have taken long: another repair, or writer, may have fixed the rest.
     left = [problem for problem in left if not _is_mended(cache, problem)]
     commits = [problem for problem in left if problem.part is None]
     digests = {problem.part.ref.digest for problem in left if problem.part is not None}
@@ -218,7 +218,7 @@ def _kept_chunks(cache: Cache, base: Commit, digests: set[str]) -> dict[int, Chu
                 continue
             with contextlib.suppress(StorageError):
                 rows = _row_digests(objects, refs)
-                # A hole of a repair since then: its rows may have been computed anew.
+                # A hole of a repair since then: its rows may have been computed again.
                 if not rows & held:
                     kept[index] = refs
                     held |= rows

@@ -132,7 +132,7 @@ class CacheWriter:
         return sum(len(chunk) - chunk.inherited for chunk in self._pending)
 
     def add(self, rows: Rows) -> int:
-        """Add rows, leaving out those whose digest is there already; return how many were new.
+        """Add rows, except those whose digest already exists; return how many were new.
 
         Full chunks are stored at once, so that `commit` has little left to do.
 
