@@ -103,7 +103,7 @@ def test_a_changed_file_is_hashed_again_and_named(folder, sly):
     path.write_bytes(data)
     if sly:
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    with pytest.raises(CorruptError, match=f"sketch/c/1/0 of .* {ref.digest} .* another SHA-256"):
+    with pytest.raises(CorruptError, match=f"sketch/c/1/0 of .* {ref.digest} .* different SHA-256"):
         read(folder)
 
 
