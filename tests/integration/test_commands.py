@@ -146,7 +146,7 @@ def test_the_terminal_report(copied):
     assert "ranked by tokens 2 to 3" in by_token.stdout
     assert rin(copied, "report", "--token", "999").returncode == 2
     example = rin(copied, "report", "--example", "data.jsonl:7")
-    assert "its influence on each token" in example.stdout
+    assert "its influence on each generated token" in example.stdout
     ascii_only = rin(copied, "report", LC_ALL="C", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert ascii_only.returncode == 0, ascii_only.stderr
     head = subprocess.run(

@@ -79,7 +79,7 @@ def test_found_rows_get_a_weight(project, report):
     (project / "data.jsonl").write_bytes(weighted)
     again = forked.rin(project, "export", *chosen, "--out", "twice.jsonl")
     assert again.returncode == 4
-    assert "a field 'weight' already" in again.stderr
+    assert "already has a field 'weight'" in again.stderr
     assert not (project / "twice.jsonl").exists()
 
 

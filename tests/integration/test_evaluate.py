@@ -119,7 +119,7 @@ def test_mistakes_are_named(copied):
         (
             ["counterfactual", "--queries", "queries.jsonl", "--top", "99", "--scores", "dot"],
             2,
-            "there are 16 examples",
+            "there are only 16 examples",
         ),
     ):
         done = rin(copied, "evaluate", *arguments)

@@ -271,7 +271,7 @@ def test_focus_and_token_explain_a_part(prepared):
         assert span[digest]["score"] == words[digest]["score"]
     for wrong, code, why in (
         (["--focus", "sheep"], 4, "does not say"),
-        (["--token", "77"], 2, "no span"),
+        (["--token", "77"], 2, "not a span"),
     ):
         refused = rin(prepared, "retrieve", "--prompt", PROMPT, "--response", RESPONSE, *wrong)
         assert refused.returncode == code
