@@ -1,10 +1,10 @@
-"""One error for everything that the user can mend, and the exit codes."""
+"""One error for everything that the user can fix, and the exit codes."""
 
 from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What the process says when it ends; documented in docs/commands.md."""
+    """Exit codes of the process; documented in docs/commands.md."""
 
     DONE = 0
     FAILURE = 1
@@ -47,16 +47,16 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def no_memory(error: BaseException) -> RinError:
-    """Return the sentence for it."""
+    """Return the error that says so."""
     told = ". ".join(str(error).split("\n")[0].split(". ")[:2])
     return RinError(
         f"out of memory: {told}",
-        hint="lower [cache] batch_tokens in rin.toml, or take another device",
+        hint="lower [cache] batch_tokens in rin.toml, or use another device",
     )
 
 
 class UsageError(RinError):
-    """Options that do not go together."""
+    """Options that cannot be used, or not together."""
 
     exit_code = ExitCode.USAGE
 
@@ -74,6 +74,6 @@ class InputError(RinError):
 
 
 class MissingError(RinError):
-    """The store lacks, or holds damaged, what was asked for."""
+    """What was asked for is missing from the store, or damaged there."""
 
     exit_code = ExitCode.STORE

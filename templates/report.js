@@ -204,15 +204,15 @@
   function exactness({ exact, distribution }) {
     if (exact === null) return "Scores are read from compressed gradients: small differences between neighbours mean nothing.";
     const share = distribution.std > 0 ? ` (${(100 * exact.sketch_error / distribution.std).toPrecision(2)}% of the spread of all scores)` : "";
-    const doubt = exact.doubtful > 0 ? `${plural(exact.doubtful, "other example")} may be among the best too, by that error: a larger --exact settles it. ` : "";
+    const doubt = exact.doubtful > 0 ? `${plural(exact.doubtful, "other example")} may be among the best too, given that error: raise --exact to find out. ` : "";
     return `Scores of the kept examples are exact: the best ${plural(exact.shortlist, "example")} by compressed gradients were scored from whole ones, which moved totals by ${exact.sketch_error.toPrecision(2)}${share}. ${doubt}Training tokens add up to the total within ${exact.residual.toPrecision(2)}.`;
   }
 
   function wordsText({ of, agree, matches }) {
     if (of === 0) return "";
-    const text = `Shared words alone (BM25) would put ${agree} of the ${of} most raising examples among its first 10.`;
+    const text = `The top 10 by shared words alone (BM25) has ${agree} of the top ${of} raised examples.`;
     const only = matches.filter((match) => match.percentile > 10 && match.percentile < 90).slice(0, 3).map((match) => match.id);
-    return only.length > 0 ? `${text} Alike in words, but of no special influence: ${only.join(", ")}.` : text;
+    return only.length > 0 ? `${text} Similar words, but no special influence: ${only.join(", ")}.` : text;
   }
 
   function showStrip() {
@@ -506,7 +506,7 @@
     const { mean, std } = model.query.distribution;
     const facts = element("dl", "exact");
     const fact = (name, ...values) => facts.append(element("div", "", element("dt", "", name), ...values.map((value) => put(element("dd", ""), value))));
-    fact("Total score", plain(example.score) + (std > 0 ? ` (${number((example.score - mean) / std)} standard deviations from the mean of all scored)` : ""));
+    fact("Total score", plain(example.score) + (std > 0 ? ` (${number((example.score - mean) / std)} standard deviations from the mean of all scored examples)` : ""));
     if (example.sketched !== null) fact("By its compressed gradient", plain(example.sketched));
     fact("Percentile", `${example.percentile} of ${count(model.query.scored)} scored`);
     fact(example.rows.length > 1 ? "Rows" : "Row", example.rows.map((row) => `${row.file}:${row.line} (${row.id})`).join("\n"));
@@ -550,8 +550,8 @@
     const heat = heatMap(example.training.map(([text]) => text), values, model.trainingScale);
     if (linked) linkTokens(heat, example, reply);
     const rows = () => example.training.map(([text, value], i) => [String(i), word(text), plain(value)]);
-    const table = lazyTable(element("details", "table", element("summary", "", "as table")), "Influence of each token that was learnt from this example", ["#", "token", "score"], rows, 1);
-    const block = element("div", "trained", element("h3", "", `Which of its tokens had that influence${linked ? " (click one: on which generated tokens)" : ""}`), heat, legendOf(model.trainingScale));
+    const table = lazyTable(element("details", "table", element("summary", "", "as a table")), "Influence of each token that was learnt from this example", ["#", "token", "score"], rows, 1);
+    const block = element("div", "trained", element("h3", "", `Which of its tokens had that influence${linked ? " (click one to see on which generated tokens)" : ""}`), heat, legendOf(model.trainingScale));
     if (example.rounded) block.append(element("p", "legend", "This file is large, so scores of training tokens are rounded to 1/127 of the example's largest."));
     if (example.training.length > 0) block.append(strongestTokens(example));
     block.append(table);
@@ -622,7 +622,7 @@
     const heat = heatMap(model.explained.map((token) => token.text), example.tokens, model.scale);
     [...heat.children].forEach((cell, i) => { cell.dataset.token = String(i); });
     const rows = () => model.explained.map((token, i) => [String(i), word(token.text), plain(example.tokens[i])]);
-    const table = lazyTable(element("details", "table", element("summary", "", "as table")), "Influence of this example on each generated token", ["#", "token", "score"], rows, 1);
+    const table = lazyTable(element("details", "table", element("summary", "", "as a table")), "Influence of this example on each generated token", ["#", "token", "score"], rows, 1);
     const title = element("h3", "", "Its influence on each generated token");
     const linked = element("p", "linked");
     linked.setAttribute("role", "status");
@@ -635,7 +635,7 @@
       const values = example.tokens.map((value, i) => (learnt === null ? value : pairs.get(i)));
       colour(heat, values, scale);
       linked.replaceChildren();
-      if (learnt !== null) put(linked, `Only by its token ${learnt} ${quoted(example.training[learnt][0])}: ${pairs.size} of ${plural(values.length, "token")}, the others are not among the strongest pairs.`);
+      if (learnt !== null) put(linked, `Only from its token ${learnt} ${quoted(example.training[learnt][0])}: ${pairs.size} of ${plural(values.length, "token")}; the others are not among the strongest pairs.`);
       legend.replaceChildren(legendOf(scale, learnt === null));
       cards.get(example.digest)?.show();
     }
@@ -661,7 +661,7 @@
     remember();
   }
 
-  // ---- two examples at one scale
+  // ---- two examples on one scale
 
   function togglePin(digest) {
     const others = state.pinned.filter((other) => other !== digest);
@@ -680,7 +680,7 @@
     if (pinned.length < 2 || !model.clickable) return;
     const [a, b] = pinned.map((example) => example.tokens);
     const rows = () => model.explained.map((token, i) => [String(i), word(token.text), number(a[i]), number(b[i]), number(a[i] - b[i])]);
-    byId("compare-table").append(lazyTable(element("details", "table", element("summary", "", "as table")), "Influence of both on each generated token", ["#", "token", "first", "second", "difference"], rows, 1));
+    byId("compare-table").append(lazyTable(element("details", "table", element("summary", "", "as a table")), "Influence of both on each generated token", ["#", "token", "first", "second", "difference"], rows, 1));
   }
 
   function pinnedCard(example, n) {
@@ -707,14 +707,14 @@
   function showCharts() {
     const { distribution, examples, scored } = model.query;
     const { edges, counts, ranks, shares, mean, std } = distribution;
-    byId("chart-text").textContent = `Total scores of all ${count(scored)} examples, from ${number(distribution.min)} to ${number(distribution.max)}; mean ${number(mean)}, standard deviation ${number(std)}. Below the axis: the ${count(examples.length)} kept ones, solid if raised, dashed if lowered. Both axes are logarithmic, the horizontal one linear within a standard deviation of zero.`;
+    byId("chart-text").textContent = `Total scores of all ${count(scored)} examples, from ${number(distribution.min)} to ${number(distribution.max)}; mean ${number(mean)}, standard deviation ${number(std)}. Below the axis: the ${count(examples.length)} kept examples, solid if raised, dashed if lowered. Both axes are logarithmic, the horizontal one linear within a standard deviation of zero.`;
     chartTable("chart-table", "Examples by total score", ["from", "to", "examples"], () => counts.map((value, i) => [number(edges[i]), number(edges[i + 1]), count(value)]), -1);
     const half = ranks[shares.findIndex((share) => share >= 0.5)] ?? 0;
-    byId("curve-text").textContent = `Share of the sum of all absolute scores that the strongest examples have: half of it is with the first ${count(half)} of ${count(scored)} (${scored > 0 ? (100 * half / scored).toPrecision(2) : 0}%). A line that rises early says that few examples matter; alike ones would give the dotted line.`;
+    byId("curve-text").textContent = `Share of the sum of all absolute scores that the strongest examples have: the first ${count(half)} of ${count(scored)} (${scored > 0 ? (100 * half / scored).toPrecision(2) : 0}%) have half of it. A line that rises early means that few examples matter; equal scores would give the dotted line.`;
     chartTable("curve-table", "Cumulative share of absolute influence", ["strongest", "share"], () => ranks.map((rank, i) => [count(rank), `${(100 * shares[i]).toFixed(1)}%`]), -1);
     byId("token-chart-section").hidden = !model.clickable;
     if (model.clickable) {
-      byId("token-chart-text").textContent = `For each generated token the highest influence of any kept example, upward, and the lowest, downward, up to ±${model.scale.toPrecision(3)}.`;
+      byId("token-chart-text").textContent = `For each generated token, the highest influence of any kept example, upward, and the lowest, downward, up to ±${model.scale.toPrecision(3)}.`;
       const end = (example, i) => (example ? number(example.tokens[i]) : "0");
       chartTable("token-chart-table", "Strongest influences on each generated token", ["#", "token", "raised by", "lowered by"], () => model.explained.map((token, i) => [String(i), word(token.text), end(model.strongest[i].raised, i), end(model.strongest[i].lowered, i)]), 1);
     }
@@ -722,7 +722,7 @@
   }
 
   function chartTable(id, caption, titles, rows, words) {
-    const table = lazyTable(element("details", "table", element("summary", "", "as table")), caption, titles, rows, words);
+    const table = lazyTable(element("details", "table", element("summary", "", "as a table")), caption, titles, rows, words);
     table.id = id;
     byId(id).replaceWith(table);
   }
@@ -987,7 +987,7 @@
   function toggleHeat() {
     const off = document.documentElement.classList.toggle("flat");
     byId("heat").setAttribute("aria-pressed", String(!off));
-    byId("status").textContent = off ? "Colours of tokens are off." : "Colours of tokens are on.";
+    byId("status").textContent = off ? "Token colours are off." : "Token colours are on.";
   }
 
   function nextTheme() {
@@ -1046,7 +1046,7 @@
     const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
     report = unpack(await new Response(stream).arrayBuffer());
     byId("app").hidden = false;
-    if (report.queries.length === 0) throw new Error("the report holds no query");
+    if (report.queries.length === 0) throw new Error("the report has no queries");
     connect();
     recall();
     performance.mark("ready");

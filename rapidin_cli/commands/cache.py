@@ -61,8 +61,8 @@ def cache(
     share = _share(part)
     if share != WHOLE and getattr(project.places.store, "single_writer", False):
         raise UsageError(
-            f"{project.places.store} is for a single writer, and --part means several",
-            hint="cache into local folders, and rin push them one after the other",
+            f"{project.places.store} allows a single writer, and --part needs several",
+            hint="cache into local folders, then rin push them one after the other",
         )
     if dry_run:
         _dry_run(project, names, devices, workers, skip_bad, share, executor)
@@ -82,9 +82,9 @@ def cache(
     for result in done:
         console.say(_summary(result))
     for bad in done[-1].dataset.bad if done else ():
-        console.warn(f"left out {bad}")
+        console.warn(f"skipped {bad}")
     if share != WHOLE:
-        console.say("next: rin cache, once all parts have ended: it brings rin.lock up to date")
+        console.say("next: rin cache, once all parts have finished: it updates rin.lock")
         return
     console.say(f"next: {first_question(project, names)}")
     console.say(OWN_WORDS)
@@ -104,7 +104,7 @@ def _dry_run(
 
     check_executor(executor, devices)
     if executor == RAY:
-        console.say("as one process on this machine would take it; the cluster was not asked")
+        console.say("estimated for one process on this machine, without asking the cluster")
         workers = 1
     rows = 0
     for found in project.forecast(
@@ -128,9 +128,9 @@ def _forecast(found: Forecast) -> str:
     text = f"{found.checkpoint}: {found.rows:,} rows to compute ({found.present:,} cached)"
     if not found.rows:
         return text
-    memory = f"{size(found.memory_bytes)} of memory for each process"
+    memory = f"{size(found.memory_bytes)} of memory per process"
     if found.device_bytes:
-        memory += f" and {size(found.device_bytes)} of its GPU's"
+        memory += f" and {size(found.device_bytes)} of GPU memory"
     return (
         f"{text}, {found.tokens:,} tokens: about {duration(found.seconds)}, "
         f"{size(found.store_bytes)} in the store, {memory}"
@@ -142,7 +142,7 @@ def _summary(result: Cached) -> str:
     repeats = len(dataset.examples) - len(dataset.by_digest)
     parts = [f"{result.checkpoint}: {result.computed:,} rows computed, {commit.rows:,} cached"]
     if repeats:
-        parts.append(f"{repeats:,} identical rows share one")
+        parts.append(console.count(repeats, "duplicate"))
     if dataset.truncated:
         parts.append(f"{dataset.truncated:,} rows cut at max_tokens")
     parts.append(f"snapshot {commit.number}")

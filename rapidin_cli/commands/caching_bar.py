@@ -71,8 +71,8 @@ class CachingBar(CachingProgress):
             more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
             share = sum(part.size for part in parts) / trained
             console.say(
-                f"{self._checkpoint}: not captured, {share:.1%} of what was trained, {reason}: "
-                f"{parts[0].name}{more}"
+                f"{self._checkpoint}: {share:.1%} of the trained parameters not captured "
+                f"({reason}): {parts[0].name}{more}"
             )
 
     def advance(self, rows: int, tokens: int, device: str) -> None:

@@ -41,7 +41,7 @@ def curvature(
             skip_bad=skip_bad,
             progress=progress,
         ):
-            how = "collected" if fresh else "is there already: collected"
+            how = "collected" if fresh else "already collected"
             console.say(
                 f"{name}: curvature of {len(found.layers):,} layers {how} on "
                 f"{console.count(found.examples, 'example')}"
@@ -50,7 +50,7 @@ def curvature(
     gradient = project.config.gradient
     if gradient.row == "sketch" and parameters > gradient.dimensions:
         console.say(
-            'note: through curvature, rows of [gradient] row = "factors" shortlist better than '
-            "sketches shorter than the gradient; docs/measurements.md says which, at how many bytes"
+            'note: for scores with curvature, [gradient] row = "factors" gives a better shortlist '
+            "than sketches shorter than the gradient; docs/measurements.md compares their sizes"
         )
     console.say(f"next: {first_question(project, checkpoints or ())} --score ekfac")

@@ -91,7 +91,7 @@ def _snapshot(project: Project, checkpoint: str, folder: Path) -> None:
     from rapidin_storage.export import export_zarr
 
     if folder.exists():
-        raise UsageError(f"{folder} exists already", hint="give another folder")
+        raise UsageError(f"{folder} already exists", hint="choose another folder")
     _, snapshot = project.resolve_snapshot(checkpoint)
     size = export_zarr(snapshot, folder)
     console.say(f"wrote {folder}: {snapshot.commit.rows:,} rows, {console.size(size)}")
@@ -124,14 +124,14 @@ def _rows(
     change = data_export.weighted(weight) if way == "weigh" else data_export.CHANGES[way]
     done = data_export.write_rows(project.root, project.config.data, found, change, out)
     told = {
-        "only": f"all of them found for {named or 'the newest result'}",
+        "only": f"all of them from {named or 'the newest result'}",
         "weigh": f"{done.changed:,} of them with weight {weight:g}",
     }.get(way, f"{done.changed:,} left out")
     console.say(f"wrote {out}: {console.count(done.rows, 'row')}, {told}")
     if done.broken:
         console.warn(
-            f"{console.count(len(done.broken), 'line')} of the data that hold no JSON object "
-            f"could not be written; the first is {done.broken[0]}"
+            f"could not write {console.count(len(done.broken), 'line')} of the data without a JSON "
+            f"object; the first is {done.broken[0]}"
         )
     if way != "weigh":
-        console.say("next: train on it, and see with rin retrieve whether the model still says it")
+        console.say("next: train on it, then check with rin retrieve if the model still says it")

@@ -38,7 +38,7 @@ def init(
     root = context.obj.directory.resolve()
     proposal = propose(root, data or [], checkpoint or [], base, template)
     if proposal is None:
-        console.say(f"{root / 'rin.toml'} is there already; nothing was changed")
+        console.say(f"{root / 'rin.toml'} already exists; nothing was changed")
         console.say("next: rin status")
         return
     for line in describe(root, proposal):
@@ -46,5 +46,5 @@ def init(
     if not yes and not console.confirm(f"write {root / 'rin.toml'}?", default=True):
         raise typer.Exit(1)
     initialise(root, proposal)
-    console.say("wrote rin.toml; commit it, and check that [data] template is training's")
+    console.say("wrote rin.toml; commit it, and check that [data] template is what training used")
     console.say(f"next: {proposal.next}")

@@ -58,7 +58,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM, after which what was finished has been committed."""
+    """Ctrl-C or SIGTERM; finished work has been committed."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -79,13 +79,13 @@ def options(
         ),
     ] = False,
 ) -> None:
-    """Take the options that stand before the command."""
+    """Handle the options before the command."""
     del debug, version  # `main` looks for --debug itself: errors may come before this runs
     try:
         os.chdir(directory)
     except OSError as error:
         raise UsageError(
-            f"cannot work in {directory}: {error.strerror}", hint="give -C a folder that is there"
+            f"cannot work in {directory}: {error.strerror}", hint="give -C an existing folder"
         ) from None
     context.obj = Global(Path.cwd())
 
@@ -120,7 +120,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """Asked a second time: at once. The store is whole at any instant."""
+    """A second signal: exit at once. The store is consistent at any instant."""
     del number, frame
     os._exit(int(ExitCode.INTERRUPTED))
 

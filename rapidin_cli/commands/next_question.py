@@ -1,4 +1,4 @@
-"""The next command, so that it can be typed as it is printed."""
+"""The next command, ready to be typed as it is printed."""
 
 import shlex
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from rapidin_cli.errors import InputError
 
 _ROWS = 100
 _LONGEST = 80
-OWN_WORDS = "or with words of your own: rin retrieve --prompt TEXT --response TEXT"
+OWN_WORDS = "or in your own words: rin retrieve --prompt TEXT --response TEXT"
 
 
 def first_question(project: Project, cached: Sequence[str] = ()) -> str:

@@ -56,7 +56,7 @@ def list_(context: typer.Context, as_json: AsJson = False) -> None:
     for name, settings in known.items():
         console.raw(visible(f"{name}  {settings.url}"))
     if not known:
-        console.say("there is no remote yet")
+        console.say("there are no remotes yet")
         console.say("next: rin remote add origin s3://BUCKET/PREFIX")
 
 
@@ -70,4 +70,4 @@ def remove(context: typer.Context, name: Known) -> None:
 
     project = project_of(context)
     remotes.remove_remote(project.root, project.config, name)
-    console.say(f"removed remote {name} from rin.toml; what it holds stays")
+    console.say(f"removed remote {name} from rin.toml; what it holds is kept")

@@ -86,11 +86,11 @@ def _check(chosen: list[str], html: Path | None, *, split: bool, shrink: float |
     if len(chosen) > 1:
         raise UsageError(
             f"{' and '.join(f'--{name}' for name in chosen)} cannot be combined",
-            hint="give one of them",
+            hint="use one of them",
         )
     if html is None and (split or shrink is not None):
         raise UsageError(
-            "--split and --shrink are for --html", hint="rin report --html report.html --split"
+            "--split and --shrink need --html", hint="rin report --html report.html --split"
         )
 
 
@@ -143,4 +143,4 @@ def _open(page: Path | None, show: bool) -> None:
 
     if page is not None and show:
         opened = open_page(page)
-        console.say(f"opened {page}" if opened else f"no browser is to be had here: open {page}")
+        console.say(f"opened {page}" if opened else f"cannot find a browser here: open {page}")

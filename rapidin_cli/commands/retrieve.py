@@ -156,7 +156,7 @@ def _show(project: Project, report: dict[str, Any], score: str, as_json: bool) -
     else:
         terminal.show(report)
     if project.results.unsaved:
-        console.warn(f"rin report cannot show it again: {project.results.unsaved}")
+        console.warn(f"not saved, so rin report cannot show it again: {project.results.unsaved}")
     if score == AUTO and report["score"]["name"] == "dot":
         opened = [project.opened(member["name"]) for member in report["checkpoints"]]
         adam = all(has_second_moments(one.checkpoint) for one in opened)
@@ -171,7 +171,7 @@ def _several(one: str, several: str) -> list[str] | None:
         return None
     if one:
         raise UsageError(
-            "--checkpoint and --checkpoints cannot be combined", hint="give one of them"
+            "--checkpoint and --checkpoints cannot be combined", hint="use one of them"
         )
     if several == "all":
         return []
@@ -187,12 +187,12 @@ def _several(one: str, several: str) -> list[str] | None:
 def _narrowed(
     questions: list[Question], contrast: str | None, focus: str | None, token: str
 ) -> list[Question]:
-    """Put on the questions what the options say of each."""
+    """Apply --contrast, --focus and --token to the questions."""
 
     if (contrast is not None) + (focus is not None) + bool(token) > 1:
         raise UsageError(
             "--contrast, --focus and --token cannot be combined",
-            hint="explain the difference of two responses, or a part of one",
+            hint="explain the difference between two responses, or a part of one",
         )
     for name, value in (("--contrast", contrast), ("--focus", focus)):
         if value is not None and not value.strip():
@@ -235,7 +235,7 @@ def _questions(
         return [Question("q1", prompt=prompt, response=response)]
     if response is not None:
         raise UsageError(
-            "--response goes with --prompt", hint="rin retrieve --prompt TEXT --response TEXT"
+            "--response needs --prompt", hint="rin retrieve --prompt TEXT --response TEXT"
         )
     if row is not None:
         return [Question("q1", training_row=row)]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _NAMED = 10
 
-Quick = Annotated[bool, switch("Only check that every object is there, in full size.", "--quick")]
+Quick = Annotated[bool, switch("Only check that every object exists, in full size.", "--quick")]
 Repair = Annotated[
     bool, switch("Fetch what is damaged from a remote; drop rows that nobody has.", "--repair")
 ]
@@ -62,7 +62,7 @@ def verify(
             for problem in verdict.problems:
                 console.raw(visible(f"  {problem.message}"))
         if not checked.found:
-            console.say("the store has no cache yet")
+            console.say("the store has no caches yet")
     _say_repaired(checked, lost)
     if not checked.clean:
         where = f" --remote {remote}" if remote else ""
@@ -71,7 +71,7 @@ def verify(
 
 
 def _lost_rows(project: Project, checked: Checked) -> list[str]:
-    """Name the rows that a repair took out: by their ids, where the data is here."""
+    """Name the rows that a repair removed: by their ids, if the data is here."""
     from rapidin_cli.workspace.diff import row_ids
 
     digests = sorted({digest for repaired in checked.repaired for digest in repaired.digests})
@@ -87,22 +87,22 @@ def _say_repaired(checked: Checked, lost: list[str]) -> None:
     fetched = sum(repaired.fetched for repaired in checked.repaired)
     rows = sum(repaired.rows for repaired in checked.repaired)
     if fetched:
-        console.say(f"{fetched:,} objects were fetched from where they were whole")
+        console.say(f"{fetched:,} objects were fetched from intact copies")
     if rows:
         named = ", ".join(lost[:_NAMED]) + (", ..." if rows > _NAMED else "")
-        console.say(f"{rows:,} rows are lost and left the newest snapshot: {named}")
+        console.say(f"{rows:,} rows are lost and were removed from the newest snapshot: {named}")
     for verdict in checked.verdicts:
         for problem in verdict.problems:
-            console.say(f"not mended: {problem.message}")
+            console.say(f"not repaired: {problem.message}")
     if any(repaired.given_up for repaired in checked.repaired):
-        console.say("next: rin cache computes what is missing")
+        console.say("next: rin cache, which computes what is missing")
 
 
 def _verdict_line(verdict: Verdict, quick: bool) -> str:
 
-    whole = "all there, in full size" if quick else "whole"
+    whole = "all there, in full size" if quick else "intact"
     state = count(len(verdict.problems), "problem") if verdict.problems else whole
-    there = f", {verdict.elsewhere:,} of them on a remote only" if verdict.elsewhere else ""
+    there = f", {verdict.elsewhere:,} of them only on a remote" if verdict.elsewhere else ""
     return (
         f"cache {verdict.cache[:12]}: {state}; {count(verdict.commits, 'snapshot')}, "
         f"{count(verdict.objects, 'object')}, {size(verdict.size)}{there}"
@@ -164,7 +164,7 @@ def gc(
 
     project = project_of(context)
     if local and compact:
-        raise UsageError("--local and --compact are two tasks", hint="run one after the other")
+        raise UsageError("--local and --compact cannot be combined", hint="run one, then the other")
     if compact:
         _say_compacted(project, remote, yes)
         return
@@ -179,7 +179,7 @@ def gc(
     if seconds < GRACE and not alone:
         raise UsageError(
             f"a grace of {grace} could remove what somebody is about to commit",
-            hint="give 24h or more, or --alone if you know that nobody writes or pushes there",
+            hint="use 24h or more, or add --alone if nobody writes or pushes there",
         )
     root, found = garbage(project, remote, grace=seconds)
     if yes:
@@ -196,11 +196,11 @@ def _say_compacted(project: Project, remote: str, done: bool) -> None:
     found = close_holes(project, remote, write=done)
     for cache, slots in found.items():
         what = f"cache {cache[:12]}: {slots.before:,} slots into {slots.after:,}"
-        console.say(what if done else f"would make of {what}")
+        console.say(f"compacted {what}" if done else f"would compact {what}")
     if not found:
         console.say("there are no holes to close")
     elif not done:
-        console.say("next: the same with --yes")
+        console.say("next: run it again with --yes")
 
 
 def _say_removed(count: int, size: int, done: bool, which: str) -> None:
@@ -208,7 +208,7 @@ def _say_removed(count: int, size: int, done: bool, which: str) -> None:
     amount = f"{count:,} objects {which}, {console.size(size)}"
     console.say(f"removed {amount}" if done else f"would remove {amount}")
     if count and not done:
-        console.say("next: the same with --yes")
+        console.say("next: run it again with --yes")
 
 
 def log(

@@ -45,7 +45,7 @@ def push(
             remote, checkpoint or (), every=every, progress=watch, tell=console.warn
         )
     _report(moved, watch)
-    _check_lock(moved, "and the remote has not got it, nor has this store", "rin cache")
+    _check_lock(moved, "which neither the remote nor this store has", "rin cache")
 
 
 def pull(
@@ -73,14 +73,14 @@ def pull(
     _report(moved, watch)
     _check_lock(
         moved,
-        "and the remote has not got it; what it has is here now",
-        "rin push, where that was cached; or rin cache here",
+        "which the remote does not have; what it has is here now",
+        "run rin push where that was cached, or rin cache here",
     )
     console.say("next: rin status")
 
 
 def _check_lock(moved: list[Moved], what: str, hint: str) -> None:
-    """Fail if rin.lock promises what was not delivered."""
+    """Fail if rin.lock names a snapshot that was not copied."""
 
     if names := [one.names for one in moved if one.locked is False]:
         raise MissingError(

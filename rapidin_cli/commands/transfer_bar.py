@@ -66,9 +66,9 @@ class TransferBar(TransferProgress):
     def summary(self) -> str:
         """Say what was copied."""
         seconds = max(time.monotonic() - self._start, 1e-3)
-        there = f"; {self.present:,} were there already" if self.present else ""
+        there = f"; {self.present:,} were already there" if self.present else ""
         if not self.copied:
-            return f"no object had to be copied{there}"
+            return f"no objects to copy{there}"
         return (
             f"{count(self.copied, 'object')} copied, {size(self.size)} at "
             f"{size(self.size / seconds)}/s{there}"

@@ -46,7 +46,7 @@ class Encoder:
     def __init__(self, tokenizer: Any, settings: DataSettings) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise InputError(
-                "the tokenizer has no fast version, which tells where words lie in the text",
+                "the tokenizer has no fast version, which rin needs to map tokens to the text",
                 hint="save the checkpoint with a tokenizer.json",
             )
         self._tokenizer = tokenizer
@@ -60,13 +60,13 @@ class Encoder:
         self._chat_template = _on_the_day(tokenizer.chat_template, settings.date)
         if template not in ("chat", "alpaca", "plain") and "{" not in template:
             raise InputError(
-                f"[data] template = {template!r} is none of chat, alpaca, plain, and no text "
+                f"[data] template = {template!r} is neither chat, alpaca or plain nor a text "
                 "with {prompt} in it",
                 hint="correct rin.toml",
             )
 
     def examples(self, rows: Iterable[Row]) -> Iterator[Example | BadRow]:
-        """Tokenise rows in their order; those that nothing can be learnt from are `BadRow`."""
+        """Tokenise rows in order; a row without anything to learn becomes a `BadRow`."""
         for part in _parts(rows, _TOKENIZE_ROWS):
             rendered: list[_Rendered | BadRow] = []
             for row in part:
@@ -166,7 +166,7 @@ class Encoder:
             return template.format(**fields)
         except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
-            raise RowError(f"[data] template cannot be filled: {reason}") from None
+            raise RowError(f"[data] template cannot be filled in: {reason}") from None
 
     def _render(self, row: Row) -> _Rendered:
         if row.messages is not None:
@@ -220,7 +220,7 @@ class Encoder:
                 hint="correct chat_template.jinja, or chat_template in tokenizer_config.json",
             ) from None
         except (TemplateError, TypeError, LookupError, ValueError, AttributeError) as error:
-            raise RowError(f"the chat template refuses this conversation: {error}") from None
+            raise RowError(f"the chat template rejects this conversation: {error}") from None
 
     def _tokenize(self, rendered: Sequence[_Rendered]) -> list[tuple[list[int], list[int]]]:
         results: dict[int, tuple[list[int], list[int]]] = {}
@@ -257,13 +257,13 @@ def labels_of_spans(
 
 
 def _on_the_day(chat_template: Any, date: str) -> Any:
-    """Return the template with the day of training for today, where it writes the date.
+    """Return the template with the day of training in place of today's date.
 
-    Otherwise every token would be another one tomorrow. The calls are replaced in the
-    template's text, because transformers hands a template no functions.
+    Otherwise the tokens would differ tomorrow. The calls are replaced in the template's text,
+    because transformers gives a template no way to replace its functions.
 
     Raises:
-        InputError: not a date, or none although the template writes one.
+        InputError: not a date, or no date although the template writes one.
     """
     try:
         day = datetime.date.fromisoformat(date) if date else None

@@ -1,7 +1,7 @@
-"""Reading data files, one value after the other: JSONL, JSON lists, CSV, Parquet, datasets folders.
+"""Reading data files, one value at a time: JSONL, JSON lists, CSV, Parquet, datasets folders.
 
-Which it is, is told by the name: `.csv`, `.parquet`, a folder that `datasets` saved; anything else
-is JSON. JSON and CSV may be gzip'd (`.gz`). Only a file with one JSON list is in memory as a whole.
+The name decides which it is: `.csv`, `.parquet`, a folder that `datasets` saved; anything else is
+JSON. JSON and CSV may be gzipped (`.gz`). Only a file with one JSON list is read as a whole.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ TABLES = (".csv", ".parquet")
 
 
 class RowError(ValueError):
-    """Why one row cannot be used; the reader adds where."""
+    """Why one row cannot be used; the reader adds where it is."""
 
 
 def read_values(path: Path, name: str) -> Iterator[tuple[int, Any]]:
-    """Yield (line, value) of a data file; of tables the number of the row, from 1.
+    """Yield (line, value) of a data file; for tables, the number of the row, from 1.
 
     A broken line is yielded as `RowError`, so that the caller can go on.
 
     Raises:
-        InputError: the file cannot be read, or what is broken cannot be stepped over.
+        InputError: the file cannot be read, or the broken part cannot be skipped.
     """
     try:
         if path.is_dir():
@@ -55,7 +55,7 @@ def read_values(path: Path, name: str) -> Iterator[tuple[int, Any]]:
         ) from None
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise InputError(
-            f"{name} is not a whole gzip file: {error}", hint="compress it again"
+            f"{name} is not a valid gzip file: {error}", hint="compress it again"
         ) from None
     except OSError as error:
         raise InputError(
@@ -109,10 +109,10 @@ def _read_list(text: str, name: str) -> Iterator[tuple[int, Any]]:
             yield line, value
     except json.JSONDecodeError as error:
         raise InputError(
-            f"{name}:{error.lineno}: broken JSON list: {error.msg}", hint=f"repair {name}"
+            f"{name}:{error.lineno}: broken JSON list: {error.msg}", hint=f"fix {name}"
         ) from None
     except RecursionError:
-        raise InputError(f"{name}: JSON nested too deeply", hint=f"repair {name}") from None
+        raise InputError(f"{name}: JSON nested too deeply", hint=f"fix {name}") from None
 
 
 def _read_csv(file: IO[str], name: str) -> Iterator[tuple[int, Any]]:
@@ -124,16 +124,16 @@ def _read_csv(file: IO[str], name: str) -> Iterator[tuple[int, Any]]:
         fields = reader.fieldnames
         if not fields or len(set(fields)) < len(fields):
             raise InputError(
-                f"{name}:1: a CSV file begins with the names of its columns, each once",
-                hint=f"repair {name}",
+                f"{name}:1: the first line of a CSV file must name its columns, each only once",
+                hint=f"fix {name}",
             )
         line = reader.line_num + 1
         for row in reader:
             whole = None not in row and None not in row.values()
-            yield line, row if whole else RowError(f"a row has {len(fields)} cells")
+            yield line, row if whole else RowError(f"a row must have {len(fields)} cells")
             line = reader.line_num + 1
     except csv.Error as error:
-        raise InputError(f"{name}:{line}: broken CSV: {error}", hint=f"repair {name}") from None
+        raise InputError(f"{name}:{line}: broken CSV: {error}", hint=f"fix {name}") from None
 
 
 def _read_parquet(path: Path, name: str) -> Iterator[tuple[int, Any]]:
@@ -146,23 +146,23 @@ def _read_parquet(path: Path, name: str) -> Iterator[tuple[int, Any]]:
             yield from _rows(file.iter_batches(_ARROW_ROWS))
     except pyarrow.ArrowInvalid as error:
         raise InputError(
-            f"{name} is not a whole Parquet file: {str(error).partition('.')[0]}",
+            f"{name} is not a valid Parquet file: {str(error).partition('.')[0]}",
             hint=f"write {name} again",
         ) from None
 
 
 def _read_folder(path: Path, name: str) -> Iterator[tuple[int, Any]]:
-    """Rows of a folder that `Dataset.save_to_disk` has written."""
+    """Rows of a folder that `Dataset.save_to_disk` wrote."""
     if (path / _SPLITS).exists():
         splits = json.loads((path / _SPLITS).read_text(encoding="utf-8")).get("splits", [])
         raise InputError(
-            f"{name} is a folder of several splits ({', '.join(splits)})",
+            f"{name} is a folder with several splits ({', '.join(splits)})",
             hint=f'name one: [data] files = ["{name}/{splits[0] if splits else "train"}"]',
         )
     if not (path / _ARROW_STATE).exists():
         raise InputError(
-            f"{name} is a folder, and not one that datasets.Dataset.save_to_disk has written",
-            hint="name data files in [data] files",
+            f"{name} is a folder, but not one that datasets.Dataset.save_to_disk wrote",
+            hint="list data files in [data] files",
         )
     _need_arrow(name)
     import pyarrow
@@ -173,7 +173,7 @@ def _read_folder(path: Path, name: str) -> Iterator[tuple[int, Any]]:
         yield from _rows(chain.from_iterable(map(_arrow_batches, files)))
     except (ValueError, KeyError, TypeError, pyarrow.ArrowInvalid) as error:
         raise InputError(
-            f"{name} is not a whole datasets folder: {error}", hint=f"save {name} again"
+            f"{name} is not a valid datasets folder: {error}", hint=f"save {name} again"
         ) from None
 
 
@@ -204,7 +204,7 @@ def _need_arrow(name: str) -> None:
 
 
 def data_stamp(path: Path) -> list[Any]:
-    """Return what tells whether a data file has changed: sizes and times."""
+    """Return sizes and times, which show whether a data file has changed."""
     paths = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
     stats = [each.stat() for each in paths]
     return [[stat.st_size, stat.st_mtime_ns] for stat in stats]

@@ -33,15 +33,15 @@ def load_dataset(
 
     Args:
         encoder: turns rows into tokens; made when it is needed.
-        kept: folder of encoded rows, which are read instead where they are there; nothing is
-            kept if None.
+        kept: folder of encoded rows, which are read instead if they exist; None: nothing is
+            kept.
         tokenizer: fingerprint of what turns a row into tokens.
 
     Raises:
         InputError: no file, no row, or (without `skip_bad`) the first bad row.
     """
     if not settings.files:
-        raise InputError("[data] files is empty", hint="name your training data in rin.toml")
+        raise InputError("[data] files is empty", hint="list your training data in rin.toml")
     make = encoder if callable(encoder) else lambda: encoder
 
     def examples(bad: list[BadRow]) -> Iterator[Example]:
@@ -88,7 +88,7 @@ def _encoded(
     bad: list[BadRow] = []
     rows = store.write(name, settings.files, examples(bad), bad)
     if [each[:2] for each in _state(root, settings)] != [each[:2] for each in before]:
-        raise InputError("the data was written to while it was read", hint="run the command again")
+        raise InputError("the data changed while it was being read", hint="run the command again")
     return rows
 
 
@@ -140,4 +140,4 @@ def _examples(
 
 
 def _rejected(bad: BadRow) -> InputError:
-    return InputError(str(bad), hint="repair the row, or leave such rows out with --skip-bad")
+    return InputError(str(bad), hint="fix the row, or skip such rows with --skip-bad")

@@ -68,7 +68,7 @@ class Row:
     Attributes:
         place: file and line, for messages.
         id: from the row, or `file:line`.
-        prompt, response: for people; `response` is the last assistant turn of a chat.
+        prompt, response: to show; `response` is the last assistant turn of a chat.
         messages: the turns of a chat row, else None.
         fields: what a template may name.
     """
@@ -95,7 +95,7 @@ class BadRow:
 
 
 def guess_format(value: Any, settings: DataSettings) -> str | None:
-    """Return the format that a row's fields show, or None."""
+    """Guess the format from a row's fields; None if they match none."""
     if not isinstance(value, dict):
         return None
     if isinstance(value.get("messages"), list):
@@ -118,9 +118,9 @@ def read_rows(root: Path, settings: DataSettings) -> Iterator[Row | BadRow]:
 
 
 def read_pairs(root: Path, settings: DataSettings) -> Iterator[tuple[Any, Row | BadRow]]:
-    """Do as `read_rows`, with the value of each row as it stands in its file.
+    """Do the same as `read_rows`, but also yield the value of each row from its file.
 
-    Of a broken line that is a `RowError`.
+    For a broken line that is a `RowError`.
     """
     seen: dict[str, str] = {}
     for name in settings.files:
@@ -134,7 +134,7 @@ def read_pairs(root: Path, settings: DataSettings) -> Iterator[tuple[Any, Row | 
                     raise RowError(_unknown_shape(value, settings))
                 row = parse_row(value, chosen, settings, name, line)
                 if row.id in seen:
-                    raise RowError(f"id {row.id!r} is already that of {seen[row.id]}")
+                    raise RowError(f"id {row.id!r} is already used by {seen[row.id]}")
                 seen[row.id] = f"{name}:{line}"
                 yield value, row
             except RowError as error:
@@ -162,7 +162,7 @@ def parse_row(value: Any, shape: str, settings: DataSettings, file: str, line: i
     identity = value.get(settings.id_field)
     name = f"{file}:{line}" if identity in (None, "") else str(identity)
     if HALF_PAIR.search(name):
-        raise RowError(f"field {settings.id_field!r} holds half a surrogate pair")
+        raise RowError(f"field {settings.id_field!r} contains half a surrogate pair")
     match shape:
         case "prompt":
             prompt = _text(value, settings.prompt_field, empty=True)
@@ -187,7 +187,7 @@ def _text(value: dict[str, Any], name: str, *, empty: bool = False) -> str:
     if not isinstance(text, str):
         raise RowError(f"field {name!r} must be text, not {type(text).__name__}")
     if HALF_PAIR.search(text):
-        raise RowError(f"field {name!r} holds half a surrogate pair, which is not text")
+        raise RowError(f"field {name!r} contains half a surrogate pair, which is not text")
     if not empty and not text.strip():
         raise RowError(f"field {name!r} is empty")
     return text
@@ -208,14 +208,14 @@ def _parse_chat(value: dict[str, Any], shape: str, file: str, line: int, name: s
         if shape == "conversations":
             role = _SHAREGPT_ROLES.get(str(role))
         if not isinstance(role, str):
-            raise RowError(f"{shape}[{number}] has no known {role_key!r}")
+            raise RowError(f"{shape}[{number}] has no valid {role_key!r}")
         try:
             messages.append({"role": role, "content": _text(turn, text_key, empty=True)})
         except RowError as error:
             raise RowError(f"{shape}[{number}]: {error}") from None
     answers = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
     if not answers:
-        raise RowError("there is no assistant turn to learn from")
+        raise RowError("the conversation has no assistant turn to learn from")
     last = answers[-1]
     prompt = "\n".join(m["content"] for m in messages[:last] if m["role"] != "system")
     return Row(file, line, name, prompt, messages[last]["content"], tuple(messages))

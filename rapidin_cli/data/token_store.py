@@ -1,10 +1,10 @@
 """The training data as tokens, on disk: read and tokenised once, then mapped into memory.
 
 Reading 52,000 rows takes a tokenizer a minute, and every command needs their tokens. So they
-are kept under `.rin/data/`, in a folder that is named by what they depend on: the files' names,
-sizes and times, the `[data]` settings, and the tokenizer. A folder is written beside its place
-and moved there when it is whole; nothing in it changes afterwards. What is in memory grows with
-the number of rows, not with their texts.
+are kept under `.rin/data/`, in a folder named by a hash of what they depend on: the files' names,
+sizes and times, the `[data]` settings, and the tokenizer. A folder is written under another name
+and renamed when it is complete; nothing in it changes afterwards. Memory use grows with the
+number of rows, not with the length of their texts.
 
     rows.json     number of rows, bytes of their texts, files, unusable rows
     tokens, learnt, starts       int32 and uint8 for every token; (N + 1,) int64
@@ -59,7 +59,7 @@ Array = np.ndarray[Any, Any]
 
 
 class StoredExample(Example):
-    """An example of `EncodedRows`: its tokens and its text are read when they are asked for."""
+    """An example of `EncodedRows`: its tokens and its text are read when they are needed."""
 
     def __init__(self, rows: EncodedRows, number: int) -> None:
         object.__setattr__(self, "_rows", rows)
@@ -159,7 +159,7 @@ class EncodedRows(Sequence[Example]):
         return found
 
     def named(self, identity: str) -> int | None:
-        """Return the number of the example with this id, place (FILE:LINE) or digest's start."""
+        """Return the number of the example with this id, FILE:LINE or start of its digest."""
         if (number := self._with_id(identity)) is not None:
             return number
         file, _, line = identity.rpartition(":")
@@ -256,14 +256,14 @@ class TokenStore:
     """Folders of encoded rows.
 
     Args:
-        folder: where they are kept; a temporary one takes its place if it cannot be written.
+        folder: where they are kept; if it cannot be written, a temporary folder is used.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def find(self, name: str) -> EncodedRows | None:
-        """Return the rows of that name, if they are there and readable."""
+        """Return the rows of that name, if they exist and can be read."""
         folder = self._folder / name
         try:
             rows = EncodedRows(folder)
@@ -306,7 +306,7 @@ class TokenStore:
         return temporary
 
     def _forget(self, folder: Path) -> None:
-        """Remove the folders that were not used for longest, and what a killed writer left."""
+        """Remove the least recently used folders, and what a killed writer left."""
         with suppress(OSError):
             found = sorted(folder.iterdir(), key=lambda each: each.stat().st_mtime_ns)
             kept = [each for each in found if not each.name.startswith(_NEW)]

@@ -1,4 +1,4 @@
-"""How well influence predicts what retraining does: `rin evaluate`.
+"""How well influence predicts the effect of retraining: `rin evaluate`.
 
 From outside: `evaluate` (retrieval, linear_datamodeling, counterfactual), `training.fine_tune`.
 """

@@ -1,4 +1,4 @@
-"""`rin evaluate`: does influence find what was planted, and predict what retraining does?"""
+"""`rin evaluate`: does influence find planted rows, and predict the effect of retraining?"""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -32,8 +32,8 @@ class Plan:
 
     Attributes:
         questions: what is asked.
-        scores: names, those of `BASELINES` among them; empty for all that can be had.
-        exact: score all rows from whole gradients, in place of what is cached.
+        scores: names, including those of `BASELINES`; empty for all that are available.
+        exact: score all rows from whole gradients instead of cached rows.
         device: `auto`, `cpu` or `cuda:N`.
         workers: trainings at a time.
     """
@@ -84,7 +84,7 @@ class Evaluation:
         if loaded.missing:
             name = self.opened.name
             raise MissingError(
-                f"{loaded.missing:,} examples of the data are not cached for {name!r}",
+                f"{loaded.missing:,} examples in the data are not cached for {name!r}",
                 hint=f"rin cache {name}",
             )
         options = Options(
@@ -116,10 +116,10 @@ class Evaluation:
         return loaded.everything(asked, [example.digest for example in self.examples]).totals
 
     def retrainer(self) -> Retrainer:
-        """Return what trains again on parts of the examples."""
+        """Return what retrains on parts of the examples."""
         if any(query.contrast is not None for query in self.queries):
             raise InputError(
-                "a query with a contrast has no single loss to predict", hint="leave contrast out"
+                "a query with a contrast has no single loss to predict", hint="remove the contrast"
             )
         device = self._plan.device
         if device == "auto":
@@ -177,7 +177,7 @@ def retrieval(
         mask = np.array([planted(question, example) for example in evaluation.examples])
         if not mask.any():
             raise InputError(
-                f"query {question.id!r}: no row of the data is one of those planted for it",
+                f"query {question.id!r}: the data has none of the rows planted for it",
                 hint="correct --planted, or the query's field planted",
             )
         masks.append(mask)
@@ -224,7 +224,7 @@ def counterfactual(
     """Leave out each score's `top` rows of a query, train again, and see the query's loss rise.
 
     Args:
-        repeats: random drops, whose mean stands for `random`.
+        repeats: random drops; their mean is the score `random`.
     """
     names = [name for name in plan.scores if name != "random"]
     evaluation = Evaluation(opened, replace(plan, scores=names), progress)
@@ -232,7 +232,7 @@ def counterfactual(
     retrainer = evaluation.retrainer()
     count = len(evaluation.examples)
     if not 0 < top < count:
-        raise UsageError(f"--top {top}: there are {count:,} examples", hint="give fewer")
+        raise UsageError(f"--top {top}: there are only {count:,} examples", hint="use a lower one")
 
     def without(rows: Sequence[int]) -> list[Example]:
         dropped = set(rows)

@@ -1,4 +1,4 @@
-"""What a ranking is worth: LDS, precision, areas under curves, and how sure they are."""
+"""How good a ranking is: LDS, precision, areas under curves, and their intervals."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -14,12 +14,12 @@ def planted_rows(queries: Path, pattern: str) -> Callable[[Question, Example], b
     """Return whether a row's id is one of those planted for a question.
 
     Args:
-        queries: the file of the questions, in whose order they are asked; an entry's field
-            `planted` is a regular expression of its own.
+        queries: the file of the questions, in the order in which they are asked; an entry may
+            have its own regular expression in a field `planted`.
         pattern: for the entries that have none.
 
     Raises:
-        InputError: a broken expression, or a query that has none.
+        InputError: a broken expression, or a query without one.
     """
     patterns: dict[str, re.Pattern[str]] = {}
     for line, value in read_values(queries, str(queries)):
@@ -28,7 +28,7 @@ def planted_rows(queries: Path, pattern: str) -> Callable[[Question, Example], b
         if not text:
             raise InputError(
                 f"{queries}:{line}: nothing says which rows are planted for this query",
-                hint='give --planted REGEX, or the query a field "planted"',
+                hint='use --planted REGEX, or give the query a field "planted"',
             )
         try:
             compiled = re.compile(text)

@@ -1,4 +1,4 @@
-"""Training again on parts of the data, and remembering what came out."""
+"""Retraining on parts of the data, and remembering the results."""
 
 import hashlib
 import json
@@ -108,7 +108,7 @@ class Retrainer:
     ) -> dict[str, list[float]]:
         """Return, for each task, the losses of the queries after training on its examples.
 
-        What is done is kept at once: a run that was interrupted goes on where it ended.
+        Each result is saved at once: an interrupted run continues where it stopped.
         """
         done = self._remembered()
         keys = {name: _key(examples) for name, examples in tasks.items()}
@@ -174,8 +174,8 @@ class Retrainer:
                     (ended.stderr or ended.stdout).strip().split("\n")[-_SHOWN_LINES:]
                 )
                 raise RinError(
-                    f"the training command ended with {ended.returncode}: {last}",
-                    hint=f"try it by hand: {shlex.join(command)}",
+                    f"the training command failed with exit code {ended.returncode}: {last}",
+                    hint=f"run it by hand: {shlex.join(command)}",
                 )
             trained = resolve(
                 self._opened.folder, "retrained", str(output), self._opened.config.model.base
@@ -183,7 +183,7 @@ class Retrainer:
             return losses(load_model(trained, self._device), self._queries)
         except (KeyError, IndexError) as error:
             raise InputError(
-                f"[evaluate] command names {{{error}}}", hint="it may name {data}, {output}, {seed}"
+                f"[evaluate] command uses {{{error}}}", hint="it may use {data}, {output}, {seed}"
             ) from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -207,7 +207,7 @@ class Retrainer:
                 item = json.loads(line)
                 found[item["rows"]] = [float(value) for value in item["losses"]]
             except (ValueError, KeyError, TypeError):
-                continue  # the line that a kill cut off
+                continue  # a line cut off by a kill
         return found
 
     def _remember(self, key: str, found: list[float]) -> None:

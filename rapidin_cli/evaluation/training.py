@@ -39,8 +39,8 @@ def fine_tune(
 ) -> list[float]:
     """Train the parameters of a model that require a gradient, in place, without dropout.
 
-    Two runs on overlapping data see what they share in the same order: their difference is
-    then due to the data and not to chance.
+    Two runs on overlapping data see their common rows in the same order, so that their
+    difference is due to the data and not to chance.
 
     Args:
         after_epoch: called with the number of epochs done and the optimizer.

@@ -21,8 +21,8 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 class Target:
     """A module whose weight's gradient is captured.
 
-    `calls` is how often one forward pass runs it: a module that is used twice (shared
-    weights) has the gradient summed over both uses.
+    `calls` is how often one forward pass runs it: the gradient of a module that is used twice
+    (shared weights) is summed over both uses.
     """
 
     layer: Layer
@@ -47,7 +47,7 @@ class Skipped:
 
 
 def share_left_out(targets: Sequence[Target], skipped: Sequence[Skipped]) -> tuple[float, str]:
-    """Return the share of the trained numbers that cannot be captured, and most often why."""
+    """Return the share of the trained numbers that cannot be captured, and the main reason."""
     sizes: Counter[str] = Counter()
     for each in skipped:
         sizes[each.reason] += 0 if each.chosen else each.size
@@ -114,20 +114,20 @@ def find_targets(model: nn.Module, pattern: str) -> tuple[list[Target], list[Ski
 
 def _other(parameter: nn.Parameter) -> str:
     if parameter.dim() == 3:
-        return "matrices fused into one tensor, as of a mixture's experts"
+        return "matrices fused into one tensor, as in a mixture of experts"
     return "not the weight of a linear layer"
 
 
 def _nothing_to_capture(pattern: str, skipped: list[Skipped]) -> InputError:
     if any(each.chosen for each in skipped):
         return InputError(
-            f"no trainable linear layer is matched by [gradient] layers = {pattern!r}",
+            f"[gradient] layers = {pattern!r} matches no trainable linear layer",
             hint="correct [gradient] layers in rin.toml",
         )
     trained = f"{skipped[0].name} ({skipped[0].reason})" if skipped else "nothing at all"
     return InputError(
         f"the checkpoint has no trainable linear layer; what was trained is {trained}",
-        hint="rin takes full models and adapters with factors (LoRA, rsLoRA, DoRA)",
+        hint="rin supports full models and low-rank adapters (LoRA, rsLoRA, DoRA)",
     )
 
 
@@ -141,7 +141,7 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def layer_name(name: str) -> str:
-    """Return a module's name without what PEFT puts around it."""
+    """Return a module's name without what PEFT adds to it."""
     name = re.sub(r"^base_model\.model\.", "", name)
     return re.sub(r"\.(lora_[AB])\.[^.]+", r".\1", name)
 
@@ -155,7 +155,7 @@ def _layer(name: str, module: nn.Module) -> Layer:
 def _probe(
     model: nn.Module, modules: dict[str, nn.Module]
 ) -> tuple[dict[str, int], dict[str, bool]]:
-    """Return how often each layer is run on sequences, and whether on anything else that counts."""
+    """Return how often each layer runs on sequences, and whether on anything else that counts."""
     with torch.no_grad():
         calls, others, _ = _watched(model, modules)
     mixed = dict.fromkeys(modules, False)

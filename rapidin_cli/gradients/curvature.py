@@ -58,7 +58,7 @@ class Collector:
         passes: the model.
         sampled: draw labels from the model's own predictions, as the Fisher matrix is
             defined, in place of those of the data (the empirical Fisher).
-        progress: is told how many examples of a batch are done.
+        progress: called with how many examples of a batch are done.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ def _gradients(
 def layers_of(
     bases: Sequence[Pair], values: Sequence[torch.Tensor], examples: int
 ) -> list[LayerCurvature]:
-    """Return the curvature from the sums over so many examples."""
+    """Return the curvature from the sums over this many examples."""
     pairs = zip(bases, values, strict=True)
     return [LayerCurvature(*basis, total / max(1, examples)) for basis, total in pairs]
 

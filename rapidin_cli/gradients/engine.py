@@ -143,7 +143,7 @@ class GradientEngine:
         return self._maker.blocks
 
     def probe(self, gradients: Sequence[Direction], divisors: torch.Tensor) -> torch.Tensor:
-        """Do as `directions` for one direction that is there already, layer by layer: (W,)."""
+        """Do the same as `directions` for one existing direction, layer by layer: (W,)."""
         divisors = divisors.to(self._device)
         self._prober.start(1)
         for number, gradient in enumerate(gradients):

@@ -40,7 +40,7 @@ class RowLayout:
 
     @property
     def dimensions(self) -> int:
-        """K as it is."""
+        """K, the numbers of a row."""
         return sum(self.blocks)
 
     @property
@@ -55,7 +55,7 @@ class RowLayout:
         return [(min(n.out_features, most), min(n.in_features, most)) for n in self.layers]
 
     def describe(self) -> str:
-        """Say in a few words what a row holds."""
+        """Describe in a few words what a row holds."""
         return f"{self.spec.describe()}; {self.dimensions:,} numbers"
 
     @property

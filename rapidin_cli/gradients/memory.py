@@ -1,4 +1,4 @@
-"""How much memory a batch takes, known before the first one is run."""
+"""How much memory a batch takes, estimated before the first one runs."""
 
 from typing import Any
 
@@ -62,7 +62,7 @@ def kept_bytes(passes: Passes, length: int) -> int:
 
 
 def batch_limit(device: torch.device, each: int) -> int:
-    """Return how many padded tokens of `each` so many bytes a batch may have, 16 or more."""
+    """Return how many padded tokens, each of `each` bytes, a batch may have; 16 or more."""
     room = _CPU_BYTES
     if device.type == "cuda":
         room = int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0])

@@ -37,8 +37,8 @@ def second_moments(checkpoint: Checkpoint, passes: Passes) -> list[torch.Tensor]
     """Return the bias-corrected second moments of each target's weight, (O, I) float32.
 
     Raises:
-        InputError: the checkpoint has no optimizer.pt; it is unreadable, is not Adam's, or is
-            of other parameters.
+        InputError: the checkpoint has no optimizer.pt, or it is unreadable, not Adam's, or
+            belongs to other parameters.
     """
     path = checkpoint.path / STATE_FILE
     if not path.exists():
@@ -52,8 +52,8 @@ def second_moments(checkpoint: Checkpoint, passes: Passes) -> list[torch.Tensor]
     numbers = [number for group in groups for number in group["params"]]
     if [len(group["params"]) for group in groups] != [len(part) for part in names]:
         raise InputError(
-            f"{path} is of {len(numbers):,} parameters, and the checkpoint trains "
-            f"{len(passes.trained):,}: which is which is not known",
+            f"{path} has {len(numbers):,} parameters, but the checkpoint trains "
+            f"{len(passes.trained):,}, so they cannot be matched",
             hint=_HINT,
         )
     parameters = dict(passes.model.named_parameters())
@@ -64,7 +64,7 @@ def second_moments(checkpoint: Checkpoint, passes: Passes) -> list[torch.Tensor]
         if state is not None and state["exp_avg_sq"].shape != parameter.shape:
             raise InputError(
                 f"{path} has moments of shape {tuple(state['exp_avg_sq'].shape)} where {name} is "
-                f"{tuple(parameter.shape)}: it is of another model",
+                f"{tuple(parameter.shape)}: it belongs to another model",
                 hint=_HINT,
             )
         found[id(parameter)] = number
@@ -90,11 +90,11 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], dict[int, dict[str, Any]]]:
             list(group["params"])
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError) as error:
         raise InputError(
-            f"{path} cannot be read as the state of an optimizer: {_line(error)}", hint=_HINT
+            f"{path} cannot be read as an optimizer's state: {_line(error)}", hint=_HINT
         ) from None
     except pickle.UnpicklingError:
         raise InputError(
-            f"{path} holds more than tensors and plain values, and rin runs no code from files",
+            f"{path} contains more than tensors and plain values; rin runs no code from files",
             hint=_HINT,
         ) from None
     adam = all("betas" in group for group in groups) and all(
@@ -103,7 +103,7 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], dict[int, dict[str, Any]]]:
     if not adam or not states:
         kept = sorted({str(name) for state in states.values() for name in state})
         raise InputError(
-            f"{path} is not the state of Adam or AdamW (it keeps {', '.join(kept) or 'nothing'})",
+            f"{path} is not the state of Adam or AdamW (it has {', '.join(kept) or 'nothing'})",
             hint=_HINT,
         )
     return groups, states

@@ -207,15 +207,15 @@ class Passes:
         return batch.input_ids.to(self.device), batch.labels.to(self.device)
 
     def _check(self, ids: torch.Tensor) -> None:
-        """Refuse what the embeddings cannot look up, before a device fails over it.
+        """Refuse tokens that the embeddings cannot look up, before a device fails on them.
 
         Raises:
             InputError: a token or a length that the model does not know.
         """
         if int(ids.max()) >= self.vocabulary:
             raise InputError(
-                f"token {int(ids.max())} is beyond the model's {self.vocabulary:,}: tokenizer "
-                "and model do not belong together",
+                f"token {int(ids.max())} is outside the model's vocabulary of {self.vocabulary:,}: "
+                "tokenizer and model do not match",
                 hint="correct [model] base or the checkpoint's path in rin.toml",
             )
         if self._positions is not None and ids.shape[1] > self._positions:

@@ -19,9 +19,9 @@ class GradientSpec:
             layer's gradient.
         sketch: `tensorsketch` (a block per layer) or `oporp` (the paper's procedure over
             the whole gradient).
-        dimensions: K, numbers in a sketch row; an upper bound that is met up to rounding.
+        dimensions: K, numbers in a sketch row; an upper bound, reached up to rounding.
         rank: components of each layer in a factor row.
-        projection: sides of factors longer than this are count-sketched to it; 0: none is.
+        projection: sides of factors longer than this are count-sketched to it; 0: never.
         precision: how the numbers are stored: `sign` is for sketches, `int4` for factors.
         seed: of all hashes, signs and permutations.
         layers: regular expression on module names (`re.search`); empty for all.
@@ -56,13 +56,13 @@ class GradientSpec:
 
         if self.precision == ("int4" if self.row == "sketch" else "sign"):
             raise InputError(
-                f"[gradient] precision = {self.precision!r} does not go with row = {self.row!r}",
+                f"[gradient] precision = {self.precision!r} cannot be used with row = {self.row!r}",
                 hint="correct rin.toml: sign is for sketch rows, int4 for factors",
             )
         if not 1 <= self.rank <= 64 or self.projection < 0:
             raise InputError(
-                f"[gradient] rank = {self.rank}, projection = {self.projection}: rank is 1 to 64, "
-                "projection 0 or more",
+                f"[gradient] rank = {self.rank}, projection = {self.projection}: rank must be 1 to "
+                "64, projection 0 or more",
                 hint="correct rin.toml",
             )
 

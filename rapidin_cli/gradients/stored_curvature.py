@@ -1,8 +1,8 @@
 """A checkpoint's EK-FAC curvature as the store keeps it.
 
-It lies in a cache of its own, so that push, pull, verify and gc treat it as they treat rows.
-All matrices of a collection make one vector of float32, cut into pieces, and a piece is a row.
-Rows of two collections never mix: a piece is named by what the whole collection holds.
+It has a cache of its own, so that push, pull, verify and gc treat it as they treat rows. All
+matrices of a collection make one float32 vector, which is cut into pieces; each piece is a row.
+Rows of two collections never mix: a piece is named by the content of the whole collection.
 """
 
 import hashlib
@@ -73,16 +73,16 @@ def store(cache: Cache, found: CollectedCurvature, identity: dict[str, Any]) -> 
 
 
 def load(snapshot: Snapshot, targets: Sequence[Target]) -> CollectedCurvature:
-    """Read the newest whole collection of a cache.
+    """Read the newest complete collection of a cache.
 
     Raises:
-        MissingError: there is none, or it is of other layers.
-        CorruptError: the cache was written wrong.
+        MissingError: there is none, or it was collected for other layers.
+        CorruptError: the cache was written wrongly.
     """
     shapes = snapshot.attributes.get("rin", {}).get("shapes")
     ours = [[t.layer.out_features, t.layer.in_features] for t in targets]
     if shapes is None or [layer[2] for layer in shapes] != ours:
-        raise MissingError(f"{snapshot} is the curvature of other layers", hint="rin curvature")
+        raise MissingError(f"{snapshot} has curvature of other layers", hint="rin curvature")
     length = sum(int(np.prod(shape)) for layer in shapes for shape in layer)
     pieces = -(-length // _PIECE)
     about = snapshot.read(0, snapshot.commit.slots, ["collection", "place", "data", "examples"])
@@ -91,7 +91,7 @@ def load(snapshot: Snapshot, targets: Sequence[Target]) -> CollectedCurvature:
         order.setdefault(bytes(about["collection"][slot]), []).append(slot)
     whole = [slots for slots in order.values() if len(slots) == pieces]
     if not whole:
-        raise MissingError(f"{snapshot} holds no whole curvature", hint="rin curvature --again")
+        raise MissingError(f"{snapshot} has no complete curvature", hint="rin curvature --again")
     slots = np.array(max(whole, key=max))
     values = np.empty((pieces, _PIECE), np.float32)
     for start, stop in snapshot.chunk_ranges():
@@ -101,7 +101,7 @@ def load(snapshot: Snapshot, targets: Sequence[Target]) -> CollectedCurvature:
             values[about["place"][here]] = chunk[here - start]
     rest = torch.from_numpy(values.ravel()[:length])
     if not torch.isfinite(rest).all():
-        raise CorruptError(f"{snapshot} holds numbers that are not finite")
+        raise CorruptError(f"{snapshot} contains numbers that are not finite")
     layers = []
     for layer in shapes:
         made = []

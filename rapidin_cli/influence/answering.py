@@ -53,11 +53,11 @@ class Exactness:
     Attributes:
         shortlist: how many examples were scored exactly.
         doubtful: how many others may belong to the best, by the measured error of sketches.
-        sketched: (m,) what the sketches said of the kept, see `fitted`.
-        layers: (m, L) each layer's part of the kept ones' totals.
+        sketched: (m,) the sketched totals of the kept examples, see `fitted`.
+        layers: (m, L) each layer's part of the totals of the kept examples.
         training: for each kept example, the influence of each learnt token.
-        cells: for some of the kept, by their number: (T, S), the influence of each learnt token
-            on each explained one.
+        cells: for some of the kept examples, by number: (T, S), the influence of each learnt
+            token on each explained one.
         sketch_error: root mean square of these minus exact totals over the shortlist.
         forward_mode: whether tokens were scored by forward-mode passes.
     """
@@ -91,7 +91,7 @@ class Panel:
         return len(self.weights)
 
     def at(self, number: int) -> LoadedCheckpoint:
-        """Return a checkpoint's loaded, loading it if it is not the one at hand."""
+        """Return a loaded checkpoint, loading it unless it is the current one."""
         number %= len(self)
         if self._at is None or self._at[0] != number:
             self._at = None  # one model at a time
@@ -106,7 +106,7 @@ class Panel:
 
 @dataclass
 class _Pending:
-    """One query on its way."""
+    """One query being answered."""
 
     query: Query
     losses: list[list[float]] = field(default_factory=list)
@@ -116,11 +116,11 @@ class Answering:
     """Answers questions about a panel of checkpoints.
 
     Args:
-        panel: whom to ask.
+        panel: the checkpoints to ask.
         dataset: the training data.
         lexical: of its distinct examples, if words are to be compared.
         options: how.
-        progress: is told what goes on.
+        progress: called with what is going on.
     """
 
     def __init__(
@@ -230,9 +230,9 @@ class Answering:
     def _shortlists(
         self, pending: Sequence[_Pending], found: Sequence[Ranked]
     ) -> tuple[list[Shortlist], list[int]]:
-        """Score exactly all that may be among the best, as far as there is room.
+        """Score exactly all that may be among the best, as far as the limit allows.
 
-        Returns also how many are left.
+        Also returns how many are left.
         """
         top = self._options.top
         first = 2 * top * self._options.exact

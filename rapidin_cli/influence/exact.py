@@ -1,4 +1,4 @@
-"""Exact scores: what is shown is computed from whole gradients, not read from sketches.
+"""Exact scores: computed from whole gradients, not read from sketches.
 
 For a direction V in weight space the influence on every token of a sequence is a
 directional derivative of its per-token losses, and one forward-mode pass gives all of
@@ -85,7 +85,7 @@ class ExactScorer:
         batch_tokens: padded tokens of a batch.
 
     Attributes:
-        forward_mode: false once the model turned out to have an operator without
+        forward_mode: false once the model turns out to have an operator without a
             forward-mode derivative: then each token costs a backward pass.
     """
 
@@ -117,7 +117,7 @@ class ExactScorer:
         tokens: bool,
         progress: Callable[[int], None] = lambda _: None,
     ) -> ExactScores:
-        """Score examples, in their order; `progress` is told how many more are done."""
+        """Score examples, in order; `progress` is called with how many more are done."""
         layers = torch.zeros(len(examples), len(self._directions))
         parts = torch.zeros(len(examples), self.query.explained if tokens else 0)
         kept = torch.zeros_like(layers)
@@ -216,7 +216,7 @@ class ExactScorer:
         return [self._by_backward(example, field.pick(row)) for row, example in enumerate(examples)]
 
     def _by_backward(self, example: Example, field: Field) -> torch.Tensor:
-        """Do as forward mode does with one backward pass a token, some of them at a time."""
+        """Do what forward mode does, with one backward pass per token, several at a time."""
         singles = one_token_queries(example)
         done = []
         for start in range(0, len(singles), 8):
@@ -233,7 +233,7 @@ class ExactScorer:
         return torch.cat(done)
 
     def _batches(self, examples: Sequence[Example]) -> Iterator[list[int]]:
-        """Yield the numbers of examples of similar length, as many as memory is meant to hold."""
+        """Yield the numbers of examples of similar length, as many as should fit in memory."""
         order = sorted(range(len(examples)), key=lambda n: -len(examples[n].input_ids))
         asked = max(len(part.input_ids) for part, _ in self.query.parts)
         while order:

@@ -15,7 +15,7 @@ from rapidin_cli.data.examples import Dataset, Example
 from rapidin_cli.data.token_store import EncodedRows
 
 MOST_TEXT = 2**28
-"""Bytes of text that are indexed at most."""
+"""Texts of more bytes are not indexed."""
 
 Array = np.ndarray[Any, Any]
 
@@ -25,7 +25,7 @@ class Lexical:
 
     Args:
         examples: whose texts.
-        folder: where the index is kept, and read instead of the texts once it is there.
+        folder: where the index is kept; once it exists, it is read instead of the texts.
     """
 
     def __init__(self, examples: Iterable[Example], folder: Path | None = None) -> None:

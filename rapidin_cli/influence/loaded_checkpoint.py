@@ -64,7 +64,7 @@ class LoadedCheckpoint:
 
     Args:
         hold: where cached rows are kept, see `CachedRows`.
-        scan: who scans them: this process, or `ray_scan.scan` on a cluster.
+        scan: what scans them: `scan.scan` here, or `ray_scan.scan` on a cluster.
 
     Raises:
         MissingError: the engine and the cached rows disagree about the layers.
@@ -95,7 +95,7 @@ class LoadedCheckpoint:
         stored = snapshot.attributes.get("rin", {}).get("layout")
         if stored != engine.layout.to_json():
             raise MissingError(
-                f"{snapshot} has rows of other layers than the model's", hint="rin cache"
+                f"{snapshot} was cached for other layers than the model has", hint="rin cache"
             )
 
     @property
@@ -105,7 +105,7 @@ class LoadedCheckpoint:
 
     @property
     def left_out(self) -> tuple[float, str]:
-        """Share of the trained numbers that cannot be captured, and most often why."""
+        """Share of the trained numbers that cannot be captured, and the main reason."""
         return self._engine.passes.left_out
 
     @property
@@ -137,12 +137,12 @@ class LoadedCheckpoint:
         longest = max(len(part.input_ids) for part in (example, contrast) if part is not None)
         if longest > most:
             raise InputError(
-                f"query {question.id!r} has {longest:,} tokens, and the model reads {most:,}",
+                f"query {question.id!r} has {longest:,} tokens, but the model takes {most:,}",
                 hint="ask about a shorter prompt and response",
             )
         if contrast is not None and np.array_equal(contrast.input_ids, example.input_ids):
             raise InputError(
-                f"query {question.id!r}: the contrast is the response itself, so there is no "
+                f"query {question.id!r}: the contrast equals the response, so there is no "
                 "difference to explain",
                 hint="rin retrieve --contrast TEXT, with what it should have said instead",
             )
@@ -161,7 +161,7 @@ class LoadedCheckpoint:
             if example is None:
                 raise InputError(
                     f"no training row has the id {question.training_row!r}",
-                    hint="rin show ID shows a row; ids are those of the data, or FILE:LINE",
+                    hint="use an id from the data, or FILE:LINE; rin show ID shows a row",
                 )
             return Query(question.id, "row", example)
         if question.row is not None:
@@ -183,7 +183,7 @@ class LoadedCheckpoint:
         """Prepare a query for this checkpoint.
 
         Args:
-            scan: whether cached rows are to be scored; else only whole gradients.
+            scan: whether to score cached rows too, or only whole gradients.
         """
         score = choose_score(options.score, self.layout, options.damping)
         inverse = self._preconditioner(score, options.damping or score.damping)
@@ -206,7 +206,7 @@ class LoadedCheckpoint:
     ) -> list[Ranked]:
         """Scan the cached rows of some examples once, for all queries.
 
-        Kept are each query's best overall and of each token.
+        Each query's best overall and for each token are kept.
 
         Args:
             directions: of each query, see `PreparedQuery`.
@@ -229,7 +229,7 @@ class LoadedCheckpoint:
         return 4 * width * (1 + (query.explained if options.tokens else 0))
 
     def everything(self, asked: PreparedQuery, digests: Sequence[bytes]) -> Ranked:
-        """Do as `best`, keeping all that have a row."""
+        """Do the same as `best`, but keep all that have a row."""
         assert asked.directions is not None
         slots, places = self._places(digests)
         wanted, place_of = self._wanted(slots, places)

@@ -29,9 +29,9 @@ class Question:
     (`response` None), or a row of the training data.
 
     Attributes:
-        contrast: what it should have said: the difference of both is explained.
-        focus: words of the response; only they are explained.
-        span: numbers of its tokens, `12` or `12:15`; only they are.
+        contrast: what it should have said: the difference between the two is explained.
+        focus: words of the response: only they are explained.
+        span: numbers of its tokens, `12` or `12:15`: only they are explained.
     """
 
     id: str
@@ -100,8 +100,8 @@ def generate(
     most = most_tokens(engine.passes.model)
     if len(ids) >= most:
         raise InputError(
-            f"the prompt has {len(ids):,} tokens, and the model reads {most:,}",
-            hint="ask with a shorter prompt",
+            f"the prompt has {len(ids):,} tokens, but the model takes {most:,}",
+            hint="use a shorter prompt",
         )
     device = next(engine.passes.model.parameters()).device
     inputs = torch.tensor([ids], device=device)
@@ -184,13 +184,13 @@ def read_questions(path: Path, settings: DataSettings, *, generate: bool) -> lis
     With `generate`, rows need no response: the model answers the prompt.
 
     Raises:
-        InputError: the first row that cannot be a query, with its line; or no row.
+        InputError: a row cannot be a query (the first, with its line), or there is no row.
     """
     questions = []
     name = "stdin" if str(path) == "/dev/stdin" else str(path)
     try:
         values = list(read_values(path, name))
-    except InputError as error:  # which speaks of training data
+    except InputError as error:  # its hint is about training data
         raise InputError(error.message, hint="give --queries a JSONL file of UTF-8 text") from None
     for line, value in values:
         try:
@@ -198,13 +198,13 @@ def read_questions(path: Path, settings: DataSettings, *, generate: bool) -> lis
                 raise value
             questions.append(_question(value, settings, name, line, generate=generate))
         except RowError as error:
-            raise InputError(f"{name}:{line}: {error}", hint=f"repair {name}") from None
+            raise InputError(f"{name}:{line}: {error}", hint=f"fix {name}") from None
     if not questions:
-        raise InputError(f"{name} holds no query", hint='one a line: {"prompt": "...", ...}')
+        raise InputError(f"{name} has no queries", hint='one per line: {"prompt": "...", ...}')
     repeated = {q.id for q in questions if [p.id for p in questions].count(q.id) > 1}
     if repeated:
         raise InputError(
-            f"{name}: two queries have the id {sorted(repeated)[0]!r}", hint=f"repair {name}"
+            f"{name}: two queries have the id {sorted(repeated)[0]!r}", hint=f"fix {name}"
         )
     return questions
 
@@ -256,7 +256,7 @@ def narrowed(question: Question, example: Example, texts: Sequence[str]) -> Exam
         if not len(chosen):
             raise InputError(
                 f"query {question.id!r}: the response does not say {question.focus!r}",
-                hint=f"--focus takes words of it: {said[:80]!r}",
+                hint=f"--focus takes words from it: {said[:80]!r}",
             )
     else:
         return example
@@ -273,9 +273,9 @@ def _numbers(question: Question, count: int) -> tuple[int, int]:
         span = -1, -1
     if not 0 <= span[0] <= span[1] < count:
         raise UsageError(
-            f"query {question.id!r}: --token {question.span} is no span of its tokens 0 to "
+            f"query {question.id!r}: --token {question.span} is not a span of its tokens, 0 to "
             f"{count - 1}",
-            hint="give one, 12, or a first and a last, 12:15",
+            hint="give one token, such as 12, or the first and the last, such as 12:15",
         )
     return span
 

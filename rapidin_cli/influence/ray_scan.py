@@ -31,7 +31,7 @@ def scan(
     top: int,
     token_top: int,
 ) -> list[Ranked]:
-    """Do as `scan.scan` on the cluster of RAY_ADDRESS, or on one that is started here.
+    """Do the same as `scan.scan` on the cluster of RAY_ADDRESS, or on one that is started here.
 
     The connection to it stays for the next scan, until the process ends.
 

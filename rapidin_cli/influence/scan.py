@@ -38,7 +38,7 @@ class CachedRows:
     def __init__(self, snapshot: Snapshot, kind: RowKind, hold: str, device: torch.device) -> None:
         if hold not in HOLDS or (hold == "gpu" and device.type == "cpu"):
             raise UsageError(
-                f"cached rows cannot be held on {hold!r} with the model on {device}",
+                f"cannot hold cached rows in {hold!r} while the model is on {device}",
                 hint=f"choose one of {', '.join(HOLDS)}; gpu needs --device cuda:N",
             )
         self.snapshot = snapshot
@@ -68,7 +68,7 @@ class CachedRows:
 
 
 class Scan(Protocol):
-    """Whoever scores cached rows: `scan` here, or `ray_scan.scan` on a cluster."""
+    """What scores cached rows: `scan` here, or `ray_scan.scan` on a cluster."""
 
     def __call__(
         self,
@@ -92,8 +92,8 @@ def scan(
 ) -> list[Ranked]:
     """Score all wanted rows against some queries.
 
-    Kept are, for each query, the union of the overall `top` of each sign and every token's own
-    `token_top` of each sign: re-ranking inside the overall best would miss a token's true best.
+    For each query, the union of the overall `top` of each sign and every token's own `token_top`
+    of each sign is kept: re-ranking the overall best would miss a token's true best.
 
     Args:
         directions: for each query (1 + T, W): its direction, then one for each explained token.

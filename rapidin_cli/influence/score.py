@@ -28,7 +28,7 @@ class Score:
     Attributes:
         normalise: `layer` divides by the norm of each layer's gradient, `whole` by that of the
             whole gradient.
-        damping: added to the curvature where the question does not say, as a share of its
+        damping: added to the curvature unless the question says otherwise, as a share of its
             mean eigenvalue in each layer (tests/benchmarks/faithfulness.py).
         curvature: what P_l inverts: `gram`, the second moments of the cached sketches;
             `ekfac`, the Kronecker-factored ones that `rin curvature` has collected; `adam`,
@@ -70,7 +70,7 @@ class Score:
 
 
 AUTO = "auto"
-"""The best score that can be had."""
+"""The best score that is available."""
 
 SIGN = "positive: training on the example made the generation more likely; negative: less likely"
 SCORES = {
@@ -131,7 +131,7 @@ SCORES = {
 
 
 def check_score(name: str, damping: float | None) -> None:
-    """Refuse what no rows can answer.
+    """Refuse a score that no rows can answer.
 
     Raises:
         UsageError: an unknown name, or a damping for a score that inverts no curvature.
@@ -143,12 +143,12 @@ def check_score(name: str, damping: float | None) -> None:
     if damping is None:
         return
     if not math.isfinite(damping):
-        raise UsageError(f"--damping {damping} is no number", hint="rin retrieve --damping 0.1")
+        raise UsageError(f"--damping {damping} is not finite", hint="rin retrieve --damping 0.1")
     if name != AUTO and not SCORES[name].curvature:
         damped = ", ".join(score.name for score in SCORES.values() if score.curvature)
         raise UsageError(
             f"the score {name} has no damping",
-            hint=f"leave --damping out, or choose a --score that has one: {damped}",
+            hint=f"omit --damping, or choose a --score that has one: {damped}",
         )
 
 
@@ -161,13 +161,13 @@ def choose_score(name: str, layout: RowLayout, damping: float | None = None) -> 
     check_score(name, damping)
     if name != "rapidin" and not layout.per_layer:
         raise UsageError(
-            f"rows of sketch = {layout.spec.sketch!r} mix all layers and answer only the score "
-            f"rapidin, not {name}",
+            f"rows with sketch = {layout.spec.sketch!r} mix all layers, so only the score rapidin "
+            f"can use them, not {name}",
             hint="rin retrieve --score rapidin",
         )
     if SCORES[name].curvature == "gram" and layout.spec.row != "sketch":
         raise UsageError(
-            "the score gram takes second moments of sketch rows, and these are factor rows",
+            "the score gram needs sketch rows, and these are factor rows",
             hint="rin retrieve --score ekfac",
         )
     return SCORES[name]

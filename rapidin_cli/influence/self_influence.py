@@ -20,9 +20,9 @@ def self_influences(
 ) -> dict[str, Any]:
     """Return the rows of the highest self-influence (`rin.self/1`), from cached rows alone.
 
-    `dot` is the squared norm of a row's gradient, as TracIn takes it to find mislabelled
-    data; `gram` the same through the inverse second moments of all rows, which is a row's
-    leverage: large for what no other row resembles.
+    `dot` is the squared norm of a row's gradient, which TracIn uses to find mislabelled data.
+    `gram` is the same through the inverse second moments of all rows, which is a row's
+    leverage: large for rows that no other row resembles.
 
     Args:
         name: of the checkpoint.
@@ -36,7 +36,7 @@ def self_influences(
     layout = RowLayout.from_json(spec, stored)
     if score not in ("dot", "gram"):
         raise UsageError(
-            f"there is no self-influence by {score!r}", hint="rin show --self-influence --score dot"
+            f"--self-influence has no score {score!r}", hint="rin show --self-influence --score dot"
         )
     choose_score(score, layout)
     values = _squares(snapshot) if score == "dot" else _leverages(snapshot, layout)

@@ -24,7 +24,7 @@ class Member:
         weight: factor of its scores.
         snapshot: of its cached rows.
         load: loads its model.
-        has_curvature: whether the score ekfac can be had.
+        has_curvature: whether the score ekfac is available.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Answered:
 
     Attributes:
         answers: one for each question.
-        options: as they were meant: no `auto` any more.
+        options: as they were used: `auto` has been resolved.
         members: the checkpoints whose scores were added.
         weights_source: where their weights come from.
         last: the last one, loaded.
@@ -112,12 +112,12 @@ class Session:
         )
 
     def _resolve(self, score: str) -> str:
-        """Return the score that `auto` means: the best, by evidence, that can be had.
+        """Return the score that `auto` means: the best available one, by evidence.
 
         `ekfac` where curvature was collected; else `dot`, unless rows mix all layers. Never
-        `adam`, better than `dot` as it is: its file lies on one machine only, is often twice as
-        large as the model, and may be of an optimizer or of parameters that do not fit. The
-        evidence is in docs/measurements.md.
+        `adam`, although it is better than `dot`: its file is on one machine only, is often twice
+        as large as the model, and may belong to an optimizer or to parameters that do not fit.
+        The evidence is in docs/measurements.md.
         """
         if score != AUTO:
             return score

@@ -1,10 +1,10 @@
-"""Whom the cached rows could have missed.
+"""Which examples the cached rows could have missed.
 
 A compressed gradient errs in proportion to its own size: the variance of a TensorSketch's inner
 product with a query q is bounded by a constant times |q|^2 |g|^2 / k (Pham & Pagh 2013), so its
 error is taken as c |g| with one c for all examples; signs also scale all products alike. Both
-numbers are measured on the examples that have been scored both ways. So it is known which of
-the others may yet belong to the best; the shortlist grows by them until there is none left, or
+numbers are measured on the examples that have been scored both ways. That shows which of the
+others may still belong to the best; the shortlist grows by them until none is left, or there is
 no room.
 """
 
@@ -20,13 +20,13 @@ from rapidin_cli.influence.ranking import Ranked
 from rapidin_cli.influence.score import Array
 
 ERRORS = 3.5
-"""So many of its errors must an example be away from the best to be left out.
+"""An example that is this many errors away from the best is left out.
 
 On SmolLM2 (tests/benchmarks/fidelity.py) 2.5 left 3 of 180 exact top lists of sketch rows
 incomplete, 3.5 none, at up to 28% more exact scores."""
 
 GROWTH = 4
-"""So many times the first shortlist's `top` of each sign may be scored exactly at most."""
+"""At most this many times the first shortlist's `top` of each sign are scored exactly."""
 
 
 def fitted(found: Ranked, slots: Array, exact: Array) -> Ranked:
@@ -43,11 +43,11 @@ def fitted(found: Ranked, slots: Array, exact: Array) -> Ranked:
 
 
 def doubtful(found: Ranked, slots: Array, exact: Array, top: int) -> Array:
-    """Return who may belong among the `top` exact totals of either sign, likeliest first.
+    """Return which examples may be among the `top` exact totals of either sign, likeliest first.
 
     Args:
         found: sketched totals and sizes of all examples.
-        slots: (m,) who has been scored exactly.
+        slots: (m,) the examples that have been scored exactly.
         exact: (m,) their exact totals.
     """
     found = fitted(found, slots, exact)
@@ -83,7 +83,7 @@ class Shortlist:
         scores: (m, 1 + T): total and each explained token's.
         layers: (m, L) each layer's part of the total; (m, 0) if checkpoints differ in layers.
         factors: for each checkpoint, their own divisors inverted, (m, L).
-        forward_mode: whether forward mode did it.
+        forward_mode: whether forward mode was used.
     """
 
     slots: Array
@@ -94,7 +94,7 @@ class Shortlist:
 
     @classmethod
     def unscored(cls, slots: Array, width: int) -> Shortlist:
-        """What is yet to be scored, with 1 + T columns."""
+        """Unscored examples, with 1 + T columns."""
         none = np.zeros((len(slots), 0), np.float32)
         return cls(slots, np.zeros((len(slots), width), np.float32), none)
 

@@ -39,14 +39,14 @@ def resolve(root: Path, name: str, path: str, base: str, *, trust: bool = False)
     """Find a checkpoint's folders, fetching hub names.
 
     Raises:
-        InputError: a folder is missing or is no checkpoint, a hub name cannot be had.
+        InputError: a folder is missing or not a checkpoint, or a hub model cannot be fetched.
     """
     folder = _folder(root, path, f"checkpoint {name!r}")
     if not (folder / ADAPTER_CONFIG).exists():
         if not (folder / "config.json").exists():
             if steps := _steps(folder):
                 raise InputError(
-                    f"checkpoint {name!r}: {folder} is the folder of a training, with "
+                    f"checkpoint {name!r}: {folder} is the output folder of a training run, with "
                     f"{len(steps)} checkpoints in it",
                     hint=f"set path to one of them in rin.toml, such as {path}/{steps[-1]}",
                 )
@@ -58,8 +58,8 @@ def resolve(root: Path, name: str, path: str, base: str, *, trust: bool = False)
     adapter = read_json(folder / ADAPTER_CONFIG)
     if adapter.get("alora_invocation_tokens"):
         raise InputError(
-            f"checkpoint {name!r} is an activated LoRA, which acts on a part of a text only",
-            hint="rin takes LoRA, rsLoRA and DoRA adapters, and full models",
+            f"checkpoint {name!r} is an activated LoRA, which acts on only part of a text",
+            hint="rin supports LoRA, rsLoRA and DoRA adapters, and full models",
         )
     named = base or adapter.get("base_model_name_or_path") or ""
     if not named:
@@ -77,7 +77,7 @@ def resolve(root: Path, name: str, path: str, base: str, *, trust: bool = False)
 
 
 def _steps(folder: Path) -> list[str]:
-    """Names of the checkpoints that a Trainer left in its output folder, the last one last."""
+    """Names of the checkpoints that a Trainer left in its output folder, in order of step."""
     found = (path for path in folder.glob("checkpoint-*") if path.is_dir())
     numbered = [path.name for path in found if path.name.rpartition("-")[2].isdigit()]
     return sorted(numbered, key=lambda name: int(name.rpartition("-")[2]))
@@ -93,7 +93,7 @@ def _folder(root: Path, place: str, what: str) -> Path:
     if local.is_dir():
         return local.resolve()
     if not is_hub_name(place):
-        raise InputError(f"{what}: no folder {place}", hint="correct the path in rin.toml")
+        raise InputError(f"{what}: cannot find {place}", hint="correct the path in rin.toml")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -109,18 +109,18 @@ def _folder(root: Path, place: str, what: str) -> Path:
         )
     except GatedRepoError:
         raise InputError(
-            f"{what}: {place} is no folder here, and the model hub keeps it behind terms",
-            hint=f"accept them at https://huggingface.co/{place}, then `hf auth login`",
+            f"{what}: {place} is not a folder here, and the model on the hub is gated",
+            hint=f"accept its terms at https://huggingface.co/{place}, then `hf auth login`",
         ) from None
     except (RepositoryNotFoundError, HFValidationError):
         raise InputError(
-            f"{what}: {place} is no folder here, and the model hub has no such model for you",
+            f"{what}: {place} is not a folder here, and not a model on the hub that you can access",
             hint="correct the path in rin.toml, or log in with `hf auth login` if it is private",
         ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
         raise InputError(
-            f"{what}: {place} is no folder here, and the model hub did not deliver it",
-            hint=f"correct the path in rin.toml, or where there is a network: hf download {place}",
+            f"{what}: {place} is not a folder here, and could not be fetched from the model hub",
+            hint=f"correct the path in rin.toml, or download it when online: hf download {place}",
         ) from None
 
 
@@ -128,7 +128,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object of a file of a checkpoint.
 
     Raises:
-        InputError: it cannot be read, or is no object.
+        InputError: it cannot be read, or is not an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -30,8 +30,8 @@ _VOLATILE = {
 class Fingerprints:
     """SHA-256 of checkpoints' tensors and configuration.
 
-    Hashing a file's tensors is remembered by its path, size and modification time, so that
-    a command on an unchanged 7B model does not read 14 GB again.
+    The hashes of a file's tensors are remembered by its path, size and modification time, so
+    that a command on an unchanged 7B model does not read 14 GB again.
     """
 
     def __init__(self, memory: Path) -> None:
@@ -86,7 +86,7 @@ class Fingerprints:
         files = sorted(folder.glob(pattern))
         if not files:
             raise InputError(
-                f"{folder} has no {pattern}: rin reads no pickled weights",
+                f"{folder} has no {pattern}: rin does not read pickled weights",
                 hint="save the checkpoint with safe_serialization=True",
             )
         tensors: dict[str, str] = {}

@@ -20,8 +20,8 @@ def checkpoint_weights(
 ) -> tuple[list[float], str]:
     """Return a weight for each checkpoint, adding up to one, and where they come from.
 
-    rin.toml decides if it gives every checkpoint a `learning_rate`; else the Trainer's
-    trainer_state.json; without either all weigh the same.
+    rin.toml decides if it gives every checkpoint a `learning_rate`; otherwise the Trainer's
+    trainer_state.json does. Without either, all weigh the same.
 
     Args:
         names: of the checkpoints.
@@ -59,7 +59,7 @@ def _state(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} is not what a Trainer writes ({error})",
+            f"{path} is not a Trainer's state file ({error})",
             hint="give the checkpoints a learning_rate in rin.toml",
         ) from None
     return dict(state)

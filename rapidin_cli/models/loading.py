@@ -59,10 +59,10 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def load_model(checkpoint: Checkpoint, device: str, *, float32: bool = True) -> nn.Module:
-    """Load model and adapter on a device; what training trained requires a gradient.
+    """Load model and adapter on a device; the parameters that were trained require a gradient.
 
     Weights are float32 with `float32`, and always on a CPU, where autocast casts them;
-    else they keep the dtype that they were saved in.
+    otherwise they keep the dtype that they were saved in.
 
     Raises:
         InputError: the weights cannot be loaded, or some are missing.
@@ -103,11 +103,11 @@ def load_model(checkpoint: Checkpoint, device: str, *, float32: bool = True) -> 
 
 
 def _refuse_incomplete(checkpoint: Checkpoint, folder: Path, missing: list[str]) -> None:
-    """Raise InputError if tensors are missing: loading would make them up, each time anew."""
+    """Raise InputError if tensors are missing: loading would fill them with random numbers."""
     if missing:
         more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
         raise InputError(
-            f"the weights of checkpoint {checkpoint.name!r} are not whole: {folder} lacks "
+            f"the weights of checkpoint {checkpoint.name!r} are incomplete: {folder} lacks "
             f"{min(missing)}{more}",
             hint="save the checkpoint again, or correct its path or [model] base in rin.toml",
         )
@@ -127,7 +127,7 @@ def _missing(model: Any, folder: Path) -> list[str]:
 
 
 def most_tokens(model: nn.Module) -> int:
-    """Return how many tokens a model was made for; a large number if it does not say."""
+    """Return the longest text that a model was made for; a large number if it does not say."""
     most = getattr(model.config, "max_position_embeddings", None)
     return most if isinstance(most, int) and most > 0 else sys.maxsize
 
@@ -135,7 +135,7 @@ def most_tokens(model: nn.Module) -> int:
 def _cannot_load(what: str, checkpoint: Checkpoint, error: Exception) -> InputError:
     reason = " ".join(str(error).split())
     if isinstance(error, KeyError):
-        reason = f"{reason} is missing or not known"
+        reason = f"{reason} is missing or unknown"
     if checkpoint.base is not None and re.search("size mismatch|not found in the base", reason):
         return InputError(
             f"the adapter of checkpoint {checkpoint.name!r} does not fit {checkpoint.base}: it "

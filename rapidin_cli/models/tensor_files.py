@@ -10,14 +10,14 @@ from rapidin_storage import canonical_json
 
 
 def _not_whole(file: Path) -> InputError:
-    return InputError(f"{file} is not a whole safetensors file", hint="save the checkpoint again")
+    return InputError(f"{file} is not a valid safetensors file", hint="save the checkpoint again")
 
 
 def tensor_header(file: Path) -> tuple[dict[str, tuple[str, list[int], Any]], int]:
     """Return dtype, shape and place of each tensor of a safetensors file, and the header's size.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not one.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:

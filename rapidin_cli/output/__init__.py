@@ -1,4 +1,4 @@
-"""Whatever rin writes: what people read, made harmless, and files, whole or not at all.
+"""Whatever rin writes: text for people, made harmless, and files, whole or not at all.
 
-From outside: all of it. `console` is the only place that prints.
+Other packages may use all of it. `console` is the only place that prints.
 """

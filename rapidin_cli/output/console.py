@@ -1,4 +1,4 @@
-"""The only place that prints: data to stdout, talk to stderr, errors as one sentence."""
+"""The only place that prints: data to stdout, messages to stderr, errors as one sentence."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def stdout() -> Console:
 
 
 def stderr() -> Console:
-    """A console for talk."""
+    """A console for messages."""
     return _console(stderr=True)
 
 
@@ -38,7 +38,7 @@ def _console(*, stderr: bool) -> Console:
 
 
 def data(renderable: RenderableType) -> None:
-    """Print what the user asked for. A reader that went away (`| head`) is no error."""
+    """Print what the user asked for. A reader that went away (`| head`) is not an error."""
     console = stdout()
     if not console.is_terminal:
         with console.capture() as captured:
@@ -54,7 +54,7 @@ def data(renderable: RenderableType) -> None:
 
 
 def raw(text: str) -> None:
-    """Print text for programs: as it is, without wrapping."""
+    """Print text for programs: unchanged, without wrapping."""
     stdout()  # for an encoding that lacks some of it
     try:
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
@@ -74,17 +74,17 @@ def _reader_gone() -> None:
 
 
 def say(text: str) -> None:
-    """Say something about the work, on stderr."""
+    """Print a message on stderr."""
     stderr().print(visible(text), soft_wrap=True)
 
 
 def warn(text: str) -> None:
-    """Say something that the user should look at."""
+    """Print a warning on stderr."""
     stderr().print(f"warning: {visible(text)}", style="yellow", soft_wrap=True)
 
 
 def error(problem: RinError) -> None:
-    """Say what went wrong and what to do next."""
+    """Print what went wrong and what to do next."""
     console = stderr()
     console.print(f"error: {visible(problem.message)}", style="bold red", soft_wrap=True)
     if problem.hint:
@@ -129,7 +129,7 @@ def progress(*columns: Any) -> Iterator[Progress]:
 
 @contextmanager
 def counting(first: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for work that says (what, done, all); `first` stands until it does."""
+    """A progress bar for work that reports (what, done, all); it shows `first` until then."""
     with progress() as bar:
         task = bar.add_task(first, total=None)
 
@@ -140,7 +140,7 @@ def counting(first: str) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def confirm(question: str, *, default: bool) -> bool:
-    """Ask yes or no; the default where nobody can answer."""
+    """Ask yes or no; return the default where nobody can answer."""
     if sys.stdin is None or not sys.stdin.isatty():
         return default
     try:

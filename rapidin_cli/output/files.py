@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 def write_whole(path: Path, text: str, *, replace: bool = True, mode: int = 0o666) -> int:
-    """Write a text file, of which readers see the old state or the new one; return its bytes.
+    """Write a text file; readers see the old text or the new one. Return its size in bytes.
 
     Args:
-        replace: take the place of a file that is there.
+        replace: replace a file that already exists.
         mode: permissions, which the umask narrows.
 
     Raises:
-        FileExistsError: it is there, and is not to be replaced.
+        FileExistsError: it already exists, and must not be replaced.
         OSError: it cannot be written; nothing is left behind.
     """
     content = text.encode("utf-8")

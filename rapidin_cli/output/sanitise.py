@@ -1,4 +1,4 @@
-"""Hostile text made harmless to look at: training data and generations are not ours."""
+"""Make hostile text harmless to look at: training data and generations are not ours."""
 
 import re
 

@@ -18,10 +18,10 @@ def translated(error: Exception) -> tuple[RinError, ExitCode]:
         case ConflictError():
             return RinError(str(error), hint="run the same command again"), ExitCode.CONFLICT
         case FormatError():
-            hint = "upgrade rin, or name another place in rin.toml"
+            hint = "upgrade rin, or use another store in rin.toml"
             return RinError(str(error), hint=hint), ExitCode.STORE
         case NoBucketError():
-            hint = "make the bucket, or correct the url in rin.toml"
+            hint = "create the bucket, or correct the url in rin.toml"
             return RinError(str(error), hint=hint), ExitCode.BAD_INPUT
         case AccessError():
             hint = (
@@ -30,7 +30,7 @@ def translated(error: Exception) -> tuple[RinError, ExitCode]:
             )
             return RinError(str(error), hint=hint), ExitCode.BAD_INPUT
         case CorruptError() | NotFoundError():
-            hint = "rin verify --repair; if it is a remote's, with --remote NAME"
+            hint = "rin verify --repair; add --remote NAME if it is on a remote"
             return RinError(str(error), hint=hint), ExitCode.STORE
         case StorageError():
             return RinError(str(error), hint="rin doctor"), ExitCode.FAILURE

@@ -1,7 +1,7 @@
 """Two results side by side (`rin.comparison/1`): which examples rose, fell, came and went.
 
-Scores of one kind are compared as they are. Those of two kinds have no common unit: both are
-then counted in standard deviations of all scores of their own query.
+Scores of the same kind are compared directly. Scores of two kinds have no common unit, so both
+are counted in standard deviations of all scores of their own query.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,8 +21,8 @@ def compare(first: View, second: View, query: str, other_query: str, top: int) -
     """Compare two reports, query by query.
 
     Args:
-        query, other_query: ids; of the first and of the second report. If one is given, only
-            that pair is compared; else queries of equal text are, or the only one of each.
+        query, other_query: ids in the first and the second report. If one is given, only that
+            pair is compared; otherwise queries with equal texts are, or the only one of each.
         top: examples of each sign and report to compare.
 
     Raises:
@@ -62,7 +62,7 @@ def _pairs(first: View, second: View, query: str, other_query: str) -> Iterator[
         return
     for one in ours:
         alike = [q for q in theirs if _text(q) == _text(one)]
-        # Asked twice: the one of the same name.
+        # Asked twice: take the one with the same id.
         alike.sort(key=lambda q: q["id"] != one["id"])
         if alike:
             yield one, alike[0]
@@ -147,7 +147,7 @@ def _agreement(lines: list[dict[str, Any]], side: str, top: int) -> dict[str, in
 
 
 def change(line: View, side: str) -> str:
-    """Say in a word how an example's rank moved."""
+    """Say in a word how an example's rank changed."""
     before, after = line["first"], line["second"]
     if before is None or before["side"] != side:
         return "new" if before is None else f"was {before['side']}"

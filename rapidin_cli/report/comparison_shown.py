@@ -32,7 +32,7 @@ def show(found: View) -> None:
 
 
 def told(source: View) -> str:
-    """One of both results in a line."""
+    """Describe one of the two results in a line."""
     return (
         f"{source['result']}: {visible(source['checkpoint'])} "
         f"({source['fingerprint'][:12]}), score {source['score']}"
@@ -82,7 +82,7 @@ def _place(place: View | None, side: str) -> str:
 
 
 def page(found: View) -> str:
-    """Return the comparison as an HTML page, with bars at one scale for each query."""
+    """Return the comparison as an HTML page, with bars on one scale for each query."""
     pairs = []
     for pair in found["pairs"]:
         places = [e[n] for side in SIDES for e in pair[side] for n in ("first", "second")]

@@ -81,8 +81,8 @@ def _warnings(asked: Answered) -> Iterator[str]:
     share, reason = asked.last.left_out
     if share >= _TOLD:
         yield (
-            f"{share:.0%} of the trained parameters could not be captured, most of them being "
-            f"{reason}: their part of the influence is missing"
+            f"{share:.0%} of the trained parameters could not be captured (mostly: {reason}), so "
+            "their influence is missing"
         )
     if not asked.words_compared:
         yield (
@@ -93,8 +93,8 @@ def _warnings(asked: Answered) -> Iterator[str]:
         yield f"{asked.weights_source}: set learning_rate in [[checkpoints]] of rin.toml"
     if any(a.exact is not None and not a.exact.forward_mode for a in asked.answers):
         yield (
-            "the model has an operator without forward-mode derivative: tokens were scored "
-            "by one backward pass each, which is slower"
+            "an operator of the model has no forward-mode derivative, so each token was scored "
+            "by its own backward pass, which is slower"
         )
 
 
@@ -105,7 +105,7 @@ def _of_data(missing: int, dataset: Dataset, name: str) -> Iterator[str]:
             f"scored: rin cache {name}"
         )
     if dataset.bad:
-        yield f"{len(dataset.bad):,} unusable rows were left out; first {dataset.bad[0]}"
+        yield f"{len(dataset.bad):,} unusable rows were skipped; the first is {dataset.bad[0]}"
 
 
 def _provenance(command: str) -> dict[str, str]:

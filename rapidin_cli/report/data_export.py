@@ -1,7 +1,7 @@
-"""From a report to action: the training data without what was found, or only that, or weighted.
+"""From a report to action: the training data without the rows found, only those, or weighted.
 
-Rows are found again by file and line, and only if their text is what it was when they were
-scored: a file that has changed since is refused, never cut at the wrong place.
+Rows are looked up by file and line, and only if their text has not changed since they were
+scored: a file that has changed is refused, never cut at the wrong place.
 """
 
 import csv
@@ -78,7 +78,7 @@ def found(report: View, wanted: Wanted) -> list[dict[str, Any]]:
         InputError: there is no such query. UsageError: no such side.
     """
     if wanted.side not in (*SIDES, "both"):
-        raise UsageError(f"there is no side {wanted.side!r}", hint="raised, lowered or both")
+        raise UsageError(f"there is no side {wanted.side!r}", hint="use raised, lowered or both")
     return found_rows(selected(report, wanted.query), wanted.side, wanted.top, wanted.token)
 
 
@@ -86,7 +86,7 @@ def write_review(rows: Sequence[dict[str, Any]], path: Path) -> int:
     """Write rows that a result found as a list to edit; return how many.
 
     Raises:
-        InputError: the file is there, or cannot be written.
+        InputError: the file exists, or cannot be written.
     """
     if path.exists():
         raise _there(path)
@@ -137,7 +137,7 @@ def read_review(path: Path) -> list[dict[str, Any]]:
     """Return the rows of an edited review list that are to be dropped.
 
     Raises:
-        InputError: it is not such a list, or a decision is neither keep nor drop.
+        InputError: it is not a review list, or a decision is neither keep nor drop.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -159,7 +159,7 @@ def read_review(path: Path) -> list[dict[str, Any]]:
             row = {**place, "text_sha256": line["text_sha256"]}
         except (KeyError, TypeError, ValueError):
             raise InputError(
-                f"{path}:{number} lacks file, line or text_sha256: it is no review list",
+                f"{path}:{number} lacks file, line or text_sha256: it is not a review list",
                 hint="rin export --review RESULT --out review.csv makes one",
             ) from None
         if decision == DROP:
@@ -179,18 +179,18 @@ def write_rows(
     Args:
         root, settings: of the project.
         found: rows of a result or of a review list.
-        change: from a row as it stands in the data, and whether it was found, to what is
-            written; None for nothing.
+        change: takes a row of the data and whether it was found; returns what to write, or
+            None for nothing.
         path: the new file.
 
     Raises:
-        InputError: the file is there, or the data is not what it was when it was scored.
+        InputError: the file exists, or the data has changed since it was scored.
     """
     wanted = {(row["file"], row["line"]): row["text_sha256"] for row in found}
     unknown = sorted({file for file, _ in wanted} - set(settings.files))
     if unknown:
         raise InputError(
-            f"the rows are of {unknown[0]}, which [data] files does not name",
+            f"the rows are from {unknown[0]}, which [data] files does not list",
             hint="use the rin.toml that the result was made with",
         )
     rows = changed = 0
@@ -201,7 +201,7 @@ def write_rows(
         raise _there(path) from None
     except OSError as error:
         raise InputError(
-            f"cannot write {path}: {error.strerror}", hint="give another file to --out"
+            f"cannot write {path}: {error.strerror}", hint="choose another file for --out"
         ) from None
     try:
         with out:
@@ -228,12 +228,12 @@ def write_rows(
 
 
 def _there(path: Path) -> InputError:
-    return InputError(f"{path} is there already", hint="give another file to --out")
+    return InputError(f"{path} already exists", hint="choose another file for --out")
 
 
 def _line(row: dict[str, Any]) -> str:
     text = json.dumps(row, ensure_ascii=False)
-    # Half a surrogate pair is no text, but JSON can say it.
+    # Half a surrogate pair is not text, but JSON can express it.
     return json.dumps(row) if HALF_PAIR.search(text) else text
 
 
@@ -267,7 +267,7 @@ def weighted(weight: float) -> Callable[[dict[str, Any], bool], dict[str, Any] |
     def change(row: dict[str, Any], found: bool) -> dict[str, Any] | None:
         if WEIGHT_FIELD in row:
             raise InputError(
-                f"the data has a field {WEIGHT_FIELD!r} already", hint="rename it in the data"
+                f"the data already has a field {WEIGHT_FIELD!r}", hint="rename it in the data"
             )
         return {**row, WEIGHT_FIELD: weight if found else 1.0}
 

@@ -16,8 +16,8 @@ View = Mapping[str, Any]
 
 _BAR = 24
 _TITLES = {
-    "lds": "LDS: rank correlation of summed influence with what retraining on random halves does",
-    "counterfactual": "Rise of the query's loss (nats) when a score's top rows are left out",
+    "lds": "LDS: rank correlation of summed influence with the effect of training on random halves",
+    "counterfactual": "Rise in the query's loss (nats) when a score's top rows are left out",
     "retrieval": "Ranking of the planted rows",
 }
 
@@ -36,7 +36,7 @@ def facts(found: View) -> str:
     if "dropped" in found:
         parts.append(f"{found['dropped']:,} rows left out")
     if "planted" in found:
-        parts.append(f"{found['planted']:.1%} of the rows planted")
+        parts.append(f"{found['planted']:.1%} of the rows are planted")
     parts.append("scores from whole gradients" if found["exact"] else f"rows: {found['row']}")
     return ", ".join(parts)
 
@@ -67,7 +67,7 @@ def save_html(found: View, path: Path, *, force: bool) -> int:
     """Write the page; return its bytes.
 
     Raises:
-        InputError: the file is there, or cannot be written.
+        InputError: the file exists, or cannot be written.
     """
     plots = []
     for number, measure in enumerate(found["scores"][0]["measures"]):

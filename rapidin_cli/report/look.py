@@ -1,4 +1,4 @@
-"""How a terminal can show scores: colours, signs where there are none, ASCII where it must be."""
+"""How a terminal can show scores: in colours, with signs instead, or in plain ASCII."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _BINS = (
     "#f5f5f5 on #8f4708",
     "#f5f5f5 on #a85206",
 )
-# The same in 16 colours, of which a theme knows what to make: text that it colours is read, so
-# only the strongest have a ground.
+# The same in 16 colours, which each theme chooses: coloured text stays readable, so only the
+# strongest have a background.
 _FEW = (
     "white on blue",
     "white on blue",
@@ -103,7 +103,7 @@ class Look:
     def legend(self) -> str:
         """What `heat` means."""
         if self.colours is None:
-            return "+word raised, -word lowered by a third of the strongest or more"
+            return "+word raised, -word lowered, by at least a third of the strongest"
         return f"{'yellow' if self.colours == 'standard' else 'orange'} raised, blue lowered"
 
     def histogram(self, counts: Sequence[int]) -> str:

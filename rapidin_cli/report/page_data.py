@@ -58,7 +58,7 @@ class _Packer:
             self._places[key] = len(self.texts)
             start = (joined or "").find(text["response"])
             if joined is not None and start >= 0:
-                # Where it stands among the learnt tokens, which most often are it.
+                # Its place among the learnt tokens, which mostly are the response.
                 first, length = _units(joined[:start]), _units(text["response"])
                 text["response"] = [first, first + length]
             cuts = [_units(part) for part in learnt or ()]

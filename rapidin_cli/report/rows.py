@@ -1,4 +1,4 @@
-"""What `rin show` prints: one row, or the rows that explain themselves most."""
+"""What `rin show` prints: one row, or the rows that influence themselves most."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ View = Mapping[str, Any]
 
 
 def show_row(facts: View) -> None:
-    """Print what `rin show` found out about one row."""
+    """Print what is known about one row."""
     text = Text()
     text.append(f"{visible(facts['id'])}  {facts['digest'][:12]}\n", "bold")
     text.append(f"{visible(', '.join(facts['places']))}\n", "dim")
@@ -26,7 +26,7 @@ def show_row(facts: View) -> None:
         cached = facts["cached"]
         text.append(
             f"checkpoint {visible(facts['checkpoint'])}: loss {cached['loss']:.4f} nats "
-            f"({cached['loss'] / max(1, facts['learnt']):.4f} a token), "
+            f"({cached['loss'] / max(1, facts['learnt']):.4f} per token), "
             f"gradient norm {cached['norm']:.4g}\n"
         )
         for layer in cached["layers"]:
@@ -38,10 +38,10 @@ def show_row(facts: View) -> None:
 
 
 def show_self_influences(found: View) -> None:
-    """Print the rows that explain themselves most."""
+    """Print the rows that influence themselves most."""
     look = Look.of_stdout()
     table = Table(box=look.head, pad_edge=False)
-    for heading in ("#", "self-influence", "loss a token", "tokens", "row", "text"):
+    for heading in ("#", "self-influence", "loss per token", "tokens", "row", "text"):
         right = heading not in ("row", "text")
         table.add_column(heading, justify="right" if right else "left", no_wrap=right)
     for number, row in enumerate(found["rows"], 1):

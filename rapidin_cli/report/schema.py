@@ -1,4 +1,4 @@
-"""Whether a saved report has all that this version shows of one."""
+"""Whether a saved report has everything that this version shows."""
 
 import json
 from functools import cache

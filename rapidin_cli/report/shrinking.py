@@ -1,4 +1,4 @@
-"""Reports with less in them: without texts for others' eyes, or within a size."""
+"""Smaller reports: without texts, to show to others, or within a size."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -12,12 +12,12 @@ _TEXT = 500
 def redact(report: View) -> dict[str, Any]:
     """Return the report with ids and scores only: no word of the data, the queries or the model.
 
-    Tokens are called by their numbers, as `--token` counts them. Warnings and the command go
-    too, since both quote.
+    Tokens are replaced by their numbers, as `--token` counts them. Warnings and the command are
+    removed too, since both quote texts.
     """
     return {
         **report,
-        "warnings": ["redacted: ids and scores only, texts and warnings are left out"],
+        "warnings": ["redacted: only ids and scores; texts and warnings are left out"],
         "provenance": {**report["provenance"], "command": "rin report --redact"},
         "queries": [_redacted_query(query) for query in report["queries"]],
     }
@@ -59,9 +59,9 @@ def _redacted_example(example: View) -> dict[str, Any]:
 
 
 def ever_smaller(report: View) -> Iterator[dict[str, Any]]:
-    """Yield the report, and then with less and less: what is missed least goes first.
+    """Yield the report, then ever smaller versions: the least important parts go first.
 
-    Its warnings say what was left out.
+    Warnings say what was left out.
     """
     smaller = dict(report)
     yield smaller

@@ -1,4 +1,4 @@
-"""The part of an example that is worth a line: around its strongest token."""
+"""A line from an example: the part around its strongest token."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +11,8 @@ View = Mapping[str, Any]
 def snippet(example: View, width: int) -> str:
     """Return prompt and response in at most `width` characters.
 
-    The prompt has a third. Of the response it is the part around the learnt token with the
-    largest influence, if token scores are known; what is left out is marked.
+    The prompt gets a third. The response is cut to the part around the learnt token with the
+    largest influence, if token scores are known; cuts are marked.
     """
     prompt = one_line(example["prompt"], width // 3)
     room = width - len(prompt) - 3

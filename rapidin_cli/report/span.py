@@ -53,7 +53,7 @@ def parse_span(text: str, query: View) -> Span:
         )
     if query["residual"] is None:
         raise UsageError(
-            "this result has no token scores", hint="rin retrieve again without --no-tokens"
+            "this result has no token scores", hint="run rin retrieve again without --no-tokens"
         )
     return span
 

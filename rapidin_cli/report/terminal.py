@@ -20,12 +20,12 @@ from rapidin_cli.report.tables import ranked
 View = Mapping[str, Any]
 
 _SIDE_BY_SIDE, _CARDS = 100, 60
-# Columns of a table before its text: rank, score, percentile, and what is between them.
+# Columns of a table before its text: rank, score, percentile, and the space between them.
 _NUMBERS = 24
 _SNIPPET_LINES = 3
 _PAIRS = 10
 _LAYERS = 5
-# A good match by words is worth a mention if its influence is in neither tenth at the ends.
+# A good match by words is worth a mention if its influence is not in the top or bottom tenth.
 _UNMOVED = 90
 
 
@@ -83,7 +83,7 @@ def _query(query: View, span: Span, top: int, look: Look) -> RenderableType:
     kept = f"{len(query['examples']):,} kept of {query['scored']:,} scored"
     sides = ranked(query, span)
     more = max(map(len, sides.values())) > top
-    hint = f" (the first {top} of each sign: --top shows more)" if more else ""
+    hint = f" (the first {top} of each sign; --top shows more)" if more else ""
     parts.append(Text(f"ranked by {what}, among {kept}{hint}"))
     side_by_side = look.boxed and look.width >= _SIDE_BY_SIDE
     width = look.width // 2 - 1 if side_by_side else look.width
@@ -106,11 +106,11 @@ def _exactness(query: View) -> Text:
     exact, spread = query["exact"], query["distribution"]["std"]
     share = f" ({exact['sketch_error'] / spread:.1%} of the scores' sd)" if spread else ""
     text = (
-        f"exact scores of {exact['shortlist']:,} shortlisted; sketches were off by "
+        f"{exact['shortlist']:,} shortlisted examples scored exactly; sketches were off by "
         f"{exact['sketch_error']:.3g}{share}"
     )
     if exact["doubtful"]:
-        text += f"; {exact['doubtful']:,} more may be among the best: a larger --exact settles it"
+        text += f"; {exact['doubtful']:,} more may be among the best: raise --exact to find out"
     return Text(text)
 
 
@@ -119,12 +119,12 @@ def _unmoved(match: View) -> bool:
 
 
 def words_told(words: View) -> Text:
-    """Say how much of the ranking shared words alone would give, and what only they would."""
+    """Say how much of the ranking shared words alone would give, and what only they find."""
     only = [match for match in words["matches"] if _unmoved(match)]
-    text = f"shared words (BM25): {words['agree']} of the top {words['of']} raised are also its own"
+    text = f"shared words (BM25): their top 10 has {words['agree']} of the top {words['of']} raised"
     if only:
         names = ", ".join(visible(match["id"]) for match in only[:3])
-        text += f"; alike in words, but of no special influence: {names}"
+        text += f"; similar words, but no special influence: {names}"
     return Text(text)
 
 
@@ -142,13 +142,13 @@ def _generation(query: View, span: Span, look: Look) -> Text:
             text.append("\ninstead of  ")
         look.heat(text, token["text"], score, scale, chosen=chosen)
     if scale:
-        told = f"strongest influence on each token: {look.legend()}; [10] is the number of a token"
+        told = f"strongest influence on each token: {look.legend()}; [10] is a token's number"
         text.append(f"\n          {told}", style="dim")
     return text
 
 
 def _strongest(examples: Sequence[View], count: int) -> list[float]:
-    """For each token the score, of either sign, that is largest in size."""
+    """For each token, the score with the largest absolute value."""
     columns = [e["tokens"] for e in examples if e["tokens"] is not None]
     return [max((row[n] for row in columns), key=abs, default=0.0) for n in range(count)]
 
@@ -194,7 +194,7 @@ def _table(
 
 
 def _example(report: View, identity: str, look: Look) -> RenderableType:
-    """One kept example in full, with the tokens that it moved most."""
+    """One kept example in full, with the tokens that it influenced most."""
     for query in report["queries"]:
         for example in query["examples"]:
             if identity == example["id"] or (
@@ -202,15 +202,15 @@ def _example(report: View, identity: str, look: Look) -> RenderableType:
             ):
                 return _full(report, query, example, look)
     raise InputError(
-        f"example {identity!r} is not among those kept",
-        hint=f"rin show {identity} shows any row; retrieve again with a larger --top to keep more",
+        f"this result did not keep an example {identity!r}",
+        hint=f"rin show {identity} shows any row; rin retrieve with a larger --top keeps more",
     )
 
 
 def _full(report: View, query: View, example: View, look: Look) -> RenderableType:
     places = ", ".join(f"{row['file']}:{row['line']}" for row in example["rows"])
     text = Text()
-    text.append(f"{visible(example['id'])}  score {example['score']:+.4g}, not below ", "bold")
+    text.append(f"{visible(example['id'])}  score {example['score']:+.4g}, at or above ", "bold")
     text.append(f"{example['percentile']:.1f}% of all scores\n", "bold")
     text.append(f"{visible(places)}\n\n", "dim")
     text.append(f"prompt    {visible(example['prompt'])}\n")
@@ -220,7 +220,7 @@ def _full(report: View, query: View, example: View, look: Look) -> RenderableTyp
     else:
         words = [word for word, _ in example["training"]]
         scores = [score for _, score in example["training"]]
-        title = f"what of it, token by token, had that influence ({look.legend()}):"
+        title = f"which of its tokens had that influence ({look.legend()}):"
         parts += look.heat_map(title, words, scores)
     if example["layers"] is not None:
         parts.append(_layers(report["layers"], example["layers"], look))
@@ -229,7 +229,7 @@ def _full(report: View, query: View, example: View, look: Look) -> RenderableTyp
     explained = [token for token in query["tokens"] if token["explained"]]
     if example["cells"]:
         parts.append(_pairs(example, explained, look))
-    title = "its influence on each token of the generation:"
+    title = "its influence on each generated token:"
     return Group(*parts, *look.heat_map(title, [t["text"] for t in explained], example["tokens"]))
 
 

@@ -45,7 +45,7 @@ def query_view(
     scored = found.totals[~np.isnan(found.totals)]
     if not np.isfinite(found.scores).all() or not np.isfinite(loss):
         raise InputError(
-            f"query {query.id!r}: the model gives a loss or a gradient that is not finite",
+            f"query {query.id!r}: the model's loss or gradient is not finite",
             hint='try [model] dtype = "float32" in rin.toml',
         )
     ranked = np.sort(scored)
@@ -101,7 +101,7 @@ def _ranks(scores: Any) -> Any:
 def _words_view(
     answer: Answer, all_examples: Sequence[Sequence[Example]], ranked: Any, ranks: Any
 ) -> View:
-    """How far the ranking is one of shared words: both top lists, and what only one has."""
+    """How far shared words explain the ranking: both top lists, and what only one has."""
     totals = answer.found.totals
     matches = np.flatnonzero((ranks >= 1) & (ranks <= _MATCHES) & ~np.isnan(totals))
     order = np.argsort(-np.nan_to_num(totals, nan=-np.inf), kind="stable")[:_MATCHES]
@@ -154,7 +154,7 @@ def _example_view(
 
 
 def _layers(parts: Any) -> View | None:
-    """The layers with the largest parts of a total, and the rest's; None if they are unknown."""
+    """The layers with the largest parts of a total, and the sum of the rest; None if unknown."""
     if not len(parts):
         return None
     order = np.argsort(-np.abs(parts), kind="stable")[:_LAYERS]

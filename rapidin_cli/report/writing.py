@@ -1,4 +1,4 @@
-"""Reports as files: pages within their bounds, whole or not at all, for their owner only."""
+"""Reports as files: pages of limited size, written whole or not at all, for their owner only."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -16,13 +16,13 @@ from rapidin_cli.report.view import dump
 
 MEGABYTE = 10**6
 # Measured in Chromium on two cores (tests/integration/test_html_report.py): 10 MB are ready in
-# half a second. Browsers open 50 MB too, and mail servers and tickets do not take them.
+# half a second. Browsers open 50 MB too, but mail servers and issue trackers refuse them.
 ROUNDED_ABOVE, WARNED_ABOVE, REFUSED_ABOVE = 10 * MEGABYTE, 25 * MEGABYTE, 50 * MEGABYTE
 
 
 @dataclass(frozen=True)
 class Published:
-    """What was written: the files, the first to be opened first; their bytes; what to know."""
+    """What was written: the files, the one to open first; their size in bytes; a warning."""
 
     paths: list[Path]
     size: int
@@ -52,11 +52,11 @@ def publish(
     Args:
         path: the file.
         force: replace files, and write even what is too large.
-        megabytes: leave out what is missed least until the page has no more.
-        split: write a page for each query, beside a first one that lists them.
+        megabytes: leave out the least important parts until the page is this small.
+        split: write a page for each query, and a first one that lists them.
 
     Raises:
-        InputError: a file is there, or cannot be written. UsageError: it is too large.
+        InputError: a file exists, or cannot be written. UsageError: it is too large.
     """
     refuse_existing(path, force=force)
     if split:
@@ -65,12 +65,12 @@ def publish(
     size = _size(page)
     if size > REFUSED_ABOVE and not force:
         raise UsageError(
-            f"{path} would have {size / MEGABYTE:.0f} MB, which few browsers and mails take",
+            f"{path} would be {size / MEGABYTE:.0f} MB, too large for many browsers and mailboxes",
             hint="add --split (a page for each query), --shrink 25, or --force",
         )
     warning = ""
     if size > WARNED_ABOVE:
-        warning = f"{path} has {size / MEGABYTE:.0f} MB: --split or --shrink 25 make it smaller"
+        warning = f"{path} is {size / MEGABYTE:.0f} MB: --split or --shrink 25 makes it smaller"
     return Published([path], save_page(page, path, force=force), warning)
 
 
@@ -84,8 +84,8 @@ def _fitted(report: Mapping[str, Any], megabytes: float | None) -> str:
         if size <= megabytes * MEGABYTE:
             return page
     raise UsageError(
-        f"the report has {size / MEGABYTE:.1f} MB at the least",
-        hint="add --split, or give --shrink more",
+        f"the report cannot be made smaller than {size / MEGABYTE:.1f} MB",
+        hint="add --split, or allow more with --shrink",
     )
 
 
@@ -103,7 +103,7 @@ def _split(
     for query, one in zip(report["queries"], paths, strict=True):
         size += save_page(_fitted({**report, "queries": [query]}, megabytes), one, force=force)
     pages = [{"query": q, "file": p.name} for q, p in zip(report["queries"], paths, strict=True)]
-    # The list last: it leads nowhere that is not there.
+    # The list last: all its links work once it exists.
     index = render_page("queries.html.j2", report=report, pages=pages)
     return Published([path, *paths], size + save_page(index, path, force=force))
 
@@ -119,7 +119,7 @@ def save_page(text: str, path: Path, *, force: bool) -> int:
     """Write a page with mode 0600; return its bytes.
 
     Raises:
-        InputError: the file is there and ``force`` is false, or it cannot be written.
+        InputError: the file exists and ``force`` is false, or it cannot be written.
     """
     refuse_existing(path, force=force)
     with _explained(path):
@@ -138,7 +138,7 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except FileExistsError:
-        raise InputError(f"{path} is there already", hint="add --force to replace it") from None
+        raise InputError(f"{path} already exists", hint="add --force to replace it") from None
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error.strerror}", hint="choose another file"

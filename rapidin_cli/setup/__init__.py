@@ -1,4 +1,4 @@
-"""The way in: `rin init`, `rin doctor`, `rin demo`.
+"""Getting started: `rin init`, `rin doctor`, `rin demo`.
 
 From outside: `proposal` (propose, describe, initialise), `doctor.examine`, `demo.story.run_demo`.
 """

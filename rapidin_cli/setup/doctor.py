@@ -48,7 +48,7 @@ def examine(start: Path) -> list[Check]:
     try:
         project = Project.open(start)
     except NoProjectError as error:
-        return [*checks, Check("project", True, f"{error.message}; not needed here")]
+        return [*checks, Check("project", True, f"{error.message}; none is needed here")]
     except RinError as error:
         return [*checks, Check("project", False, error.message, error.hint)]
     checks.append(Check("project", True, str(project.root)))
@@ -60,7 +60,7 @@ def examine(start: Path) -> list[Check]:
             )
         )
     if not project.config.checkpoints:
-        checks.append(Check("checkpoints", False, "rin.toml names none", "add [[checkpoints]]"))
+        checks.append(Check("checkpoints", False, "rin.toml has none", "add [[checkpoints]]"))
     checks += probes("store", project.places.store)
     for name, root in project.places.remotes.items():
         if root.url != project.places.store.url:
@@ -104,7 +104,7 @@ def _try(name: str, check: Callable[[], str], mend: str = "rin --debug doctor") 
         return Check(name, False, str(error), translated(error)[0].hint)
     except (StorageError, OSError) as error:
         return Check(name, False, str(error), mend)
-    except Exception as error:  # whatever libraries say of this place, the others are checked
+    except Exception as error:  # whatever a library raises here, the others are still checked
         return Check(name, False, f"{type(error).__name__}: {error}", "rin --debug doctor")
 
 
@@ -115,8 +115,8 @@ def _checkpoint(project: Project, name: str) -> str:
 
 
 def probes(name: str, root: Root) -> Iterator[Check]:
-    """Probe a store: what commits, pushes and gc rest on. Leaves nothing behind."""
-    reached = _try(name, lambda: _reach(root), "correct rin.toml, or the network")
+    """Probe a store for what commits, pushes and gc rely on. Leaves nothing behind."""
+    reached = _try(name, lambda: _reach(root), "correct rin.toml, or check the network")
     yield reached
     if not reached.ok:
         return
@@ -137,7 +137,7 @@ def _reach(root: Root) -> str:
         start = time.perf_counter()
         try:
             root.check_format()
-            state = "a store of rin"
+            state = "a rin store"
         except NotFoundError:
             state = "no store yet"
         times.append(time.perf_counter() - start)
@@ -149,16 +149,16 @@ def _reach(root: Root) -> str:
 
 def _race(root: Root) -> str:
     if getattr(root, "single_writer", False):
-        return "one only, as [remote.NAME] single_writer says"
+        return "only one, as set by [remote.NAME] single_writer"
     root.check_exclusive()
-    return "of several racing for a file, exactly one wins: commits are safe"
+    return "exactly one of several racing writers wins: commits are safe"
 
 
 def _clock(root: Root) -> str:
     skew = root.now() - time.time()
     if abs(skew) > _MOST_SKEW:
-        raise StorageError(f"its clock is {skew:+,.0f} s from ours: gc and signatures rely on it")
-    return f"{skew:+.1f} s from ours"
+        raise StorageError(f"its clock is {skew:+,.0f} s off ours: gc and signatures rely on it")
+    return f"{skew:+.1f} s off ours"
 
 
 def _speed(root: Root) -> str:
@@ -172,9 +172,9 @@ def _speed(root: Root) -> str:
     finally:
         root.remove(name)
     if back != data:
-        raise StorageError(f"{root.url} gave back other bytes than it was given")
+        raise StorageError(f"{root.url} did not return the bytes that were written")
     rates = [len(data) / 1e6 / seconds for seconds in (written - start, end - written)]
-    return f"one object of 8 MB: {rates[0]:,.0f} MB/s up, {rates[1]:,.0f} MB/s down"
+    return f"one 8 MB object: {rates[0]:,.0f} MB/s up, {rates[1]:,.0f} MB/s down"
 
 
 def _disk(root: Path) -> Check:

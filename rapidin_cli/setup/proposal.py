@@ -23,7 +23,7 @@ class Base:
     """The model under the adapters.
 
     Attributes:
-        setting: what rin.toml is to say; empty if the adapters name it.
+        setting: the value for rin.toml; empty if the adapters name it.
         place: a folder or a hub name; empty if none is needed.
         why: where that comes from.
     """
@@ -35,10 +35,10 @@ class Base:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What rin.toml would say.
+    """The content of rin.toml.
 
     Attributes:
-        notes: what else was found, and what was chosen among several.
+        notes: what else was found, and which of several was chosen.
     """
 
     data: list[Proposed]
@@ -50,20 +50,20 @@ class Proposal:
 
     @property
     def next(self) -> str:
-        """The command to type once it is written."""
+        """The next command, once it is written."""
         return "rin cache" if self.data and self.checkpoints else "rin status"
 
 
 def propose(
     root: Path, data: Sequence[str], checkpoints: Sequence[str], base: str, template: str
 ) -> Proposal | None:
-    """Look around and return a proposal; None in a folder that is a project already.
+    """Look around and return a proposal; None in a folder that is already a project.
 
     Raises:
-        InputError: no folder, or a data file or a checkpoint that was named cannot be used.
+        InputError: no folder, or a given data file or checkpoint cannot be used.
     """
     if not root.is_dir():
-        raise InputError(f"{root} is no folder", hint="make it first")
+        raise InputError(f"{root} is not a folder", hint="create it first")
     if (root / CONFIG_FILE).exists():
         return None
     found = survey(root)
@@ -75,7 +75,7 @@ def propose(
         named = choose_checkpoints(root, found, notes)
     if not found.complete and not (data and checkpoints):
         notes.append(
-            "this folder is large, and not all was looked at: --data and --checkpoint name files"
+            "this folder is large and was only partly searched: use --data and --checkpoint"
         )
     under = _find_base(root, base, named, found)
     why = "given"
@@ -99,7 +99,7 @@ def _named_checkpoint(root: Path, name: str) -> Proposed:
         return Proposed(name, "given, from the model hub")
     if not any((folder / file).is_file() for file in (ADAPTER_CONFIG, "config.json")):
         raise InputError(
-            f"{folder} has neither {ADAPTER_CONFIG} nor config.json, so it is no checkpoint",
+            f"{folder} has neither {ADAPTER_CONFIG} nor config.json, so it is not a checkpoint",
             hint="rin init --checkpoint FOLDER",
         )
     return Proposed(relative(root, folder), "given")
@@ -122,7 +122,7 @@ def _find_base(root: Path, given: str, named: Sequence[Proposed], found: Survey)
     moved = [path for path in models if path.name == Path(base).name] or models
     if len(moved) == 1:
         here = relative(root, moved[0])
-        return Base(here, here, f"for {base}, which the adapter names and which is not here")
+        return Base(here, here, f"instead of {base}, which the adapter names but is not here")
     return Base("", base, "named by the adapter, but not here: set [model] base in rin.toml")
 
 
@@ -149,7 +149,7 @@ def _guess_template(
     """Chat for conversations, and if the model has a chat template, as training mostly uses it."""
     shapes = {item.about.partition(" ")[0] for item in files}
     if shapes & set(_CONVERSATIONS):
-        return "chat", "the data holds conversations"
+        return "chat", "the data has conversations"
     for place in (*(item.path for item in named), base):
         folder = root / place if (root / place).is_dir() else _downloaded(place)
         if place and folder is not None and _has_chat_template(folder):
@@ -160,7 +160,7 @@ def _guess_template(
 
 
 def _downloaded(name: str) -> Path | None:
-    """Where the hub's own cache has a model's tokenizer; nothing is asked of the hub."""
+    """Where the hub's own cache has a model's tokenizer; the hub is not contacted."""
     if not is_hub_name(name):
         return None
     from huggingface_hub import try_to_load_from_cache
@@ -199,7 +199,7 @@ def describe(root: Path, proposal: Proposal) -> list[str]:
 
 
 def _weights(root: Path, proposal: Proposal) -> str:
-    """What each checkpoint would count in `--checkpoints all`."""
+    """The weight of each checkpoint in `--checkpoints all`."""
     names = [name for name, _ in proposal.checkpoints]
     folders = [root / item.path for _, item in proposal.checkpoints]
     try:

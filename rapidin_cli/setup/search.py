@@ -1,6 +1,6 @@
-"""What lies in a repository: files that may be training data, folders that may be checkpoints.
+"""What a repository contains: files that may be training data, folders that may be checkpoints.
 
-A home folder or a data lake may be a repository too, so all that is looked at is bounded.
+A home folder or a data lake may be a repository too, so the search is bounded.
 """
 
 import json
@@ -52,10 +52,10 @@ class Candidate:
     """A folder that looks like a checkpoint.
 
     Attributes:
-        adapter: an adapter, or else a full model.
-        step: of training, as the Trainer's state or the folder's name says.
+        adapter: whether it is an adapter; otherwise a full model.
+        step: of training, from the Trainer's state or the folder's name.
         run: the folder that holds the checkpoints of one training.
-        weights: its files of tensors; empty if they are pickles, which are not read.
+        weights: its tensor files; empty if they are pickles, which are not read.
     """
 
     path: Path
@@ -66,12 +66,12 @@ class Candidate:
 
     @property
     def trained(self) -> bool:
-        """Whether it was saved by a training, and not fetched as the base of one."""
+        """Whether it was saved by a training run, and not fetched as the base of one."""
         return self.adapter or self.step is not None
 
     @property
     def written(self) -> float:
-        """When its weights were."""
+        """When its weights were written."""
         return max((path.stat().st_mtime for path in self.weights), default=0.0)
 
 
@@ -80,7 +80,7 @@ class Survey:
     """What was found, the most likely first.
 
     Attributes:
-        complete: everything was looked at.
+        complete: whether everything was searched.
     """
 
     data: list[DataFile]
@@ -89,7 +89,7 @@ class Survey:
 
 
 def survey(root: Path) -> Survey:
-    """Look through a folder, nearest first; what cannot be read is not there."""
+    """Search a folder, nearest first; what cannot be read is ignored."""
     walk = _Walk(root)
     files: list[tuple[bool, int, str, Path]] = []
     checkpoints = []

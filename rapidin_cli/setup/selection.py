@@ -1,4 +1,4 @@
-"""What `rin init` takes of what it found: one data file, the checkpoints of one training."""
+"""What `rin init` chooses from what it found: one data file, the checkpoints of one run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ def choose_data(root: Path, found: Survey, notes: list[str]) -> list[Proposed]:
     if others:
         names = [relative(root, other.path) for other in others]
         notes.append(
-            f"data: the largest of {len(found.data)} files that may be it; --data takes others: "
+            f"data: the largest of {len(found.data)} candidates; use --data to choose another: "
             f"{_some(names)}"
         )
     return [Proposed(relative(root, chosen.path), f"{chosen.shape} rows")]
@@ -36,8 +36,8 @@ def choose_checkpoints(root: Path, found: Survey, notes: list[str]) -> list[Prop
     """The newest run: of adapters if there are any (full models are then their bases)."""
     for pickled in [each for each in found.checkpoints if not each.weights]:
         notes.append(
-            f"{relative(root, pickled.path)} has no safetensors, and rin reads no pickles: save "
-            "it with safe_serialization=True"
+            f"{relative(root, pickled.path)} has no safetensors, and rin does not read pickles: "
+            "save it with safe_serialization=True"
         )
     usable = [each for each in found.checkpoints if each.weights]
     pool = (
@@ -54,8 +54,8 @@ def choose_checkpoints(root: Path, found: Survey, notes: list[str]) -> list[Prop
     if len(runs) > 1:
         others = [relative(root, run) for run in runs if run != newest]
         notes.append(
-            f"checkpoints of the newest of {len(runs)} trainings; --checkpoint takes others: "
-            f"{_some(others)}"
+            f"checkpoints: the newest of {len(runs)} training runs; use --checkpoint to choose "
+            f"others: {_some(others)}"
         )
     chosen = _steps(root, runs[newest], notes)
     about = "adapter" if chosen[0].adapter else "full model"
@@ -69,11 +69,11 @@ def choose_checkpoints(root: Path, found: Survey, notes: list[str]) -> list[Prop
 
 
 def _steps(root: Path, run: Sequence[Candidate], notes: list[str]) -> list[Candidate]:
-    """The checkpoints of a training in order, without repeats, and few of many."""
+    """The checkpoints of a training run in order, without repeats, and only a few of many."""
     last = max(each.step or 0 for each in run) + 1
     ordered = sorted(
         run,
-        # The Trainer's last model lies above its checkpoints.
+        # The Trainer's last model is in the folder above its checkpoints.
         key=lambda each: (
             last if each.step is None else each.step,
             each.path == each.run,
@@ -84,16 +84,18 @@ def _steps(root: Path, run: Sequence[Candidate], notes: list[str]) -> list[Candi
     for each in ordered:
         if same := next((other for other in different if _same_weights(each, other)), None):
             here, there = relative(root, each.path), relative(root, same.path)
-            notes.append(f"{here} was left out: it has the weights of {there}")
+            notes.append(f"{here} was skipped: it has the same weights as {there}")
             if same is not different[-1]:
-                notes.append(f"rin asks the last checkpoint; --checkpoint {same.path.name} asks it")
+                notes.append(
+                    f"rin asks the last one; to ask this one: --checkpoint {same.path.name}"
+                )
         else:
             different.append(each)
     if len(different) <= _MOST_CHECKPOINTS:
         return different
     notes.append(
-        f"{_MOST_CHECKPOINTS} of {len(different)} checkpoints, evenly spread: each is cached on "
-        "its own"
+        f"{_MOST_CHECKPOINTS} of {len(different)} checkpoints, evenly spread: each is cached "
+        "separately"
     )
     gap = (len(different) - 1) / (_MOST_CHECKPOINTS - 1)
     return [different[round(number * gap)] for number in range(_MOST_CHECKPOINTS)]
@@ -113,7 +115,7 @@ def _tail(path: Path) -> tuple[int, bytes]:
 
 
 def relative(root: Path, path: Path) -> str:
-    """Return a path from the project, or the whole path of what lies outside."""
+    """Return a path relative to the project, or the whole path if it is outside."""
     try:
         return path.resolve().relative_to(root).as_posix()
     except ValueError:

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = 16 * 2**20
 MAX_PENDING_BYTES = 128 * 2**20
-"""Rows that are computed and not committed yet take no more."""
+"""Rows that are computed but not committed yet take at most this many bytes."""
 
 
 class CachingProgress:
-    """What a run of caching tells whoever watches it; this one says nothing."""
+    """What a caching run reports; this one ignores it."""
 
     def start(self, rows: int, tokens: int) -> None:
-        """Work begins: so many rows and tokens are missing."""
+        """Work begins: this many rows and tokens are missing."""
 
     def ready(self, ready: Ready) -> None:
         """The model is loaded."""
@@ -82,8 +82,8 @@ def make_plan(
     """Compare the data with what is cached.
 
     Args:
-        part: leaves out the other shares; an example's digest decides which is its, so
-            that shares stay the same whatever the order and size of the data.
+        part: leaves out the other shares; an example's digest decides its share, so that
+            shares stay the same whatever the order and size of the data.
     """
     done = set(snapshot.index) if snapshot else set()
     number, count = part
@@ -131,9 +131,9 @@ def cache_rows(
         pool.close()
     if run.failures:
         raise InputError(
-            f"{run.failures[0]} ({len(run.failures)} such); everything else is cached",
+            f"{run.failures[0]} (failures: {len(run.failures)}); everything else is cached",
             hint='try [model] dtype = "float32" or a lower [cache] batch_tokens in rin.toml, '
-            "or look at the row",
+            "or check the row",
         )
     assert snapshot is not None
     return snapshot
@@ -174,7 +174,7 @@ class _Run:
         batch, rows = self._plan.batches[number], self._finished.pop(number)
         if isinstance(rows, Poison):
             names = ", ".join(example.row.id for example in batch[:5])
-            self.failures.append(f"workers died on the batch of rows {names} ({rows.manner})")
+            self.failures.append(f"workers died on the batch with rows {names} ({rows.manner})")
             return
         finite = np.isfinite(rows["loss"]) & np.isfinite(rows["norm"]).all(axis=1)
         for position in np.flatnonzero(~finite):

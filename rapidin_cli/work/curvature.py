@@ -40,7 +40,7 @@ def collect_curvature(
         rows: distinct examples to take, spread by their digests; 0 for all.
         sampled: see `Collector`.
         batch_tokens: padded tokens of a batch.
-        progress: is told (done, all), each example counted twice.
+        progress: called with (done, all); each example counts twice.
 
     Raises:
         WorkerError: a worker died or reported an error.
@@ -99,7 +99,7 @@ class _Pool:
         self._progress = progress
 
     def collect(self, plan: Sequence[Sequence[Example]], sampled: bool) -> list[LayerCurvature]:
-        """Do as `gradients.curvature.collect`."""
+        """Do the same as `gradients.curvature.collect`."""
         count = len(self._members)
         ready = [member.wait_ready() for member in self._members]
         layers = len(ready[0].layout.layers)
@@ -163,7 +163,7 @@ class _Pool:
     def _died(self, member: Member) -> WorkerError:
         return WorkerError(
             f"the worker on {member.job.device} died ({member.buried()}); no curvature was stored",
-            hint="rin curvature again, with fewer --workers or a lower [cache] batch_tokens",
+            hint="run rin curvature again with fewer --workers or a lower [cache] batch_tokens",
         )
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Devices: which there are, which are meant, and in what precision they compute."""
+"""Devices: which exist, which were asked for, and in which precision they compute."""
 
 import os
 import re
@@ -24,7 +24,7 @@ def check_devices(requested: str) -> list[str]:
         alone = name in ("auto", "cpu") and len(names) == 1
         if not alone and not _CUDA.fullmatch(name):
             raise UsageError(
-                f"{requested!r} is no device", hint="give auto, cpu or a list such as cuda:0,cuda:1"
+                f"{requested!r} is not a device", hint="use auto, cpu or a list like cuda:0,cuda:1"
             )
     return names
 
@@ -37,7 +37,7 @@ def choose_devices(requested: str, cpu_workers: int) -> list[tuple[str, int]]:
         cpu_workers: processes when the device is the CPU; the cores are divided.
 
     Raises:
-        UsageError: what is no device. RinError: a device that is not there.
+        UsageError: not a device. RinError: a device that this machine does not have.
     """
     import torch
 
@@ -52,7 +52,7 @@ def choose_devices(requested: str, cpu_workers: int) -> list[tuple[str, int]]:
         if (torch.device(name).index or 0) >= torch.cuda.device_count():
             raise RinError(
                 f"there is no device {name!r} ({torch.cuda.device_count()} CUDA devices found)",
-                hint="give cpu, or leave the option out",
+                hint="use cpu, or omit the option",
             )
     return [(name, 0) for name in names]
 

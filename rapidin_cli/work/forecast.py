@@ -1,4 +1,4 @@
-"""What `rin cache` would take, said before it is spent: rows, bytes, memory and time."""
+"""What `rin cache` would take, known beforehand: rows, bytes, memory and time."""
 
 import time
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _ROUNDS = 2
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run of caching would take.
+    """What a caching run would take.
 
     Attributes:
         checkpoint: its name.

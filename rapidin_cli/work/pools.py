@@ -1,4 +1,4 @@
-"""Who computes rows: this process, processes on its devices, or a Ray cluster."""
+"""What computes rows: this process, processes on its devices, or a Ray cluster."""
 
 import importlib.util
 from collections.abc import Iterator, Sequence
@@ -29,19 +29,19 @@ class InlinePool:
 
 
 def check_executor(executor: str, devices: str = "auto") -> None:
-    """Refuse what cannot be had, before anything else is done.
+    """Refuse what is not available, before anything else is done.
 
     Raises:
-        UsageError: there is no such executor, it is not installed, or takes no devices; or
-            what is no device.
+        UsageError: there is no such executor, it is not installed, or it takes no devices; or
+            not a device.
     """
     check_devices(devices)
     if executor not in (LOCAL, RAY):
         raise UsageError(f"there is no executor {executor!r}", hint=f"choose {LOCAL} or {RAY}")
     if executor == RAY and devices != "auto":
         raise UsageError(
-            "--devices are this machine's, and --executor ray works on a cluster's",
-            hint="leave --devices out; --workers N makes N workers",
+            "--devices are those of this machine, and --executor ray uses those of a cluster",
+            hint="omit --devices; --workers N starts N workers",
         )
     if executor == RAY and importlib.util.find_spec("ray") is None:
         raise UsageError("Ray is not installed", hint='pip install "rapidin[ray]"')

@@ -120,7 +120,7 @@ class Member:
         theirs.close()
 
     def wait_ready(self) -> Ready:
-        """Return what it says once its model is loaded."""
+        """Return its first message, sent once its model is loaded."""
         try:
             message = self.connection.recv()
         except EOFError:
@@ -134,9 +134,9 @@ class Member:
     def _died_loading(self) -> WorkerError:
         self.process.join()
         return WorkerError(
-            f"the worker on {self.job.device} died while it loaded the model "
+            f"the worker on {self.job.device} died while loading the model "
             f"({_manner(self.process.exitcode)})",
-            hint="try a single one: --workers 1",
+            hint="try a single worker: --workers 1",
         )
 
     def send(self, number: int, batches: Sequence[Tokens]) -> None:
@@ -147,7 +147,7 @@ class Member:
             self.connection.send((number, batches[number]))
 
     def buried(self) -> str:
-        """Close what a dead worker leaves and say how it died."""
+        """Clean up after a dead worker and say how it died."""
         if not self.loaded:
             raise self._died_loading()
         self.process.join()
@@ -199,6 +199,6 @@ def _serve(job: Job, connection: Connection, serve: Serve) -> None:
         connection.send(
             WorkerError(
                 f"the worker on {job.device} failed: {type(error).__name__}: {error}",
-                hint=f"report this with the following\n{detail}",
+                hint=f"report this, with the following:\n{detail}",
             )
         )

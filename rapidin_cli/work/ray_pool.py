@@ -30,7 +30,7 @@ from rapidin_storage import StorageError
 
 # Batches that an actor has at once: one to work on, one to go on with.
 _AHEAD = 2
-# So often, a second apart, may an actor that was lost not be back, or fail to load its model.
+# How often, a second apart, a lost actor may still be away, or fail to load its model.
 _PATIENCE = 20
 _ANSWERS_WITHIN = 10.0  # seconds
 
@@ -44,7 +44,7 @@ class _Actor:
         self._place = ray.get_runtime_context().get_node_id()[:8]
 
     def ready(self) -> Ready:
-        """Load the model, of which errors could not be told before; return what is known then."""
+        """Load the model, which may fail; return what is known then."""
         self._worker = self._worker or Worker(self._job)
         return Ready(self._worker.engine.layout, self._worker.engine.skipped)
 
@@ -103,7 +103,7 @@ class RayPool:
         self._failures[number] += 1
         if self._failures[number] > _PATIENCE:
             raise WorkerError(
-                f"a worker on the cluster dies whenever it loads the model: {_first_line(error)}",
+                f"a worker on the cluster keeps dying as it loads the model: {_first_line(error)}",
                 hint="try it there by hand: rin cache --workers 1",
             )
         time.sleep(1)
@@ -112,8 +112,8 @@ class RayPool:
     def run(self, batches: Sequence[Tokens]) -> Iterator[tuple[int, str, Arrays | Poison]]:
         """Yield (batch number, node, rows) as batches are done, in any order.
 
-        The batches of an actor that dies go to whoever is free; a batch on which three have
-        died is yielded as `Poison`.
+        The batches of an actor that dies go to any free one; a batch on which three have died
+        is yielded as `Poison`.
 
         Raises:
             RinError: an actor reported an error, or cannot be kept alive.
@@ -159,10 +159,10 @@ class RayPool:
 
 
 def connect() -> bool:
-    """Connect to the cluster of RAY_ADDRESS, or start one here; say whether there was none yet.
+    """Connect to the cluster of RAY_ADDRESS, or start one here; False if already connected.
 
     Raises:
-        RinError: nobody listens there.
+        RinError: nothing listens there.
     """
     if ray.is_initialized():
         return False
@@ -172,10 +172,10 @@ def connect() -> bool:
 
 
 def result_of(reference: Any) -> Any:
-    """Return what a task or an actor made.
+    """Return the result of a task or an actor.
 
     Raises:
-        RinError, StorageError: what it complained of.
+        RinError, StorageError: as it raised them.
         ray.exceptions.RayActorError: the actor died.
     """
     try:
@@ -187,20 +187,20 @@ def result_of(reference: Any) -> Any:
             raise no_memory(error.cause) from None
         raise WorkerError(
             f"a worker on the cluster failed: {_first_line(error.cause)}",
-            hint=f"report this with the following\n{error}",
+            hint=f"report this, with the following:\n{error}",
         ) from None
     except ray.exceptions.WorkerCrashedError as error:
         raise WorkerError(
-            f"processes on the cluster died whenever they tried a task: {_first_line(error)}",
+            f"processes on the cluster died every time they ran a task: {_first_line(error)}",
             hint="look for the reason in the cluster's logs: ray list tasks",
         ) from None
 
 
 def _check_address(address: str) -> None:
-    """Refuse an address where nobody listens: Ray itself would try for minutes.
+    """Refuse an address where nothing listens: Ray itself would try for minutes.
 
     Raises:
-        RinError: nobody does.
+        RinError: nothing does.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
@@ -210,7 +210,7 @@ def _check_address(address: str) -> None:
     except OSError as error:
         raise RinError(
             f"there is no Ray cluster at {address}: {error.strerror or error}",
-            hint="correct RAY_ADDRESS; without it a cluster is started here",
+            hint="correct RAY_ADDRESS, or unset it to start a cluster here",
         ) from error
 
 

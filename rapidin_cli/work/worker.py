@@ -53,7 +53,7 @@ class Job:
 
 
 class WorkerError(RinError):
-    """A worker failed in a way that trying again will not mend."""
+    """A worker failed in a way that trying again will not fix."""
 
 
 def build_engine(job: Job) -> GradientEngine:
@@ -89,8 +89,8 @@ class Worker:
     def rows(self, tokens: Tokens) -> Arrays:
         """Return the store arrays of a batch.
 
-        It is cut into parts that memory is meant to hold, and those that it does not hold
-        after all are halved.
+        It is cut into parts that should fit in memory; those that do not fit after all are
+        halved.
         """
         count, length = tokens[0].shape
         most = max(1, self.limit // length)
@@ -135,7 +135,7 @@ class Poison:
 
 
 class Pool(Protocol):
-    """Whoever computes rows."""
+    """What computes rows."""
 
     ready: Ready
 

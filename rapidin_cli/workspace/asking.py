@@ -31,17 +31,17 @@ def session(
     """Load checkpoints once, to ask them any number of times.
 
     Args:
-        checkpoint: whom to ask; the last by default.
+        checkpoint: the checkpoint to ask; the last by default.
         checkpoints: several whose scores are added, weighted by their learning rates; an
             empty list means all.
         device: `auto`, `cpu` or `cuda:N`.
-        hold: where cached rows stay after the first question: they are read for each on
-            `disk`, and once into the memory of the `cpu` or the `gpu`.
+        hold: where cached rows stay after the first question: on `disk` they are read for each
+            question; in `cpu` or `gpu` memory they are read once.
         executor: `local`, or `ray`: the cluster of RAY_ADDRESS, or one that is started
             here, scans the cached rows of a single checkpoint.
 
     Raises:
-        UsageError: an executor or a device that cannot be had; a checkpoint named twice.
+        UsageError: an executor or a device is not available; a checkpoint is named twice.
         MissingError: a checkpoint has no cached rows.
     """
     from rapidin_cli.influence.session import Member
@@ -136,7 +136,7 @@ def _chosen(
     several = list(checkpoints)
     if twice := {name for name in several if several.count(name) > 1}:
         raise UsageError(
-            f"checkpoint {sorted(twice)[0]!r} is named twice, and would count twice",
+            f"checkpoint {sorted(twice)[0]!r} is named twice, so it would count twice",
             hint=f"rin retrieve --checkpoints {','.join(dict.fromkeys(several))}",
         )
     return project.checkpoint_settings(several)
@@ -155,7 +155,7 @@ def _check_cluster(hold: str, count: int) -> None:
     if hold != "disk" or count > 1:
         raise UsageError(
             "--executor ray scans the rows of one checkpoint where they are stored",
-            hint="leave out --executor, or --hold and --checkpoints",
+            hint="omit --executor, or --hold and --checkpoints",
         )
     from rapidin_cli.work.ray_pool import connect
 

@@ -27,7 +27,7 @@ class ModelSettings:
     """The `[model]` table.
 
     Attributes:
-        base: the model under an adapter, a folder or a hub name; empty to take the one
+        base: the base model of an adapter, a folder or a hub name; empty to use the one
             that the adapter names.
         dtype: precision of the forward and backward pass: `auto` is bfloat16 where the
             hardware has it. Not part of a cache's identity: it changes rounding only.
@@ -44,7 +44,7 @@ class CheckpointSettings:
     """One `[[checkpoints]]` entry: a name to type, and a folder or hub name.
 
     Attributes:
-        learning_rate: its weight beside others in `--checkpoints`; 0: trainer_state.json says.
+        learning_rate: its weight in `--checkpoints`; 0: see trainer_state.json.
     """
 
     name: str
@@ -69,7 +69,7 @@ class RemoteSettings:
         profile: of the AWS config and credentials files.
         region: of the bucket.
         timeout: seconds without an answer before a request is tried again.
-        single_writer: nobody else writes there: needed where the service cannot refuse to
+        single_writer: only one machine writes there: needed where the service cannot refuse to
             replace a file.
     """
 
@@ -83,11 +83,11 @@ class RemoteSettings:
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """The `[cache]` table: how work is cut; none of it changes what is cached.
+    """The `[cache]` table: how work is divided; none of it changes what is cached.
 
     Attributes:
-        batch_tokens: padded tokens of a batch at most, see `gradients.memory`.
-        commit_seconds: work that a crash can cost.
+        batch_tokens: most padded tokens of a batch, see `gradients.memory`.
+        commit_seconds: the most work that a crash can lose.
         workers: processes on a CPU; their threads share the cores.
     """
 
@@ -101,9 +101,9 @@ class CurvatureSettings:
     """The `[curvature]` table: how `rin curvature` collects it.
 
     Attributes:
-        labels: whose gradients it is of: those of the `data`'s labels (the empirical Fisher
-            matrix), or of labels drawn from the `model`'s predictions (the Fisher matrix).
-        rows: examples to take, spread over the data; 0 for all.
+        labels: which gradients are used: those for the labels of the `data` (the empirical Fisher
+            matrix), or for labels drawn from the `model`'s predictions (the Fisher matrix).
+        rows: examples to use, spread over the data; 0 for all.
     """
 
     labels: Labels = "data"
@@ -116,12 +116,12 @@ class CurvatureSettings:
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """The `[evaluate]` table: how `rin evaluate` trains again.
+    """The `[evaluate]` table: how `rin evaluate` retrains.
 
     Attributes:
         command: your training: `{data}` is a JSONL file of rows, `{output}` the folder where
-            the checkpoint has to be afterwards, `{seed}` a number. Empty for the built-in
-            trainer, which the other settings are for.
+            it must leave the checkpoint, `{seed}` a number. Empty for the built-in trainer,
+            which uses the other settings.
         epochs, batch_rows, learning_rate, seed: of the built-in trainer (AdamW).
     """
 
@@ -180,7 +180,7 @@ def _checked(tables: dict[str, Any]) -> Config:
     for name, remote in config.remote.items():
         if not REMOTE_NAME.fullmatch(name) or not remote.url:
             raise InputError(
-                f"{CONFIG_FILE}: [remote.{name}] needs a url, and a name of letters and digits",
+                f"{CONFIG_FILE}: [remote.{name}] needs a url, and letters and digits as its name",
                 hint=f"correct {CONFIG_FILE}",
             )
     if config.data.max_tokens < 2:
@@ -191,7 +191,7 @@ def _checked(tables: dict[str, Any]) -> Config:
     if unfit := [name for name in names if not is_checkpoint_name(name)]:
         raise InputError(
             f"{CONFIG_FILE}: a checkpoint cannot be called {unfit[0]!r}: --checkpoints takes "
-            "`all` or a list with commas, and NAME@SNAPSHOT is one of its snapshots",
+            "`all` or a list with commas, and NAME@SNAPSHOT means a snapshot",
             hint=f"give it another name in {CONFIG_FILE}",
         )
     if repeated := {name for name in names if names.count(name) > 1}:
@@ -223,7 +223,7 @@ def is_checkpoint_name(name: str) -> bool:
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Lay tables over tables, setting by setting."""
+    """Merge tables; the settings in `above` win."""
     merged = dict(below)
     for name, value in above.items():
         both = isinstance(value, dict) and isinstance(merged.get(name), dict)
@@ -244,7 +244,7 @@ Table = TypeVar("Table")
 
 
 def _build(kind: type[Table], value: Any, where: str) -> Table:
-    """Make a settings dataclass of a TOML table, refusing what it does not know."""
+    """Make a settings dataclass from a TOML table, refusing unknown settings."""
     if not isinstance(value, dict):
         raise _wrong(where, value, "a table")
     hints = typing.get_type_hints(kind)

@@ -1,4 +1,4 @@
-"""`rin diff`: rows added and gone, and how influences moved."""
+"""`rin diff`: rows added and removed, and how influences changed."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -26,9 +26,9 @@ def _sides(project: Workspace, before: str, after: str) -> Sides:
 
 
 def compare_rows(project: Workspace, before: str, after: str) -> dict[str, Any]:
-    """Return which rows one snapshot has and the other has not (`rin.diff/1`).
+    """Return which rows only one of two snapshots has (`rin.diff/1`).
 
-    Rows are known by their example's digest; ids of the data are given where it has them.
+    Rows are identified by their example's digest; ids are given if the data has them.
     """
     (name, old), (other, new) = _sides(project, before, after)
     ids = row_ids(project, {name, other})
@@ -56,7 +56,7 @@ def _side(name: str, snapshot: Snapshot) -> dict[str, Any]:
 
 
 def row_ids(project: Workspace, names: Collection[str]) -> dict[bytes, str]:
-    """Digest -> row id, as far as data and tokenizer are on this machine."""
+    """Digest -> row id, if data and tokenizer are on this machine."""
     ids: dict[bytes, str] = {}
     for name in sorted(names):
         try:
@@ -74,10 +74,10 @@ def _row(digest: bytes, ids: Mapping[bytes, str]) -> dict[str, Any]:
 def compare_influences(
     project: Workspace, before: str, after: str, report: Mapping[str, Any], top: int, device: str
 ) -> list[dict[str, Any]]:
-    """Score a saved result's queries against both snapshots; return how the top moved.
+    """Score a saved result's queries against both snapshots; return how the top changed.
 
-    Every example that is among the `top` of either sign on either side is listed, with its
-    score and rank (1 is the most raising) on both; None where it has no row.
+    Every example among the `top` of either sign in either snapshot is listed, with its score
+    and rank (1 raised the most) in both; None where it has no row.
     """
     (name, old), (other, new) = _sides(project, before, after)
     score = report["score"]["name"]
@@ -106,9 +106,9 @@ def _check_tokens(query: Mapping[str, Any], opened: ProjectCheckpoint) -> None:
         if texts == [token["text"] for token in saved]:
             continue
         raise InputError(
-            f"query {query['id']!r} was saved with another tokenizer than that of checkpoint "
+            f"query {query['id']!r} was saved with a different tokenizer from that of checkpoint "
             f"{opened.name!r}",
-            hint=f"rin retrieve --checkpoint {opened.name} asks it anew",
+            hint=f"rin retrieve --checkpoint {opened.name} asks it again",
         )
 
 
@@ -171,7 +171,7 @@ def diff_lines(found: Mapping[str, Any]) -> list[str]:
         for side in (before, after)
     ]
     lines.append(
-        f"{len(found['added']):,} rows added, {len(found['gone']):,} gone, "
+        f"{len(found['added']):,} rows added, {len(found['gone']):,} removed, "
         f"{found['common']:,} in both"
     )
     for sign, key in (("+", "added"), ("-", "gone")):

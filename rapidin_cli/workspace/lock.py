@@ -38,7 +38,7 @@ def read_lock(root: Path) -> dict[str, LockEntry]:
     """Return the lock's entries by checkpoint name; empty if there is none.
 
     Raises:
-        InputError: not readable, written by another version, or two lines name a checkpoint.
+        InputError: not readable, written by another version, or a checkpoint is named twice.
     """
     try:
         text = (root / LOCK_FILE).read_text(encoding="utf-8")
@@ -46,13 +46,13 @@ def read_lock(root: Path) -> dict[str, LockEntry]:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{LOCK_FILE} is not readable: {error}", hint=f"git checkout {LOCK_FILE}"
+            f"cannot read {LOCK_FILE}: {error}", hint=f"git checkout {LOCK_FILE}"
         ) from None
     if any(line.startswith("<<<<<<< ") for line in text.splitlines()):
         raise InputError(
             f"{LOCK_FILE} has a merge conflict",
-            hint="keep one line of each checkpoint, delete the rest, then rin cache, which brings "
-            "it up to date",
+            hint="keep one line for each checkpoint, delete the rest, then run rin cache, which "
+            "brings it up to date",
         )
     entries: dict[str, LockEntry] = {}
     try:
@@ -66,13 +66,13 @@ def read_lock(root: Path) -> dict[str, LockEntry]:
             if name in entries:
                 raise InputError(
                     f"{LOCK_FILE} names checkpoint {name!r} twice",
-                    hint="delete one of the lines, then rin cache, which brings it up to date",
+                    hint="delete one of the lines, then run rin cache, which brings it up to date",
                 )
             entries[name] = _checked(LockEntry(**line))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(
-            f"{LOCK_FILE} is not what this version of rin writes",
-            hint="restore it from git, or delete it and run rin cache, which writes it anew",
+            f"{LOCK_FILE} does not have the format of this version of rin",
+            hint="restore it from git, or delete it and run rin cache, which writes a new one",
         ) from None
     return entries
 
@@ -86,11 +86,11 @@ def _checked(entry: LockEntry) -> LockEntry:
 
 
 def write_lock(root: Path, entries: dict[str, LockEntry]) -> None:
-    """Write the lock: a line a checkpoint, in the order of their names.
+    """Write the lock: one line per checkpoint, sorted by name.
 
     No line depends on its neighbours, as it would with the commas of one JSON document, and
-    an empty line follows each, so that git merges what two branches did to different
-    checkpoints (it takes changes of adjacent lines for a conflict).
+    an empty line follows each, so that git merges changes of two branches to different
+    checkpoints (it treats changes of adjacent lines as a conflict).
     """
     lines: list[dict[str, Any]] = [{"format": LOCK_FORMAT}]
     for name in sorted(entries):

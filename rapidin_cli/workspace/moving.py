@@ -15,7 +15,7 @@ class Moved:
     """What a push or pull did for one cache.
 
     Attributes:
-        names: the checkpoints that it belongs to; the cache-id if none.
+        names: the checkpoints that it belongs to; if none, the cache-id.
         locked: whether the target now has the snapshot that rin.lock names; None if
             rin.lock names none.
     """
@@ -34,18 +34,18 @@ def push(
     progress: Callable[[str], TransferProgress] = lambda _: TransferProgress(),
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[Moved]:
-    """Copy the caches of checkpoints to a remote: what it lacks, and then the commits.
+    """Copy the caches of checkpoints to a remote: the objects that it lacks, then the commits.
 
     Args:
         remote: its name; the only one, or `origin`, by default.
         names: checkpoints; all by default.
         every: copy all caches of the store.
         progress: makes a watcher for a cache.
-        tell: is told of checkpoints that were left out.
+        tell: called with a message for each checkpoint that was skipped.
 
     Raises:
         MissingError: nothing is cached here for a checkpoint.
-        StorageError: something could not be copied; what was, stays.
+        StorageError: something could not be copied; what was copied stays.
     """
     return _move(project, remote, names, True, every, progress, tell)
 
@@ -81,15 +81,15 @@ def _move(
         source, target = target, source
     if source.url == target.url:
         raise UsageError(
-            f"the store of this project is {remote} itself: nothing has to be copied",
+            f"the store of this project is {remote} itself, so there is nothing to copy",
             hint="rin cache and rin retrieve work on it directly",
         )
-    hint = "" if pushing else "rin push, where it was cached; or rin cache here"
+    hint = "" if pushing else "run rin push where it was cached, or rin cache here"
     project.places.need_store(source, hint)
     wanted, unknown = project.cache_ids(names)
     if unknown and (names or not (wanted or every)):
         error = next(iter(unknown.values()))
-        raise InputError(f"rin.lock names no cache of it, and {error.message}", hint=error.hint)
+        raise InputError(f"rin.lock has no cache for it, and {error.message}", hint=error.hint)
     if every:
         wanted |= {c: c[:12] for c in list_caches(source) if c not in wanted}
     pinned = {entry.cache: entry.snapshot for entry in read_lock(project.root).values()}
@@ -108,9 +108,9 @@ def _move(
         place = "this store" if pushing else f"remote {remote!r} ({source.url})"
         raise MissingError(
             f"{place} has nothing cached for {', '.join(missing) or 'any checkpoint'}"
-            + ("; the others are copied" if done else ""),
-            hint="rin cache" if pushing else "rin push, where it was cached; or rin cache here",
+            + ("; the others were copied" if done else ""),
+            hint="rin cache" if pushing else "run rin push where it was cached, or rin cache here",
         )
     for name, error in unknown.items():
-        tell(f"checkpoint {name} was left out: it is not in rin.lock, and {error.message}")
+        tell(f"checkpoint {name} was skipped: it is not in rin.lock, and {error.message}")
     return done

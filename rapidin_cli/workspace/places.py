@@ -21,12 +21,12 @@ from rapidin_storage.roots import FORMAT_FILE, FORMAT_MARK
 
 
 class Places:
-    """The store of a project and its remotes; nothing is asked of them before it is needed.
+    """The store of a project and its remotes; none is contacted before it is needed.
 
     Args:
         folder: the project's.
         config: names the remotes, and the store unless it is given.
-        store: name of a remote, URL or folder in place of `[storage] root`.
+        store: name of a remote, URL or folder to use instead of `[storage] root`.
 
     Attributes:
         store: where caches are written.
@@ -71,7 +71,7 @@ class Places:
         return choose(self._config, name)
 
     def remote(self, name: str) -> Root:
-        """Return a remote's root; of the one that `choose` takes.
+        """Return the root of the remote that `choose` returns.
 
         Raises:
             InputError: there is none of that name, or it cannot be opened.
@@ -82,7 +82,7 @@ class Places:
         return root
 
     def place(self, remote: str) -> tuple[Root, list[Root]]:
-        """Return the store, or a remote if it is named, and the others that may have what it lacks.
+        """Return the store, or the named remote, and the others that may have what it lacks.
 
         Raises:
             InputError: as `remote`.
@@ -94,17 +94,17 @@ class Places:
         return root, [other for other in others if other.url != root.url]
 
     def need_store(self, root: Root, hint: str = "", *, mend: bool = False) -> None:
-        """Refuse a place that has no store, or one of a newer program.
+        """Refuse a place without a store, or with one written by a newer program.
 
         Args:
-            hint: how it comes to hold something.
-            mend: write a damaged format mark anew.
+            hint: how to create one.
+            mend: rewrite a damaged format mark.
 
         Raises:
             MissingError, FormatError, CorruptError
         """
         if root is self.store:
-            hint = "rin pull; or rin cache" if self.upstreams else "rin cache"
+            hint = "rin pull, or rin cache" if self.upstreams else "rin cache"
         try:
             root.check_format()
         except NotFoundError as error:
@@ -121,8 +121,8 @@ class Places:
     def newest(self, cache_id: str) -> Snapshot | None:
         """Return the newest snapshot of a cache: the store's, else the first remote's.
 
-        Objects that are not on this machine are read from where they are, verified, and
-        kept in `.rin`.
+        Objects that are not on this machine are read from the remotes, verified, and kept in
+        `.rin`.
 
         Raises:
             StorageError: the store cannot be read; or it has no snapshot, and a remote that may

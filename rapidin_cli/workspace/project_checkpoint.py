@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 
 class ProjectCheckpoint:
-    """One checkpoint with its data and its caches; what costs time is done when it is needed.
+    """One checkpoint with its data and its caches; slow work is done when it is needed.
 
     Args:
         folder, config, places, fingerprints: the project's.
         settings: its entry in rin.toml.
-        skip_bad: leave unusable rows out instead of stopping.
+        skip_bad: skip unusable rows instead of stopping.
 
     Raises:
-        InputError: its folder is missing or is no checkpoint.
+        InputError: its folder is missing or not a checkpoint.
     """
 
     def __init__(
@@ -98,11 +98,11 @@ class ProjectCheckpoint:
         return self._places.cache(cache_name(self.curvature_identity))
 
     def newest(self) -> Snapshot | None:
-        """Return the newest snapshot of its rows: the store's, else a remote's, read through."""
+        """Return the newest snapshot of its rows, from the store or else from a remote."""
         return self._places.newest(self.cache.id)
 
     def snapshot(self) -> Snapshot:
-        """Do as `newest`, where there has to be one.
+        """Do the same as `newest`, but there must be one.
 
         Raises:
             MissingError: nothing is cached for it yet.
@@ -114,7 +114,7 @@ class ProjectCheckpoint:
         return self._places.newest(self.curvature_cache.id)
 
     def has_curvature(self) -> bool:
-        """Say whether its curvature is in the store, or rin.lock names it: no remote is asked."""
+        """Whether its curvature is in the store or in rin.lock; no remote is contacted."""
         cache = self.curvature_cache
         if cache.log.latest() is not None:
             return True
@@ -164,7 +164,7 @@ class ProjectCheckpoint:
         Args:
             snapshot: of its rows; the newest by default.
             hold: see `LoadedCheckpoint`.
-            executor: who scans cached rows, `local` or `ray`.
+            executor: what scans cached rows, `local` or `ray`.
         """
         from rapidin_cli.gradients.optimizer_state import second_moments
         from rapidin_cli.influence import scan
@@ -210,7 +210,7 @@ def there(snapshot: Snapshot | None, name: str) -> Snapshot:
     """
     if snapshot is None:
         raise MissingError(
-            f"nothing is cached for checkpoint {name!r} with the settings of {CONFIG_FILE}",
+            f"nothing is cached for checkpoint {name!r} with the settings in {CONFIG_FILE}",
             hint=f"rin cache {name}",
         )
     return snapshot

@@ -25,8 +25,8 @@ def open_place(place: str, config: Config, folder: Path) -> Root:
     """Open the name of a remote, an fsspec URL, or a folder relative to the project.
 
     Raises:
-        InputError: no filesystem for that URL is installed, or a word names neither a remote
-            nor a folder.
+        InputError: no filesystem for that URL is installed, or the name is neither a remote nor
+            a folder.
     """
     if place in config.remote:
         return open_remote(place, config.remote[place], folder)
@@ -39,8 +39,8 @@ def open_place(place: str, config: Config, folder: Path) -> Root:
     path = folder / Path(place).expanduser()
     if REMOTE_NAME.fullmatch(place) and not path.is_dir():
         raise InputError(
-            f"there is neither a remote nor a folder {place!r}",
-            hint=f"rin remote add {place} URL, or write ./{place} for a new folder",
+            f"{place!r} is neither a remote nor a folder",
+            hint=f"rin remote add {place} URL, or use ./{place} for a new folder",
         )
     return _open(str(path), f"the store {place!r}", {})
 
@@ -50,10 +50,10 @@ def _same(url: str, place: str) -> bool:
 
 
 def open_remote(name: str, settings: RemoteSettings, folder: Path) -> Root:
-    """Open a remote; nothing is asked of it yet.
+    """Open a remote without contacting it yet.
 
     Raises:
-        InputError: no filesystem for its URL is installed, or a setting is not for it.
+        InputError: no filesystem for its URL is installed, or a setting does not apply to it.
     """
     _check_url(settings.url, f"remote {name!r}")
     if settings.endpoint_url and not settings.endpoint_url.startswith(("http://", "https://")):
@@ -67,7 +67,7 @@ def open_remote(name: str, settings: RemoteSettings, folder: Path) -> Root:
         options = {key: getattr(settings, key) for key in (*_S3_SETTINGS, "timeout")}
     elif used := [key for key in _S3_SETTINGS if getattr(settings, key)]:
         raise InputError(
-            f"{CONFIG_FILE}: [remote.{name}] {used[0]} is for S3, and its url is {settings.url}",
+            f"{CONFIG_FILE}: [remote.{name}] {used[0]} is for S3, but its url is {settings.url}",
             hint=f"correct {CONFIG_FILE}",
         )
     if "://" not in settings.url:
@@ -83,12 +83,12 @@ def _check_url(url: str, what: str) -> None:
     authority = rest.partition("/")[0]
     if scheme and ":" in authority.rpartition("@")[0]:
         raise InputError(
-            f"the url of {what} holds credentials, which do not belong into {CONFIG_FILE}",
-            hint="leave them out: the AWS chain has them (AWS_PROFILE, ~/.aws/credentials)",
+            f"the url of {what} contains credentials, which do not belong in {CONFIG_FILE}",
+            hint="remove them; they come from the AWS chain (AWS_PROFILE, ~/.aws/credentials)",
         )
     if not rest or (url.startswith(_S3) and not authority):
         raise InputError(
-            f"the url of {what} names no place: {url!r}", hint="for example s3://BUCKET/PREFIX"
+            f"the url of {what} has no location: {url!r}", hint="for example s3://BUCKET/PREFIX"
         )
 
 
@@ -98,7 +98,7 @@ def _open(place: str, what: str, options: dict[str, Any]) -> Root:
     except (ImportError, ValueError) as error:
         raise InputError(
             f"{what} cannot be opened: {error}",
-            hint=f"install what it names, or correct {CONFIG_FILE}",
+            hint=f"install the package that it names, or correct {CONFIG_FILE}",
         ) from None
 
 
@@ -115,7 +115,7 @@ def choose(config: Config, name: str) -> str:
     if name and name not in config.remote:
         known = ", ".join(config.remote)
         raise InputError(
-            f"there is no remote {name!r} (there are: {known})", hint=f"rin remote add {name} URL"
+            f"there is no remote {name!r} (remotes: {known})", hint=f"rin remote add {name} URL"
         )
     if name or len(config.remote) == 1:
         return name or next(iter(config.remote))
@@ -130,7 +130,7 @@ def add_remote(folder: Path, config: Config, name: str, settings: RemoteSettings
     """Append a `[remote.NAME]` table to rin.toml.
 
     Raises:
-        UsageError: a bad name, or one that is taken. InputError: its URL cannot be opened.
+        UsageError: a bad name, or one already in use. InputError: its URL cannot be opened.
     """
     if not REMOTE_NAME.fullmatch(name):
         raise UsageError(
@@ -138,8 +138,8 @@ def add_remote(folder: Path, config: Config, name: str, settings: RemoteSettings
         )
     if name in config.remote:
         raise UsageError(
-            f"there is a remote {name!r} already: {config.remote[name].url}",
-            hint=f"rin remote remove {name}, or give another name",
+            f"remote {name!r} already exists: {config.remote[name].url}",
+            hint=f"rin remote remove {name}, or use another name",
         )
     open_remote(name, settings, folder)
     given = {"url": settings.url} | {
@@ -155,7 +155,7 @@ def add_remote(folder: Path, config: Config, name: str, settings: RemoteSettings
 
 
 def remove_remote(folder: Path, config: Config, name: str) -> None:
-    """Take a `[remote.NAME]` table out of rin.toml; what the remote holds stays.
+    """Remove a `[remote.NAME]` table from rin.toml; the remote keeps its content.
 
     Raises:
         InputError: there is none of that name, or it is not written in the usual way.
@@ -163,7 +163,7 @@ def remove_remote(folder: Path, config: Config, name: str) -> None:
     choose(config, name)
     if config.storage.root == name:
         raise UsageError(
-            f"remote {name!r} is where this project's store is",
+            f"remote {name!r} is this project's store",
             hint=f"change [storage] root in {CONFIG_FILE} first",
         )
     text = (folder / CONFIG_FILE).read_text(encoding="utf-8-sig")
@@ -173,7 +173,7 @@ def remove_remote(folder: Path, config: Config, name: str) -> None:
     if name not in expected.get("remote", {}):
         raise InputError(
             f"remote {name!r} is not in {CONFIG_FILE} but in {LOCAL_CONFIG}",
-            hint=f"take it out of {LOCAL_CONFIG} by hand",
+            hint=f"remove it from {LOCAL_CONFIG} by hand",
         )
     expected["remote"].pop(name)
     if not expected.get("remote"):
@@ -194,7 +194,7 @@ def _rewrite(folder: Path, text: str, expected: dict[str, Any]) -> None:
         good = False
     if not good:
         raise InputError(
-            f"{CONFIG_FILE} is written in a way that this cannot change safely",
+            f"{CONFIG_FILE} is written in a way that rin cannot change safely",
             hint=f"edit [remote] in {CONFIG_FILE} by hand",
         )
     write_whole(path, text)

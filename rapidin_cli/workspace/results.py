@@ -28,8 +28,8 @@ class Results:
     def save(self, report: Mapping[str, Any]) -> Path:
         """Write a report, whole or not at all, readable by its owner only.
 
-        Where that cannot be done (a full disk, a folder of somebody else) it goes on, and
-        `unsaved` says why: the answer is there, and may have taken minutes.
+        If that fails (a full disk, somebody else's folder), it goes on, and `unsaved` says why:
+        the answer exists, and may have taken minutes.
         """
         from rapidin_cli.report.view import dump
 
@@ -43,7 +43,7 @@ class Results:
         return path
 
     def page(self, report: Mapping[str, Any]) -> Path:
-        """Return where the page of a report goes that is only to be looked at."""
+        """Return the path for a page of a report that is only to be viewed."""
         # The id of a file that somebody sent may be a path.
         name = report["id"] if _ID.fullmatch(str(report.get("id"))) else "report"
         folder = self._folder.with_name("pages")
@@ -56,7 +56,7 @@ class Results:
         return [path.stem for path in paths]
 
     def load(self, reference: str = "") -> dict[str, Any]:
-        """Return a saved report: the newest, or the one whose id begins so, or a JSON file.
+        """Return a saved report: the newest, one by the start of its id, or a JSON file.
 
         Raises:
             MissingError: no such result. InputError: the file is not a report.
@@ -65,12 +65,12 @@ class Results:
         if reference.endswith(".json"):
             path = Path(reference)
         elif not names:
-            raise MissingError("no result is saved here", hint="rin retrieve --prompt TEXT")
+            raise MissingError("there are no saved results", hint="rin retrieve --prompt TEXT")
         else:
             matching = [name for name in names if name.startswith(reference)]
             if not matching:
                 raise MissingError(
-                    f"no saved result begins with {reference!r}",
+                    f"no saved result has an id that starts with {reference!r}",
                     hint=f"rin report {names[-1]} is the newest",
                 )
             path = self._folder / f"{matching[-1]}.json"
@@ -84,7 +84,7 @@ class Results:
             raise InputError(f"{path} is not a rin report", hint=_NEWEST)
         if place := lacking(report):
             raise InputError(
-                f"{path} is not a whole report of this version of rin: it lacks {place}",
-                hint="ask again: rin retrieve",
+                f"{path} is not a complete report of this version of rin: it lacks {place}",
+                hint="run rin retrieve again",
             )
         return report

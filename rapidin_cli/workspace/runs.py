@@ -1,4 +1,4 @@
-"""Work on a project's checkpoints: rows fetched or computed, curvature collected, rin.lock kept."""
+"""Work on a project's checkpoints: fetch or compute rows, collect curvature, update rin.lock."""
 
 from __future__ import annotations
 
@@ -61,28 +61,28 @@ def cache(
 ) -> list[Cached]:
     """Compute and commit the rows that are missing; return what was done.
 
-    Rows that a remote has are fetched and not computed.
+    Rows that a remote has are fetched, not computed.
 
     Args:
         names: checkpoints; all by default.
         devices: `auto`, `cpu` or `cuda:0,cuda:1`.
         workers: processes, when the device is the CPU.
-        skip_bad: leave unusable rows out instead of stopping.
-        part: which share of the rows is this run's, for job arrays.
+        skip_bad: skip unusable rows instead of stopping.
+        part: this run's share of the rows, for job arrays.
         fetch: look for missing rows on the remotes first.
-        executor: `local`, or `ray`: actors on the cluster of RAY_ADDRESS, so many as
+        executor: `local`, or `ray`: actors on the cluster of RAY_ADDRESS, as many as
             `workers`, or one on each of its GPUs.
-        tell: is told what remotes delivered.
+        tell: called with a message about what remotes had.
         progress: makes a watcher for a checkpoint.
 
     Raises:
-        UsageError: an executor that cannot be had.
-        RinError: bad data or settings; or a remote, which may have rows, cannot be asked.
+        UsageError: the executor is not available.
+        RinError: bad data or settings; or a remote that may have rows cannot be reached.
         StorageError: the store cannot be read or written.
     """
     check_executor(executor, devices)
     done = []
-    read_lock(project.root)  # what cannot be written at the end is better known now
+    read_lock(project.root)  # a broken lock is better found now than at the end
     for opened in _each(project, names, skip_bad):
         snapshot = opened.cache.snapshot()
         plan = _plan(opened, snapshot, part)
@@ -90,11 +90,11 @@ def cache(
             snapshot = opened.cache.snapshot()
             plan = _plan(opened, snapshot, part)
         if not plan.batches and snapshot is None:
-            tell(f"{opened.name}: there is no row to compute")
+            tell(f"{opened.name}: there are no rows to compute")
             continue
         if plan.batches or snapshot is None or not snapshot.has_group:
             watch = progress(opened.name)
-            # What a cluster has, it knows itself.
+            # A cluster knows its own devices.
             jobs = opened.jobs(devices if executor == LOCAL else "cpu", workers)
             snapshot = _compute(project, opened, plan, jobs, watch, executor)
         _lock(project, opened, snapshot)
@@ -113,7 +113,7 @@ def forecast(
 ) -> Iterator[Forecast]:
     """Yield what `cache`, with the same arguments, would take for each checkpoint.
 
-    Loads each model that there is work for and computes a few rows, which are not kept.
+    Loads each model that has rows to compute, and computes a few of them, which are not kept.
     """
     from rapidin_cli.work.forecast import forecast as of_one
 
@@ -138,8 +138,8 @@ def curvature(
 
     Args:
         names, devices, workers, skip_bad: see `cache`.
-        again: collect anew what is there already.
-        progress: is told (checkpoint, done, all).
+        again: collect it again even if it exists.
+        progress: called with (checkpoint, done, all).
     """
     check_devices(devices)
     for opened in _each(project, names, skip_bad):
@@ -158,7 +158,7 @@ def _curvature_of(
     again: bool,
     progress: Callable[[int, int], None],
 ) -> tuple[CollectedCurvature, bool]:
-    """Return a checkpoint's curvature, collected if there is none; and whether it was."""
+    """Return a checkpoint's curvature, and whether it was newly collected."""
     from rapidin_cli.gradients import stored_curvature
     from rapidin_cli.work.curvature import collect_curvature
     from rapidin_cli.work.worker import build_engine
@@ -200,7 +200,7 @@ def _compute(
     progress: CachingProgress,
     executor: str,
 ) -> Snapshot:
-    """Compute and commit rows. rin.lock is to name even what an interrupted run committed."""
+    """Compute and commit rows. rin.lock must name even what an interrupted run committed."""
     about = {"rin": __version__, "checkpoint": opened.name}
     settings, identity = _settings(opened), opened.identity
     try:
@@ -213,7 +213,7 @@ def _compute(
 
 
 def _fetch(project: Workspace, opened: ProjectCheckpoint, tell: Tell) -> bool:
-    """Bring what remotes have of a cache into the store; say whether any had something."""
+    """Copy what remotes have of a cache into the store; return whether any had something."""
     fetched = False
     for name in project.config.remote:
         root = project.places.remote(name)
@@ -227,18 +227,18 @@ def _fetch(project: Workspace, opened: ProjectCheckpoint, tell: Tell) -> bool:
             kind = InputError if isinstance(error, AccessError) else RinError
             mend = f"rin verify --repair --remote {name}" if damaged else "rin doctor"
             raise (MissingError if damaged else kind)(
-                f"remote {name} cannot give the rows that it may have: {error}",
-                hint=f"{mend}; or rin cache --no-pull, to compute them here",
+                f"cannot fetch rows that remote {name} may have: {error}",
+                hint=f"{mend}; or rin cache --no-pull to compute them here",
             ) from error
         if done.commits and done.snapshot is not None:
             fetched = True
             rows = done.snapshot.commit.rows
-            tell(f"{opened.name}: {rows:,} rows are here with those of {name}")
+            tell(f"{opened.name}: fetched from {name}; {rows:,} rows are here now")
     return fetched
 
 
 def _lock(project: Workspace, opened: ProjectCheckpoint, snapshot: Snapshot) -> None:
-    # Other parts of a job array may have gone on, and written the lock already.
+    # Other parts of a job array may have continued, and written the lock already.
     snapshot = opened.cache.snapshot() or snapshot
     entries = read_lock(project.root)
     entries[opened.name] = LockEntry(
@@ -254,7 +254,7 @@ def _lock(project: Workspace, opened: ProjectCheckpoint, snapshot: Snapshot) -> 
 
 
 def _locked_curvature(before: LockEntry | None, opened: ProjectCheckpoint) -> str:
-    """The curvature that belongs to a line of rin.lock: what it said, or what is here."""
+    """The curvature for a line of rin.lock: the one that it had, or the one that is here."""
     if before is not None and before.fingerprint == opened.fingerprint and before.curvature:
         return before.curvature
     cache = opened.curvature_cache

@@ -15,11 +15,11 @@ from rapidin_storage.sync import compare
 
 _STANDS = {
     "equal": "has the same",
-    "lacks": "lacks snapshots of here",
+    "lacks": "lacks snapshots that are here",
     "more": "has more",
     "apart": "has other snapshots, and lacks some",
-    "empty": "has nothing of it",
-    "unreachable": "cannot be asked",
+    "empty": "has none of it",
+    "unreachable": "cannot be reached",
 }
 
 
@@ -29,20 +29,20 @@ class CheckpointStatus:
 
     Attributes:
         name: as in rin.toml.
-        cached: examples of the data that have a row; all rows where the data is not here.
+        cached: examples of the data that have a row; all rows if the data is not here.
         missing: examples that have none.
         gone: cached rows whose example is no longer in the data.
         bad: unusable rows of the data.
         snapshot: number of the newest snapshot; None if nothing is cached.
         place: where it was found: `here`, or the name of a remote.
         elsewhere: its objects that are not on this machine (`rin gc --local`).
-        remotes: name -> how it stands to the store: `equal`, `lacks` snapshots of the
-            store, has `more`, has gone `apart` (both), `empty`, or `unreachable`.
-        reasons: name -> why a remote cannot be asked.
-        locked: rin.lock says what the store holds.
+        remotes: name -> how it compares with the store: `equal`, `lacks` snapshots of the
+            store, has `more`, has diverged (`apart`), `empty`, or `unreachable`.
+        reasons: name -> why a remote cannot be reached.
+        locked: rin.lock matches the store.
         promised: rin.lock names a snapshot that is not in the store.
-        next: the command that mends what is not up to date; empty if all is.
-        problem: why something could not be found out, or empty.
+        next: the command that fixes what is not up to date; empty if everything is.
+        problem: why something could not be determined, or empty.
     """
 
     name: str
@@ -67,7 +67,7 @@ class CheckpointStatus:
             where = "" if self.place == "here" else f" in {self.place}, not here"
             parts.append(f"{self.cached:,} rows cached{where}")
         if self.elsewhere:
-            parts.append(f"{self.elsewhere:,} objects on a remote only")
+            parts.append(f"{self.elsewhere:,} objects only on a remote")
         if self.gone:
             parts.append(f"{self.gone:,} cached rows are no longer in the data")
         if self.bad:
@@ -107,7 +107,7 @@ class ProjectStatus:
 
     @property
     def next(self) -> str:
-        """The command for the first thing that is not up to date; empty if all is."""
+        """The command for the first thing that is not up to date; empty if everything is."""
         steps = [c.next for c in self.checkpoints if c.next]
         missing = [c for c in self.checkpoints if c.next == f"rin cache {c.name}"]
         if steps and len(missing) == len(self.checkpoints):
@@ -131,10 +131,10 @@ class ProjectStatus:
 def project_status(project: Workspace, *, offline: bool = False) -> ProjectStatus:
     """Compare data, checkpoints, lock, store and remotes.
 
-    What is wrong with one checkpoint, or with one remote, does not hide the others.
+    A problem with one checkpoint, or with one remote, does not hide the others.
 
     Args:
-        offline: ask no remote.
+        offline: contact no remote.
     """
     lock = read_lock(project.root)
     found = []
@@ -155,7 +155,7 @@ def project_status(project: Workspace, *, offline: bool = False) -> ProjectStatu
 def _from_lock(
     project: Workspace, name: str, entry: LockEntry | None, error: InputError, *, offline: bool
 ) -> CheckpointStatus:
-    """What can be said where the model or the data is not here: rin.lock says which cache."""
+    """What is known without the model or the data: rin.lock says which cache to look at."""
     snapshot, place = None, "here"
     stands: dict[str, tuple[str, str]] = {}
     if entry is not None:
@@ -193,7 +193,7 @@ def _newest(project: Workspace, cache_id: str, *, offline: bool) -> tuple[Snapsh
 
 
 def _stands(project: Workspace, cache: Cache) -> dict[str, tuple[str, str]]:
-    """How each remote stands to the store, and why it cannot be asked."""
+    """How each remote compares with the store, and why it cannot be reached."""
     others = {n: r for n, r in project.places.remotes.items() if r.url != project.places.store.url}
     stands = {other: _stand(cache, Cache(root, cache.id)) for other, root in others.items()}
     return stands | {n: ("unreachable", why.message) for n, why in project.places.unusable.items()}
@@ -275,7 +275,7 @@ def _next(
     missing: int,
     here: bool,
 ) -> str:
-    """Return the command that mends the first thing that is not up to date."""
+    """Return the command that fixes the first thing that is not up to date."""
     more = [remote for remote, state in remotes.items() if state in ("more", "apart")]
     less = [remote for remote, state in remotes.items() if state in ("lacks", "apart", "empty")]
     if more and (missing or not here or not less):
@@ -283,7 +283,7 @@ def _next(
     if promised and unasked:
         return f"rin pull {unasked[0]}"
     if promised and remotes:
-        return f"rin push where it was cached, then rin pull here; or rin cache {name}"
+        return f"run rin push where it was cached, then rin pull here; or rin cache {name}"
     if missing or not locked:
         return f"rin cache {name}"
     if less:

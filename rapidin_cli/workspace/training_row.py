@@ -22,7 +22,7 @@ def row_facts(opened: ProjectCheckpoint, identity: str) -> dict[str, Any]:
     if example is None:
         raise InputError(
             f"no training row has the id {identity!r}",
-            hint="ids are those of the data, FILE:LINE, or the beginning of a digest",
+            hint="use an id from the data, FILE:LINE, or the start of a digest",
         )
     snapshot = opened.newest()
     slot = snapshot.index.get(example.digest) if snapshot else None

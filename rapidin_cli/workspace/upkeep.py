@@ -1,4 +1,4 @@
-"""The store kept in order: `rin verify`, `rin gc`, `rin log`."""
+"""Store maintenance: `rin verify`, `rin gc`, `rin log`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _REPAIRS = 4
 
 @dataclass(frozen=True)
 class Checked:
-    """What `rin verify` found, and with `repair` did.
+    """What `rin verify` found and, with `--repair`, did.
 
     Attributes:
         found: before any repair.
@@ -44,10 +44,10 @@ def check(
     mend: bool = False,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Checked:
-    """Verify every cache of the store, or of a remote; mend what can be mended.
+    """Verify every cache of the store, or of a remote; repair what can be repaired.
 
-    What `rin gc --local` dropped here is well kept on a remote; a remote itself has to have
-    everything.
+    Objects that `rin gc --local` deleted here are fine if a remote has them; a remote itself
+    must have everything.
 
     Raises:
         NotFoundError, FormatError, StorageError: there is no store, or it cannot be read.
@@ -71,22 +71,22 @@ def check(
 
 
 def _need_all(project: Workspace, others: Sequence[Root]) -> None:
-    """Refuse to repair while a remote, which may have what is lost, cannot be asked.
+    """Refuse to repair while a remote that may have the lost objects cannot be reached.
 
-    One on a network says so itself. A folder that is not mounted looks like an empty one.
+    One on a network reports that itself. A folder that is not mounted looks like an empty one.
     """
     if project.places.unusable:
         raise next(iter(project.places.unusable.values()))
     for other in others:
         if isinstance(other, LocalRoot) and not other.folder.is_dir():
             raise MissingError(
-                f"{other.url} does not exist, so what it may hold cannot be used for the repair",
-                hint="mount it, or take that remote out of rin.toml",
+                f"{other.url} does not exist, so the repair cannot use what it may contain",
+                hint="mount it, or remove that remote from rin.toml",
             )
 
 
 def garbage(project: Workspace, remote: str = "", *, grace: float = GRACE) -> tuple[Root, Garbage]:
-    """Find what no commit of the store, or of a remote, names."""
+    """Find what no commit of the store, or of a remote, refers to."""
     root, _ = project.places.place(remote)
     project.places.need_store(root)
     return root, find_garbage(root, grace)
@@ -109,7 +109,7 @@ def drop(project: Workspace, remote: str = "", *, remove: bool) -> Dropped:
     if project.places.store.shared:
         raise UsageError(
             f"the store of this project is {project.places.store.url} itself, not a copy",
-            hint="rin gc removes what nothing needs there",
+            hint="rin gc removes what nothing there needs",
         )
     name = project.places.choose(remote)
     there = project.places.remote(name)
@@ -141,6 +141,6 @@ def history(project: Workspace, name: str, remote: str = "") -> list[Commit]:
     hint = (
         f"rin cache {name}"
         if remote or not project.places.upstreams
-        else f"rin pull; or rin cache {name}"
+        else f"rin pull, or rin cache {name}"
     )
     raise MissingError(f"nothing is cached for checkpoint {name!r} in {root.url}", hint=hint)

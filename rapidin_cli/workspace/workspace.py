@@ -1,4 +1,4 @@
-"""A project as its folder holds it; `rapidin_cli.api.Project` adds what can be done with it."""
+"""A project folder and its content; `rapidin_cli.api.Project` adds what can be done with it."""
 
 import contextlib
 from collections.abc import Sequence
@@ -20,9 +20,7 @@ from rapidin_cli.workspace.project_checkpoint import ProjectCheckpoint, there
 from rapidin_cli.workspace.results import Results
 from rapidin_storage import Cache, NotFoundError, Snapshot
 
-_IGNORE = (
-    "# All of this can be made again or pulled; rin.toml and rin.lock are what to commit.\n*\n"
-)
+_IGNORE = "# All of this can be recreated or pulled; commit rin.toml and rin.lock instead.\n*\n"
 
 
 class Workspace:
@@ -33,7 +31,7 @@ class Workspace:
         store: see `Places`.
 
     Attributes:
-        config: rin.toml, and what `.rin/config.local.toml` says instead.
+        config: rin.toml, overridden by `.rin/config.local.toml`.
         places: the store and the remotes.
         results: the saved reports.
     """
@@ -92,10 +90,10 @@ class Workspace:
         )
 
     def cache_ids(self, names: Sequence[str] = ()) -> tuple[dict[str, str], dict[str, InputError]]:
-        """Return cache-id -> checkpoint names, and checkpoint -> why its cache is not known.
+        """Return cache-id -> checkpoint names, and checkpoint -> why its cache is unknown.
 
-        What rin.lock says comes first, so that a machine that has neither model nor data can
-        copy and look at caches.
+        rin.lock comes first, so that a machine with neither model nor data can copy and inspect
+        caches.
         """
         lock = read_lock(self.root)
         found: dict[str, list[str]] = {}
@@ -117,9 +115,9 @@ class Workspace:
     def resolve_snapshot(self, reference: str = "") -> tuple[str, Snapshot]:
         """Return checkpoint name and snapshot of `NAME`, `NAME@SNAPSHOT` or `@SNAPSHOT`.
 
-        A snapshot is given by its number or by the beginning of its tree; without one it
-        is the newest, and without a name the last checkpoint of rin.toml. Where there is no
-        model, rin.lock says which cache.
+        A snapshot is given by its number or by the start of its tree; the default is the newest,
+        and the default checkpoint is the last one in rin.toml. Without a model, rin.lock says
+        which cache.
 
         Raises:
             MissingError: nothing is cached. InputError: there is no such snapshot.

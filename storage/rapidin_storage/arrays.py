@@ -96,7 +96,7 @@ def group_document(attributes: Mapping[str, Any]) -> Document:
 
 
 def check_group(data: bytes) -> None:
-    """Refuse a group's zarr.json that no writer makes.
+    """Refuse a group's zarr.json that no writer would write.
 
     Raises:
         ValueError: it is not JSON, or not a plain group with attributes.
@@ -109,11 +109,11 @@ def check_group(data: bytes) -> None:
             return
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
-    raise ValueError("the group's metadata is not what a writer makes")
+    raise ValueError("the group's metadata is not what a writer would write")
 
 
 def check_documents(documents: Any, slots: int, chunk_rows: int) -> dict[str, Document]:
-    """Return the arrays' zarr.json, if they are what a writer makes: the file may be mangled.
+    """Return the arrays' zarr.json, if a writer would write them: the file may be damaged.
 
     Raises:
         ValueError, KeyError, TypeError, AttributeError: they are not; or one chunk would
@@ -131,23 +131,23 @@ def check_documents(documents: Any, slots: int, chunk_rows: int) -> dict[str, Do
             and chunk_rows * spec.row_bytes <= _MAX_CHUNK_BYTES
         )
         if not good:
-            raise ValueError(f"array {name} is not described as arrays of a cache are")
+            raise ValueError(f"the metadata of array {name} is not that of a cache's array")
     if ArraySpec.of(documents[DIGEST]) != ArraySpec("uint8", (32,)):
         raise ValueError("digests are 32 bytes")
     return dict(documents)
 
 
 def check_content(document: Document, data: bytes | memoryview, what: str) -> None:
-    """Refuse a chunk that does not say that it unpacks into what its array's chunk is.
+    """Refuse a chunk that does not claim to unpack to the size of its array's chunks.
 
     Raises:
-        ValueError: it is no such zstd frame; decoding it could take any memory.
+        ValueError: it is not such a zstd frame; decoding it could take any amount of memory.
     """
     chunk = document["chunk_grid"]["configuration"]["chunk_shape"][0]
     expected = chunk * ArraySpec.of(document).row_bytes
     claimed = zstd_content_size(data)
     if claimed != expected:
-        raise ValueError(f"{what} does not unpack to {expected} bytes (it says {claimed})")
+        raise ValueError(f"{what} does not unpack to {expected} bytes (it claims {claimed})")
 
 
 def decode_content(document: Document, data: bytes, what: str) -> bytes:

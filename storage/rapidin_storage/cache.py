@@ -55,7 +55,7 @@ class Cache:
         return None if commit is None else Snapshot(self.objects, commit)
 
     def find(self, reference: str) -> Snapshot:
-        """Return the snapshot with that number, or whose tree begins so (8 digits or more).
+        """Return a snapshot by its number, or by the start of its tree (8 digits or more).
 
         Raises:
             NotFoundError: there is none.

@@ -180,7 +180,7 @@ class CommitLog:
         self._folder = f"caches/{cache_id}/log"
 
     def path(self, number: int) -> str:
-        """Where a commit lies, relative to the root."""
+        """Path of a commit, relative to the root."""
         return f"{self._folder}/{number:08d}.json"
 
     def numbers(self) -> list[int]:
@@ -189,7 +189,7 @@ class CommitLog:
         return sorted(int(match.group(1)) for match in matches if match)
 
     def read(self, number: int) -> Commit:
-        """Return one commit; `NotFoundError` or `CorruptError` if it cannot be had."""
+        """Return one commit; `NotFoundError` or `CorruptError` if it cannot be read."""
         path = self.path(number)
         where = f"commit {number} of cache {self.cache_id[:12]} ({self.root.url}/{path})"
 
@@ -205,7 +205,7 @@ class CommitLog:
         return each(self.read, wanted, shared=self.root.shared)
 
     def damaged(self, number: int) -> str:
-        """Where a repair puts a commit file that cannot be read."""
+        """Path to which a repair moves an unreadable commit file."""
         return f"caches/{self.cache_id}/damaged/{number:08d}.json"
 
     def latest(self) -> Commit | None:
@@ -214,7 +214,7 @@ class CommitLog:
         return self.read(numbers[-1]) if numbers else None
 
     def has_tree(self, tree: str) -> bool:
-        """Say whether the log has, or has merged, the snapshot of a tree."""
+        """Whether the log has, or has merged, the snapshot of a tree."""
         latest = self.latest()
         if latest is not None and latest.tree == tree:
             return True

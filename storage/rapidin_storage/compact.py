@@ -1,4 +1,4 @@
-"""Closing holes: rows of half-empty chunks are put together into full ones."""
+"""Closing holes: rows of half-empty chunks are merged into full ones."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -62,7 +62,7 @@ def _try_compact(cache: Cache, base: Snapshot) -> bool:
             encoded = encode_chunk(part, specs, size)
             chunks.append({name: cache.objects.put(data) for name, data in encoded.items()})
     if held != commit.rows:
-        raise CorruptError(f"{base} has {held} rows and not {commit.rows}, as its commit says")
+        raise CorruptError(f"{base} has {held} rows, not the {commit.rows} that its commit names")
     manifest = Manifest(cache.objects, [], 0, set(specs)).with_chunks(dict(enumerate(chunks)))
     return cache.log.append(
         replace(

@@ -26,7 +26,7 @@ class Part:
     chunk: int
 
     def describe(self, commit: Commit) -> str:
-        """Say what the object is, for people."""
+        """Describe the object, for people."""
         where = f"snapshot {commit.number} of cache {commit.cache[:12]}"
         if self.array == PAGE:
             return f"manifest page {self.chunk} of {where}"
@@ -36,7 +36,7 @@ class Part:
         return f"{self.array} of rows {start:,} to {stop - 1:,} of {where}"
 
     def slots(self, commit: Commit) -> tuple[int, int]:
-        """The slots that need the object: all, for what is not a chunk's."""
+        """The slots that need the object: all of them, unless it belongs to a chunk."""
         if self.array in (PAGE, GROUP):
             return 0, commit.slots
         start = self.chunk * commit.chunk_rows
@@ -61,11 +61,11 @@ def parts(
         seen: digests that are left out, with all that a page of that digest lists; those
             that are yielded are added.
         lost: digests that were given up; left out in the same way.
-        broken: is told of a page that cannot be read, instead of an error.
+        broken: called for a page that cannot be read, instead of raising an error.
         manifest: the commit's, should pages of it be loaded already.
 
     Raises:
-        NotFoundError, CorruptError: a page cannot be had.
+        NotFoundError, CorruptError: a page cannot be read.
     """
     seen = set() if seen is None else seen
     manifest = manifest or commit.manifest(objects)

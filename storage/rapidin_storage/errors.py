@@ -8,7 +8,7 @@ class StorageError(Exception):
 
 
 class AccessError(StorageError):
-    """The place refuses us: no or wrong credentials, no such bucket. Trying again is no use."""
+    """The place refuses us: no or wrong credentials, no such bucket. Retrying will not help."""
 
     code = "access"
 
@@ -26,7 +26,7 @@ class NotFoundError(StorageError):
 
 
 class CorruptError(StorageError):
-    """Bytes are there but are not what their name or the format says."""
+    """Bytes exist but do not match their name or the format."""
 
     code = "corrupt"
 

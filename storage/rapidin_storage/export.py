@@ -1,4 +1,4 @@
-"""A plain copy of a snapshot for programs that know Zarr and nothing of us."""
+"""A plain copy of a snapshot for programs that know only Zarr."""
 
 import shutil
 import tempfile
@@ -24,7 +24,7 @@ def export_zarr(
         NotFoundError, CorruptError: the snapshot lacks or has damaged what it names.
     """
     if folder.exists():
-        raise StorageError(f"{folder} exists already")
+        raise StorageError(f"{folder} already exists")
     store = CacheStore.at(snapshot)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

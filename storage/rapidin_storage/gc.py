@@ -148,7 +148,7 @@ def _check_apart(root: Root, remote: Root) -> None:
     root.write(path, b"here")
     try:
         if remote.entry(path) is not None:
-            raise StorageError(f"{root.url} and {remote.url} are one place: nothing was dropped")
+            raise StorageError(f"{root.url} and {remote.url} are the same: nothing was deleted")
     finally:
         root.remove(path)
 

@@ -58,7 +58,7 @@ class LocalRoot(Root):
             return file.read(size if at_most is None else min(size, at_most))
 
     def read_into(self, path: str, buffer: memoryview) -> os.stat_result:
-        """Fill a buffer with a file of its size; of another, nothing is read.
+        """Fill a buffer with a file of the same size; a file of another size is not read.
 
         Returns:
             The file's status as it was before.
@@ -69,7 +69,7 @@ class LocalRoot(Root):
             while status.st_size == len(buffer) != done:
                 count = file.readinto(buffer[done:])
                 if not count:
-                    raise StorageError(f"{self.url}/{path} became shorter while it was read")
+                    raise StorageError(f"{self.url}/{path} became shorter while being read")
                 done += count
             return status
 
@@ -133,7 +133,7 @@ class LocalRoot(Root):
             return False
         try:
             os.utime(self._path(path))
-        except OSError:  # removed meanwhile, or another user's: then it is written anew
+        except OSError:  # removed meanwhile, or another user's: then it is written again
             return False
         return True
 

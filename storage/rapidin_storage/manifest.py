@@ -81,7 +81,7 @@ class Manifest:
         """Return the chunks of a page, read once.
 
         Raises:
-            NotFoundError, CorruptError: it cannot be had, or is not what the commit says.
+            NotFoundError, CorruptError: it cannot be read, or does not match the commit.
         """
         with self._lock:  # many chunks at once want the same page
             if number not in self._loaded:
@@ -93,9 +93,9 @@ class Manifest:
         where = f"manifest page {number} ({ref.digest})"
         chunks = decode_page(self._objects.get(ref, where), number * PAGE_CHUNKS, where)
         if len(chunks) != min(PAGE_CHUNKS, self.chunk_count - number * PAGE_CHUNKS):
-            raise CorruptError(f"{where} has {len(chunks)} chunks, not what its commit says")
+            raise CorruptError(f"{where} has {len(chunks)} chunks, unlike its commit")
         if any(chunk.keys() != self.names for chunk in chunks):
-            raise CorruptError(f"{where} lacks arrays that its commit has, or has others")
+            raise CorruptError(f"{where} has different arrays from its commit")
         return chunks
 
     def chunk(self, index: int) -> ChunkRefs:

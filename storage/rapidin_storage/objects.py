@@ -35,7 +35,7 @@ class ObjectRef(NamedTuple):
         match value:
             case [str(digest), int(size)] if _DIGEST.match(digest) and 0 <= size < 2**48:
                 return cls(digest, size)
-        raise CorruptError(f"{where} holds something that is not an object reference")
+        raise CorruptError(f"{where} contains something that is not an object reference")
 
 
 def canonical_json(value: Any) -> bytes:
@@ -46,17 +46,17 @@ def canonical_json(value: Any) -> bytes:
 
 
 def is_digest(text: str) -> bool:
-    """Say whether a text is a SHA-256 in lower-case hex."""
+    """Whether a text is a SHA-256 in lower-case hex."""
     return bool(_DIGEST.match(text))
 
 
 def object_path(digest: str) -> str:
-    """Where the object of that digest lies, relative to the root."""
+    """Path of the object with that digest, relative to the root."""
     return f"{OBJECTS}/{digest[:2]}/{digest}"
 
 
 def reread(root: Root, read: Callable[[], Result]) -> Result:
-    """Read again what arrived damaged over a network, before its source is blamed."""
+    """Read again what arrived damaged over a network, before blaming its source."""
     for _ in range(_READS - 1 if root.shared else 0):
         with contextlib.suppress(CorruptError):
             return read()
@@ -102,7 +102,7 @@ class ObjectStore:
             return self._get_upstream(ref, what)
 
     def get_into(self, ref: ObjectRef, buffer: memoryview, what: str = "object") -> None:
-        """Do as `get` into a buffer of the object's size.
+        """Do the same as `get`, into a buffer of the object's size.
 
         A file of a folder that has not changed since it was verified is not hashed again.
         """
@@ -111,7 +111,7 @@ class ObjectStore:
         buffer[:] = self.get(ref, what)
 
     def _read_file(self, root: LocalRoot, ref: ObjectRef, buffer: memoryview, what: str) -> bool:
-        """Fill the buffer; say whether the file is there."""
+        """Fill the buffer; return whether the file exists."""
         try:
             status = root.read_into(object_path(ref.digest), buffer)
         except NotFoundError:
@@ -157,4 +157,4 @@ class ObjectStore:
             count = self.root.size(object_path(ref.digest))
             raise CorruptError(f"{corrupt} has {count} bytes instead of {ref.size}")
         if hashlib.sha256(data).hexdigest() != ref.digest:
-            raise CorruptError(f"{corrupt} has bytes of another SHA-256")
+            raise CorruptError(f"{corrupt} has a different SHA-256")

@@ -90,7 +90,7 @@ class FsspecRoot(Root):
                 try:
                     return bytes(self._fs.cat_file(self._path(path), **limits))
                 except Exception as error:
-                    if s3.code(error) == "InvalidRange":  # no byte to be had: an empty object
+                    if s3.code(error) == "InvalidRange":  # there are no bytes: an empty object
                         return b""
                     # Who has not answered at all for so long was asked several times already.
                     silent = time.monotonic() - start > self._patience
@@ -195,7 +195,7 @@ class FsspecRoot(Root):
             yield self._entry(found[name])
 
     def credentials(self) -> str:
-        """Say where the credentials come from; empty where none are needed."""
+        """Return where the credentials come from; empty if none are needed."""
         return s3.credentials_source(self._options) if self._is_s3 else ""
 
 
@@ -216,8 +216,8 @@ def open_root(location: str | os.PathLike[str], **options: Any) -> Root:
         location: folder or URL.
         options: for S3 `endpoint_url`, `profile`, `region` and `timeout` (seconds without
             an answer before a request is tried again); else the fsspec filesystem's own.
-            `name` is what messages call it by. `single_writer` promises that nobody else
-            writes there, and spares the check that concurrent writers are safe.
+            `name` is its name in messages. `single_writer` promises that nobody else writes
+            there, and skips the check that concurrent writers are safe.
 
     Raises:
         ImportError, ValueError: no filesystem of that protocol is installed or known.

@@ -1,4 +1,4 @@
-"""Mending what a check has found."""
+"""Repairing what a check has found."""
 
 import contextlib
 import errno
@@ -26,9 +26,9 @@ class Repaired:
 
     Attributes:
         fetched: objects and commits that came from a remote.
-        rows: rows that are gone from the newest snapshot, for `rin cache` to compute again.
+        rows: rows removed from the newest snapshot, for `rin cache` to compute again.
         given_up: objects and commits of the log that nobody has any more.
-        digests: of those rows, as far as their digests could still be read.
+        digests: of those rows, if their digests could still be read.
     """
 
     fetched: int
@@ -38,7 +38,7 @@ class Repaired:
 
 
 def repair(cache: Cache, problems: Sequence[Problem], upstreams: Sequence[Root]) -> Repaired:
-    """Fetch what a remote has; take the rows that nobody has out of the newest snapshot.
+    """Fetch what a remote has; remove the rows that nobody has from the newest snapshot.
 
     Damaged commit files are set aside under `damaged/`. Check again afterwards: a page that
     was fetched may show more.
@@ -55,7 +55,7 @@ def repair(cache: Cache, problems: Sequence[Problem], upstreams: Sequence[Root])
             fetched += 1
         else:
             left.append(problem)
-    # Fetching may have taken long: another repair, or writer, may have mended the rest.
+    # Fetching may have taken long: another repair, or writer, may have fixed the rest.
     left = [problem for problem in left if not _is_mended(cache, problem)]
     commits = [problem for problem in left if problem.part is None]
     digests = {problem.part.ref.digest for problem in left if problem.part is not None}
@@ -69,7 +69,7 @@ def repair(cache: Cache, problems: Sequence[Problem], upstreams: Sequence[Root])
 
 
 def _is_mended(cache: Cache, problem: Problem) -> bool:
-    """Say whether a problem is none any more: another repair, or a pull, was faster."""
+    """Whether a problem is already fixed: another repair, or a pull, was faster."""
     try:
         commit = cache.log.read(problem.commit)
         if problem.part is not None:
@@ -86,7 +86,7 @@ def _is_mended(cache: Cache, problem: Problem) -> bool:
 
 
 def _is_damage(error: StorageError) -> bool:
-    """Tell damage from what cannot be read just now, or not by us: that condemns no object."""
+    """Whether an error means damage, and not that the object just cannot be read now or by us."""
     unreadable = getattr(error.__cause__, "errno", None) == errno.EIO
     return unreadable or isinstance(error, (NotFoundError, CorruptError))
 
@@ -109,10 +109,10 @@ def _fetch(cache: Cache, problem: Problem, upstream: Root) -> bool:
 
 
 def _fetch_commit(log: CommitLog, upstream: CommitLog, number: int) -> bool:
-    """Take the same commit from a remote, if its neighbours here say that it is the same.
+    """Take the same commit from a remote, if its neighbours here show that it is the same.
 
-    The newest has no successor that names it: then its pages have to be here, since what
-    another writer committed under that number is for a pull to bring.
+    The newest has no successor that names it: then its pages must be here, since fetching
+    what another writer committed under that number is the task of a pull.
     """
     try:
         found = upstream.read(number)
@@ -149,7 +149,7 @@ def _give_up(cache: Cache, digests: set[str]) -> tuple[int, frozenset[bytes]]:
     """Commit a snapshot without the chunks that need lost objects.
 
     Returns:
-        How many rows are lost, and the digests of those of which they can be read.
+        How many rows are lost, and their digests, where they can be read.
     """
     base = cache.log.latest()
     if base is None:
@@ -218,7 +218,7 @@ def _kept_chunks(cache: Cache, base: Commit, digests: set[str]) -> dict[int, Chu
                 continue
             with contextlib.suppress(StorageError):
                 rows = _row_digests(objects, refs)
-                # A hole of a repair since then: its rows may have been computed anew.
+                # A hole of a repair since then: its rows may have been computed again.
                 if not rows & held:
                     kept[index] = refs
                     held |= rows

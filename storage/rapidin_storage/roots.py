@@ -1,4 +1,4 @@
-"""A root: where one store lives, and the few ways of reading and writing that it rests on.
+"""A root: where one store lives, and the few ways of reading and writing that it relies on.
 
 `read`, `write` (whole file or nothing) and `create` (whole file, only if absent) are all
 that commits need. Locally they are temporary file + fsync + rename or hard link;
@@ -32,7 +32,7 @@ FRESH = GRACE / 2
 """Seconds: an object that was written longer ago is written again before it is relied on."""
 
 PROBES = "probes"
-"""Folder of files that only try something out; gc removes those that were left."""
+"""Folder of files that only test something; gc removes any that were left."""
 
 _RACERS, _ROUNDS = 3, 3
 
@@ -76,10 +76,10 @@ class Root(ABC):
 
     @abstractmethod
     def create(self, path: str, data: bytes) -> bool:
-        """Put the whole file there if nothing is; say whether this call did it.
+        """Put the whole file there if nothing exists; return whether this call did it.
 
-        Of any number of racing callers exactly one gets True. One whose reply was lost and
-        who tried again may get False for its own file: read it back to know.
+        Exactly one of any number of racing callers gets True. One whose reply was lost and
+        that tried again may get False for its own file: read it back to know.
         """
 
     @abstractmethod
@@ -108,7 +108,7 @@ class Root(ABC):
 
     @abstractmethod
     def refresh(self, path: str, size: int) -> bool:
-        """Say whether a file of that size is there and counts as just written.
+        """Whether a file of that size exists and now counts as just written.
 
         If not, the caller writes it (again): gc spares what is younger than its grace.
         """
@@ -165,14 +165,14 @@ class Root(ABC):
         self.check_format(create=True)
 
     def check_exclusive(self, *, race: bool = True) -> None:
-        """Try what the safety of concurrent commits rests on: that `create` never replaces.
+        """Test what the safety of concurrent commits relies on: that `create` never replaces.
 
         Args:
             race: let several writers try at once, which also finds a filesystem that looks
-                first and then writes; else one after the other.
+                first and then writes; otherwise one after the other.
 
         Raises:
-            StorageError: several won, or another's bytes are there than the winner's.
+            StorageError: several won, or the file does not have the winner's bytes.
         """
         names = [probe_path() for _ in range(_ROUNDS if race else 1)]
         bodies = [f"writer {number}".encode() for number in range(_RACERS)]
@@ -185,7 +185,7 @@ class Root(ABC):
                     found = self.read(name, 64)
                     if sum(won) > 1 or found not in (bodies if winner is None else [winner]):
                         raise StorageError(
-                            f"{self.url} let {sum(won)} of {_RACERS} writers create one file: "
+                            f"{self.url} let {sum(won)} of {_RACERS} writers create the same file: "
                             "commits of concurrent writers would be lost there"
                         )
         finally:

@@ -1,4 +1,4 @@
-"""What is particular to S3: options, retries, and what its errors mean."""
+"""What is specific to S3: options, retries, and the meaning of its errors."""
 
 from functools import cache
 from typing import Any
@@ -60,7 +60,7 @@ def filesystem_options(
 
 @cache
 def transport_errors() -> tuple[type[Exception], ...]:
-    """What comes up from below s3fs when there is no S3 answer at all."""
+    """The errors from below s3fs when S3 does not answer at all."""
     try:
         from aiohttp import ClientError
         from botocore.exceptions import BotoCoreError
@@ -70,7 +70,7 @@ def transport_errors() -> tuple[type[Exception], ...]:
 
 
 def cut_short(error: BaseException) -> bool:
-    """Say whether a reply may have ended within its body: that botocore does not try again."""
+    """Whether a reply may have ended within its body: botocore does not retry that."""
     return isinstance(error, transport_errors()) and type(error).__name__ not in _NO_CONNECTION
 
 
@@ -81,10 +81,10 @@ def code(error: BaseException) -> str:
 
 
 def refusal(error: BaseException, place: str, options: dict[str, Any]) -> AccessError | None:
-    """Return what a refusal that trying again will not mend should be, or None."""
+    """Return the error for a refusal that trying again will not fix, or None."""
     if code(error) in ("NoSuchBucket", "InvalidBucketName"):
         where = options.get("endpoint_url") or "AWS"
-        return NoBucketError(f"there is no bucket of {place} at {where}")
+        return NoBucketError(f"cannot find the bucket of {place} at {where}")
     sentence = _refusal(error, place, options)
     return AccessError(sentence) if sentence else None
 
@@ -97,19 +97,19 @@ def _refusal(error: BaseException, place: str, options: dict[str, Any]) -> str:
         return f"no credentials for {place}: {credentials_source(options)}"
     if code(error) in _REFUSED or isinstance(error, PermissionError):
         reason = " ".join(str(error).split()) or "access denied"
-        return f"{place} refused the credentials of {credentials_source(options)}: {reason}"
+        return f"{place} refused the credentials from {credentials_source(options)}: {reason}"
     return ""
 
 
 def unreachable(error: BaseException, place: str, options: dict[str, Any]) -> str:
-    """Return the sentence for a service that cannot be connected to, or ''."""
+    """Return the message for a service that cannot be connected to, or ''."""
     if type(error).__name__ in _NO_CONNECTION:
         return f"cannot reach {place}: no connection to {options.get('endpoint_url') or 'AWS'}"
     return ""
 
 
 def credentials_source(options: dict[str, Any]) -> str:
-    """Say which source of the AWS chain gives the credentials, never what they are."""
+    """Return which source of the AWS chain gives the credentials, never what they are."""
     import botocore.session
     from botocore.exceptions import BotoCoreError
 

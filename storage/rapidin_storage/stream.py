@@ -94,7 +94,7 @@ class _Reader:
             ref, into = refs[name], buffers[name]
             what = f"{chunk_key(name, number, into.ndim)} of {self._commit}"
             if ref.size > 2 * into.nbytes + 4096:
-                raise CorruptError(f"{what} is said to take {ref.size} bytes packed")
+                raise CorruptError(f"{what} claims to take {ref.size} bytes packed")
             packed = self._room(ref.size)
             self._objects.get_into(ref, packed, what)
             try:

@@ -1,8 +1,8 @@
-"""Bringing a cache of one root into another: what `rin push` and `rin pull` do.
+"""Copying a cache of one root into another: what `rin push` and `rin pull` do.
 
 Objects first, then commits. Where the target's newest tree is in the source's history,
 the source's commits are repeated on the target, byte for byte if the logs are the same.
-Where both went their own ways, the source's rows are merged into the target as a set.
+Where the two have diverged, the source's rows are merged into the target as a set.
 """
 
 import random
@@ -28,13 +28,13 @@ _SMALL = 64 * 2**10
 
 
 class TransferProgress:
-    """What a transfer tells whoever watches it; this one says nothing."""
+    """What a transfer reports; this one ignores it."""
 
     def start(self, objects: int, size: int) -> None:
-        """So many objects of so many bytes in all are to be there."""
+        """This many objects, of this many bytes in all, must be there in the end."""
 
     def advance(self, size: int, *, copied: bool) -> None:
-        """One of them is: copied, or there already."""
+        """One of them is there: copied, or there already."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Synced:
     Attributes:
         snapshot: the target's newest.
         commits: how many were added to its log.
-        merged: whether the logs had gone different ways.
+        merged: whether the logs had diverged.
     """
 
     snapshot: Snapshot | None
@@ -54,12 +54,12 @@ class Synced:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How the logs of one cache in two places stand to one another.
+    """How the logs of one cache in two places compare.
 
     Attributes:
         ahead: commits of the source that the target lacks, oldest first; with `diverged`
-            those since they parted are not known, and it holds the newest alone.
-        behind: the source's newest tree is in the target's history, which went on.
+            those since they parted are unknown, and it holds only the newest.
+        behind: the source's newest tree is in the target's history, which has continued.
         diverged: neither has the other's newest tree.
     """
 
@@ -74,7 +74,7 @@ class Comparison:
 
 
 def compare(source: Cache, target: Cache) -> Comparison:
-    """Compare two logs of one cache, reading as few commits as will do."""
+    """Compare two logs of one cache, reading as few commits as possible."""
     newest, theirs = source.log.latest(), target.log.latest()
     if newest is None:
         return Comparison(behind=theirs is not None)
@@ -93,10 +93,10 @@ def compare(source: Cache, target: Cache) -> Comparison:
 
 
 def _since(cache: Cache, commit: Commit) -> list[Commit] | None:
-    """Return the commits of a log that have more than a commit's tree; None if it has not that.
+    """Return the commits of a log after a commit's tree; None if the log does not have it.
 
-    What one place has given up since then, the other may have: then they have parted, until
-    one merges the other.
+    If one place has given up rows since then, the other may have them: then the two have
+    diverged, until one merges the other.
     """
     numbers = cache.log.numbers()
     if commit.number in numbers and cache.log.read(commit.number).tree == commit.tree:
@@ -118,17 +118,17 @@ def _since(cache: Cache, commit: Commit) -> list[Commit] | None:
 def synchronise(
     source: Cache, target: Cache, progress: TransferProgress | None = None, *, refill: bool = False
 ) -> Synced:
-    """Bring everything of a cache in `source` into `target`.
+    """Copy everything of a cache in `source` into `target`.
 
     May be stopped at any instant and run again: what was copied is not copied again.
 
     Args:
-        refill: where the logs are equal, copy the objects of the newest snapshot that the
-            target has been relieved of (`rin gc --local`).
+        refill: where the logs are equal, copy the objects of the newest snapshot that were
+            deleted from the target (`rin gc --local`).
 
     Raises:
-        NotFoundError, CorruptError: the source lacks or has damaged what it names.
-        AccessError, StorageError: one of both cannot be reached, read or written.
+        NotFoundError, CorruptError: an object that the source names is missing or damaged.
+        AccessError, StorageError: one of the two cannot be reached, read or written.
         ConflictError: other writers to the target won every attempt.
     """
     progress = progress or TransferProgress()

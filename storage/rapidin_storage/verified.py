@@ -1,9 +1,9 @@
-"""Which files of a folder have been found to be what their names say, and not changed since.
+"""Which files of a folder were found to match their names, and have not changed since.
 
 Hashing is slower than everything else that a scan does, and a folder's files are hashed when
 they are written. So a scan hashes a file the first time it reads it, and again when its inode,
-size or times are others (any write moves its ctime). `verify` hashes always: only that finds
-bytes that a disk has changed on its own.
+size or times differ (any write changes its ctime). `verify` always hashes: only that finds bytes
+that a disk has changed on its own.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ _MAX_BYTES = 32 * 2**20
 
 
 def state(status: os.stat_result) -> str:
-    """Return what tells one state of a file from another."""
+    """Return what distinguishes one state of a file from another."""
     return f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
@@ -30,9 +30,9 @@ def settled(status: os.stat_result) -> bool:
 
 
 class Verified:
-    """Lines of `digest state` in a file that is only appended to; the last of a digest counts.
+    """Lines of `digest state` in an append-only file; the last line of a digest counts.
 
-    Losing it costs time and nothing else: who cannot read it or write to it hashes again.
+    Losing it costs only time: a process that cannot read or write it hashes again.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -22,7 +22,7 @@ class Problem:
     Attributes:
         message: what and where, in a sentence.
         cache: cache-id.
-        commit: number of the commit that is damaged or names what is.
+        commit: number of the commit that is damaged, or that names the damaged object.
         part: the object; None if the commit itself is damaged.
         current: whether the newest snapshot needs it.
     """
@@ -41,7 +41,7 @@ class Verdict:
     Attributes:
         objects, size: how many objects were checked, of how many bytes.
         elsewhere: objects that are not here, but in a remote.
-        problems: what is wrong; empty if all is well.
+        problems: what is wrong; empty if nothing is.
     """
 
     cache: str
@@ -62,9 +62,9 @@ def verify(
     """Check the log and every object of all snapshots of a cache.
 
     Args:
-        upstreams: where objects may be that are missing here.
-        quick: look only whether they are there, in full size.
-        advance: is told the bytes of each object checked.
+        upstreams: remotes that may have objects that are missing here.
+        quick: only check that they exist, in full size.
+        advance: called with the bytes of each object checked.
     """
     verdict = Verdict(cache.id)
     objects = ObjectStore(cache.root)
@@ -111,7 +111,7 @@ def verify(
 
 
 def check_object(objects: ObjectStore, part: Part, commit: Commit, *, quick: bool) -> None:
-    """Raise `NotFoundError` or `CorruptError` if an object is not there, whole."""
+    """Raise `NotFoundError` or `CorruptError` if an object is missing or damaged."""
     ref, what = part.ref, part.describe(commit)
     if not quick:
         data = objects.get(ref, what)

@@ -84,8 +84,8 @@ class CacheWriter:
         about: JSON about the writing program, kept in each commit.
 
     Raises:
-        StorageError: the root cannot be written, lets several writers create one file, or
-            holds a cache of other arrays.
+        StorageError: the root cannot be written, lets several writers create the same file,
+            or has a cache with other arrays.
     """
 
     def __init__(
@@ -109,13 +109,13 @@ class CacheWriter:
         if self.base is not None:
             self._check_base(self.base)
             if hashlib.sha256(self._group).hexdigest() == self.base.commit.group.digest:
-                self._objects.put(self._group)  # should it have been lost, here it is again
+                self._objects.put(self._group)  # again, in case it was lost
             self._digests = set(self.base.index)
             self._take_tail(self.base)
 
     def _check_base(self, base: Snapshot) -> None:
         if base.commit.specs != self.arrays:
-            raise StorageError(f"{base} has other arrays than the rows to be added")
+            raise StorageError(f"{base} has different arrays from the rows to be added")
 
     def _take_tail(self, base: Snapshot) -> None:
         commit = base.commit
@@ -132,7 +132,7 @@ class CacheWriter:
         return sum(len(chunk) - chunk.inherited for chunk in self._pending)
 
     def add(self, rows: Rows) -> int:
-        """Add rows, leaving out those whose digest is there already; return how many were new.
+        """Add rows, except those whose digest already exists; return how many were new.
 
         Full chunks are stored at once, so that `commit` has little left to do.
 
@@ -273,7 +273,7 @@ class CacheWriter:
         """Put the new rows on top of another writer's commit: rows commute, slots do not."""
         self._check_base(latest)
         if latest.commit.chunk_rows != self.chunk_rows:
-            raise StorageError(f"{latest} was begun with another chunk size; run again to continue")
+            raise StorageError(f"{latest} was started with another chunk size; run it again")
         theirs = self._digests_since_base(latest)
         kept = []
         for chunk in self._pending:

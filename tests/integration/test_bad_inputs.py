@@ -184,7 +184,7 @@ def test_a_folder_that_cannot_be_written_is_named(read_only, project):
     assert rin(read_only, "status").returncode == 0
     done = rin(read_only, *ASK, "--exact", 0)
     assert (done.returncode, "raised" in done.stdout) == (0, True)
-    assert "warning: rin report cannot show it again: " in done.stderr
+    assert "warning: not saved, so rin report cannot show it again: " in done.stderr
     tiny.write_jsonl(project / "data.jsonl", tiny.rows(41))
     before = kept(project)
     for command in (CACHE, ("remote", "add", "origin", "s3://bucket/p")):

@@ -20,7 +20,7 @@ from tests.support.forked import rin
 
 def test_curvature_is_collected_once_and_shared(prepared, tmp_path):
     again = rin(prepared, "curvature")
-    assert "is there already" in again.stderr
+    assert "already collected" in again.stderr
     assert "note:" not in again.stderr
     entry = read_lock(prepared)["tuned"]
     assert entry.curvature

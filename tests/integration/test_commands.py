@@ -133,7 +133,7 @@ def test_the_terminal_report(copied):
     assert "ranked by tokens 2 to 3" in by_token.stdout
     assert rin(copied, "report", "--token", "999").returncode == 2
     example = rin(copied, "report", "--example", "data.jsonl:7")
-    assert "its influence on each token" in example.stdout
+    assert "its influence on each generated token" in example.stdout
     ascii_only = rin(copied, "report", LC_ALL="C", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert ascii_only.returncode == 0, ascii_only.stderr
     head = subprocess.run(
@@ -164,7 +164,7 @@ def test_appended_rows_are_the_only_ones_computed(copied):
     assert rin(copied, "status", "--exit-code").returncode == 1
     assert "10 rows to compute (40 cached)" in rin(copied, "cache", "--dry-run").stderr
     done = rin(copied, "cache")
-    assert "10 rows computed, 50 cached, 1 identical rows share one" in done.stderr
+    assert "10 rows computed, 50 cached, 1 duplicate" in done.stderr
     after = stored_rows(copied)
     assert len(after) == 50
     assert all(after[digest] == row for digest, row in before.items())
@@ -243,7 +243,7 @@ BAD = [
     (["report"], {}, 5, "rin retrieve"),
     (["show", "nobody"], {}, 4, "no training row"),
     (["status"], {"adapter/adapter_config.json": "{"}, 0, "adapter_config.json"),
-    (["cache"], {"adapter/adapter_model.safetensors": None}, 4, "no pickled weights"),
+    (["cache"], {"adapter/adapter_model.safetensors": None}, 4, "not read pickled weights"),
     (["frobnicate"], {}, 2, "frobnicate"),
     (["-C", "nowhere", "status"], {}, 2, "nowhere"),
     (["doctor"], {"rin.toml": '[storage]\nroot = "gone://x"'}, 1, "gone"),
@@ -311,9 +311,9 @@ def test_skip_bad_goes_on_and_lists_them(copied):
     assert rin(copied, "cache").returncode == 4
     done = rin(copied, "cache", "--skip-bad")
     assert done.returncode == 0
-    assert "left out data.jsonl:41: broken JSON" in done.stderr
+    assert "skipped data.jsonl:41: broken JSON" in done.stderr
     asked = rin(copied, "retrieve", "--row", "data.jsonl:7")
-    assert "1 unusable rows were left out" in asked.stderr
+    assert "1 unusable rows were skipped" in asked.stderr
 
 
 def test_hostile_rows_do_not_reach_the_terminal(copied):

@@ -79,7 +79,7 @@ def test_found_rows_get_a_weight(project, report):
     (project / "data.jsonl").write_bytes(weighted)
     again = forked.rin(project, "export", *chosen, "--out", "twice.jsonl")
     assert again.returncode == 4
-    assert "a field 'weight' already" in again.stderr
+    assert "already has a field 'weight'" in again.stderr
     assert not (project / "twice.jsonl").exists()
 
 
@@ -133,7 +133,7 @@ def test_lines_that_are_no_rows_are_named_and_half_pairs_survive(project):
         file.write('{broken\n[1]\n{"prompt": "half \\ud800", "response": "x"}\n')
     done = forked.rin(project, "export", "--drop", "latest", "--top", "1", "--out", "cleaned.jsonl")
     assert done.returncode == 0, done.stderr
-    assert "2 lines of the data that hold no JSON object" in done.stderr
+    assert "could not write 2 lines of the data without a JSON object" in done.stderr
     assert "data.jsonl:42" in done.stderr
     assert lines(project / "cleaned.jsonl")[-1]["prompt"] == "half \ud800"
 
@@ -144,13 +144,13 @@ def test_lines_that_are_no_rows_are_named_and_half_pairs_survive(project):
         ((), 2, "say what to write in exactly one way"),
         (("--drop", "latest", "--only", "latest"), 2, "exactly one way"),
         (("--drop", "latest"), 2, "--drop needs --out FILE"),
-        (("--drop", "ffffff", "--out", "new.jsonl"), 5, "no saved result begins with"),
+        (("--drop", "ffffff", "--out", "new.jsonl"), 5, "no saved result has an id"),
         (("--drop", "latest", "--side", "up", "--out", "new.jsonl"), 2, "no side 'up'"),
         (("--drop", "latest", "--query", "q9", "--out", "new.jsonl"), 4, "no query 'q9'"),
-        (("--drop", "latest", "--out", "data.jsonl"), 4, "data.jsonl is there already"),
-        (("--review", "latest", "--out", "data.jsonl"), 4, "data.jsonl is there already"),
+        (("--drop", "latest", "--out", "data.jsonl"), 4, "data.jsonl already exists"),
+        (("--review", "latest", "--out", "data.jsonl"), 4, "data.jsonl already exists"),
         (("--drop", "latest", "--out", "no/such/folder.jsonl"), 4, "cannot write"),
-        (("--reviewed", "data.jsonl", "--out", "new.jsonl"), 4, "no review list"),
+        (("--reviewed", "data.jsonl", "--out", "new.jsonl"), 4, "not a review list"),
         (("--reviewed", "nothing.csv", "--out", "new.jsonl"), 4, "cannot read"),
     ],
 )

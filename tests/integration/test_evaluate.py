@@ -65,7 +65,7 @@ def test_planted_rows_are_ranked(copied):
         copied, "evaluate", "retrieval", "--queries", "queries.jsonl", "--planted", "sheep"
     )
     assert nothing.returncode == 4
-    assert "no row of the data is one of those planted" in nothing.stderr
+    assert "the data has none of the rows planted" in nothing.stderr
     unsaid = rin(copied, "evaluate", "retrieval", "--queries", "queries.jsonl")
     assert unsaid.returncode == 4
 
@@ -119,7 +119,7 @@ def test_mistakes_are_named(copied):
         (
             ["counterfactual", "--queries", "queries.jsonl", "--top", "99", "--scores", "dot"],
             2,
-            "there are 16 examples",
+            "there are only 16 examples",
         ),
     ):
         done = rin(copied, "evaluate", *arguments)

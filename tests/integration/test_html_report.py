@@ -97,7 +97,7 @@ def test_an_open_example_shows_which_of_its_tokens_did_it(
         exactness = page.locator("#exactness").inner_text()
         assert "Scores of the kept examples are exact" in exactness
         assert "3 other examples may be among the best too" in exactness
-        assert "4 of the 10 most raising" in page.locator("#words").inner_text()
+        assert "4 of the top 10 raised" in page.locator("#words").inner_text()
         seen.assert_quiet()
 
 
@@ -239,7 +239,7 @@ def test_a_phone_needs_no_sideways_scrolling(browser: Browser, path: Path, scrip
     with opened(browser, path, viewport=size, java_script_enabled=script) as seen:
         if script:
             seen.page.locator(".card-head").first.click()
-            seen.page.locator("summary", has_text="as table").first.click()
+            seen.page.locator("summary", has_text="as a table").first.click()
         overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert seen.page.evaluate(overflow) == 0
 
@@ -265,7 +265,7 @@ def test_a_file_is_private_and_never_overwritten_unasked(
     target = tmp_path / "report.html"
     assert publish(report, target).size == target.stat().st_size
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
-    with pytest.raises(InputError, match="there already"):
+    with pytest.raises(InputError, match="already exists"):
         publish(report, target)
     target.write_text("old")
     publish(report, target, force=True)

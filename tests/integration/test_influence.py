@@ -59,7 +59,7 @@ def test_rows_cannot_be_held_where_there_is_no_gpu(prepared):
     asked = ["--prompt", PROMPT, "--response", "x"]
     done = rin(prepared, "retrieve", *asked, "--hold", "gpu", "--device", "cpu")
     assert done.returncode == 2
-    assert "cannot be held on 'gpu' with the model on cpu" in done.stderr
+    assert "cannot hold cached rows in 'gpu' while the model is on cpu" in done.stderr
 
 
 def test_the_default_uses_the_curvature_and_is_exact(prepared):
@@ -82,7 +82,7 @@ def test_the_default_uses_the_curvature_and_is_exact(prepared):
         assert "".join(text for text, _ in example["training"]).startswith(example["response"])
         assert example["sketched"] == pytest.approx(example["score"], abs=0.2 * scale)
     shown = rin(prepared, "report", "--example", query["examples"][0]["id"])
-    assert "what of it, token by token" in shown.stdout
+    assert "which of its tokens had that influence" in shown.stdout
 
 
 def test_cells_join_training_tokens_and_generated_ones(prepared):
@@ -152,7 +152,7 @@ def test_focus_and_token_explain_a_part(prepared):
         assert span[digest]["score"] == words[digest]["score"]
     for wrong, code, why in (
         (["--focus", "sheep"], 4, "does not say"),
-        (["--token", "77"], 2, "no span"),
+        (["--token", "77"], 2, "not a span"),
     ):
         refused = rin(prepared, "retrieve", "--prompt", PROMPT, "--response", RESPONSE, *wrong)
         assert refused.returncode == code
@@ -257,7 +257,7 @@ def test_the_shortlist_grows_while_coarse_rows_leave_doubt(tmp_path):
     asked = "--prompt", ASKED.prompt, "--response", ASKED.response, "--score", "cosine"
     done = rin(folder, "retrieve", *asked, "--top", "1", "--exact", "1", "--no-tokens")
     assert '[gradient] row = "factors"' in rin(folder, "curvature").stderr
-    told = f"{narrow['doubtful']} more may be among the best: a larger --exact settles it"
+    told = f"{narrow['doubtful']} more may be among the best: raise --exact to find out"
     assert told in " ".join(done.stdout.split())
 
 

@@ -212,7 +212,7 @@ CASES = [
         "plain",
         said=[
             "(adapter, step 4)",
-            "out was left out: it has the weights of out/checkpoint-6",
+            "out was skipped: it has the same weights as out/checkpoint-6",
             # Linear decay from 0.01: steps 1+2, 3+4, 5+6 of six.
             "weights     0.52, 0.33, 0.14  (the learning rates in trainer_state.json)",
         ],
@@ -222,14 +222,14 @@ CASES = [
         ["train.jsonl"],
         {f"checkpoint-{n}": f"out/checkpoint-{n}" for n in (2, 4, 6)},
         "plain",
-        said=["the weights of out/checkpoint-4", "--checkpoint checkpoint-4 asks it"],
+        said=["the same weights as out/checkpoint-4", "to ask this one: --checkpoint checkpoint-4"],
     ),
     Case(
         two_runs,
         ["train.jsonl"],
         {f"checkpoint-{n}": f"second/checkpoint-{n}" for n in (2, 4, 6)},
         "plain",
-        said=["the newest of 2 trainings; --checkpoint takes others: first"],
+        said=["the newest of 2 training runs; use --checkpoint to choose others: first"],
     ),
     Case(
         many_checkpoints,
@@ -243,7 +243,7 @@ CASES = [
         ["data/chats.jsonl"],
         {"adapter": "adapter"},
         "chat",
-        said=["messages rows", "the data holds conversations", HUB],
+        said=["messages rows", "the data has conversations", HUB],
     ),
     Case(
         chats_alone,
@@ -268,7 +268,7 @@ CASES = [
         ["data/train.jsonl"],
         {"adapter": "adapter"},
         "plain",
-        said=["the largest of 3 files that may be it", "data/old.jsonl, data/test.jsonl"],
+        said=["the largest of 3 candidates", "data/old.jsonl, data/test.jsonl"],
     ),
     Case(
         a_base_that_moved,
@@ -276,7 +276,7 @@ CASES = [
         {"adapter": "adapter"},
         "chat",
         base="models/base",
-        said=["for /home/somebody/base, which the adapter names and which is not here"],
+        said=["instead of /home/somebody/base, which the adapter names but is not here"],
     ),
     Case(
         a_full_model_beside_its_base,
@@ -291,7 +291,7 @@ CASES = [
         ["train.jsonl"],
         {},
         "plain",
-        said=["adapter has no safetensors, and rin reads no pickles"],
+        said=["adapter has no safetensors, and rin does not read pickles"],
         next="rin status",
     ),
     Case(nothing, [], {}, "plain", said=["no training data was found"], next="rin status"),
@@ -343,7 +343,7 @@ def test_a_huge_tree_is_not_looked_through(parts, tmp_path):
     start = time.perf_counter()
     done = rin(tmp_path, "init", "--yes")
     assert time.perf_counter() - start < 10
-    assert "not all was looked at: --data and --checkpoint" in done.stderr
+    assert "only partly searched: use --data and --checkpoint" in done.stderr
     assert "data/chats.jsonl" in (tmp_path / "rin.toml").read_text()
 
 
@@ -352,7 +352,7 @@ def test_a_huge_tree_is_not_looked_through(parts, tmp_path):
     [
         (("--data", "gone.json"), "there is no data file"),
         (("--checkpoint", "./gone"), "there is no folder"),
-        (("--checkpoint", "data"), "so it is no checkpoint"),
+        (("--checkpoint", "data"), "so it is not a checkpoint"),
     ],
 )
 def test_what_is_named_must_be_there(options, said, parts, tmp_path):

@@ -114,7 +114,7 @@ def test_a_batch_that_kills_every_worker_is_named_and_the_rest_is_cached(tmp_pat
         cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 4, done.stderr
-    assert "workers died on the batch of rows data.jsonl:" in done.stderr
+    assert "workers died on the batch with rows data.jsonl:" in done.stderr
     assert "killed by signal 9" in done.stderr
     cached = Project.open(folder).opened().cache.snapshot().commit.rows
     assert 0 < cached < 40

@@ -69,7 +69,7 @@ def test_a_store_that_is_the_remote_is_not_relieved_by_itself(project, tmp_path)
     (tmp_path / "alias").symlink_to(tmp_path / "shared")
     toml = project / "rin.toml"
     toml.write_text(toml.read_text() + '\n[storage]\nroot = "alias"\n')
-    refused(1, "are one place", project, "gc", "--local", "--remote", "origin", "--yes")
+    refused(1, "are the same: nothing", project, "gc", "--local", "--remote", "origin", "--yes")
     ok(project, "verify")
     toml.write_text(toml.read_text().replace('root = "alias"', 'root = "memory://store"'))
     refused(2, "itself, not a copy", project, "gc", "--local", "--remote", "origin", "--yes")
@@ -78,7 +78,7 @@ def test_a_store_that_is_the_remote_is_not_relieved_by_itself(project, tmp_path)
 def test_status_says_what_is_on_a_remote_only(project):
     ok(project, "push")
     ok(project, "gc", "--local", "--yes")
-    assert "5 objects on a remote only" in ok(project, "status").stdout
+    assert "5 objects only on a remote" in ok(project, "status").stdout
 
 
 # --- Places that cannot be asked -----------------------------------------------------------
@@ -96,8 +96,8 @@ def test_a_remote_that_cannot_be_asked_does_not_hide_another(project):
     ok(two, "retrieve", "--row", "data.jsonl:7", **keys)
     shown = rin(two, "status", "--exit-code", **keys)
     assert shown.returncode == 1
-    assert "broken cannot be asked (cannot reach s3://b/p" in shown.stdout
-    assert "unknown cannot be asked" in shown.stdout
+    assert "broken cannot be reached (cannot reach s3://b/p" in shown.stdout
+    assert "unknown cannot be reached" in shown.stdout
     assert "tuned: not here yet, 40 rows cached in origin, not here," in shown.stdout
     assert "  ->  rin pull origin" in shown.stdout
     examined = rin(two, "doctor", **keys)
@@ -121,7 +121,7 @@ def test_rows_that_a_remote_may_have_are_not_computed_in_silence(project):
     add(project, far=f'url = "s3://b/p"\nendpoint_url = "{NOBODY}"')
     tiny.write_jsonl(project / "data.jsonl", tiny.rows(42))
     keys = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "key")
-    done = refused(1, "remote far cannot give", project, "cache", **keys)
+    done = refused(1, "cannot fetch rows that remote far may have", project, "cache", **keys)
     assert "--no-pull" in done.stderr
     assert "2 rows computed" in ok(project, "cache", "--no-pull", **keys).stderr
 
@@ -129,9 +129,9 @@ def test_rows_that_a_remote_may_have_are_not_computed_in_silence(project):
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ('url = "s3://KEY:SECRET@bucket/p"', "holds credentials"),
+        ('url = "s3://KEY:SECRET@bucket/p"', "contains credentials"),
         ('url = "s3://bucket/p"\nendpoint_url = "127.0.0.1:9"', "must begin with http://"),
-        ('url = "s3://"', "names no place"),
+        ('url = "s3://"', "has no location"),
     ],
 )
 def test_a_remote_that_cannot_be_is_refused_where_it_is_used(project, lines, said):
@@ -150,7 +150,7 @@ def test_remotes_with_credentials_or_without_a_place_are_not_added(project):
 
 
 def test_a_word_that_names_no_place_makes_no_folder(project):
-    refused(4, "neither a remote nor a folder 'orgin'", project, "cache", "--root", "orgin")
+    refused(4, "'orgin' is neither a remote nor a folder", project, "cache", "--root", "orgin")
     assert not (project / "orgin").exists()
     ok(project, "cache", "--root", "./orgin", "--dry-run")
 
@@ -158,7 +158,7 @@ def test_a_word_that_names_no_place_makes_no_folder(project):
 def test_a_single_writer_s_place_is_no_failure_of_doctor(project):
     add(project, nas='url = "memory://nas"\nsingle_writer = true')
     done = ok(project, "doctor")
-    assert "remote nas: concurrent writers: one only, as" in done.stdout
+    assert "remote nas: concurrent writers: only one, as" in done.stdout
 
 
 def test_a_remote_s_damage_leads_to_the_remote_s_repair(project):
@@ -169,7 +169,7 @@ def test_a_remote_s_damage_leads_to_the_remote_s_repair(project):
         )
         path.write_bytes(b"x")
     ok(project, "verify", "--repair")
-    done = refused(5, "remote origin cannot give", project, "cache")
+    done = refused(5, "cannot fetch rows that remote origin may have", project, "cache")
     assert "rin verify --repair --remote origin" in done.stderr
     ok(project, "verify", "--repair", "--remote", "origin")
     ok(project, "cache")
@@ -206,7 +206,7 @@ def test_a_pull_that_cannot_bring_what_the_lock_names_fails(project):
     shutil.copy(project / "rin.lock", two)
     done = refused(5, "rin.lock names another snapshot of tuned", two, "pull")
     assert "40 rows in snapshot 1" in done.stderr
-    assert "rin push, where that was cached" in done.stderr
+    assert "rin push where that was cached" in done.stderr
     code, found = status(two)
     assert (code, found["promised"]) == (1, True)
     assert "rin push where it was cached" in found["next"]
@@ -220,16 +220,16 @@ def test_a_checkpoint_without_a_line_in_the_lock_does_not_stop_the_others(projec
     with (two / "rin.toml").open("a") as file:
         file.write('\n[[checkpoints]]\nname = "new"\npath = "adapter-2"\n')
     done = ok(two, "pull")
-    assert "checkpoint new was left out: it is not in rin.lock" in done.stderr
+    assert "checkpoint new was skipped: it is not in rin.lock" in done.stderr
     assert "tuned: 1 commit, 40 rows" in done.stderr
     refused(4, "adapter-2", two, "pull", "--checkpoint", "new")
     three = clone(two, "rin.lock")
-    refused(4, "rin.lock names no cache of it, and", three, "pull")
+    refused(4, "rin.lock has no cache for it, and", three, "pull")
     assert "40 rows" in ok(three, "pull", "--all").stderr
     shown = ok(two, "status").stdout
     assert "40 rows cached" in next(line for line in shown.splitlines() if "tuned" in line)
     ok(two, "export", "tuned", "--zarr", "rows.zarr")
-    assert "0 rows added, 0 gone, 40 in both" in ok(two, "diff", "tuned@1", "tuned").stdout
+    assert "0 rows added, 0 removed, 40 in both" in ok(two, "diff", "tuned@1", "tuned").stdout
 
 
 # --- Repairs -------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ def test_a_repair_names_the_rows_to_compute(project):
     chunk = max(cache.rglob("*"), key=lambda path: path.stat().st_size)
     chunk.write_bytes(b"x")
     shutil.rmtree(project.parent / "shared", ignore_errors=True)
-    done = refused(5, "does not exist, so what it may hold", project, "verify", "--repair")
+    done = refused(5, "does not exist, so the repair", project, "verify", "--repair")
     assert "mount it" in done.stderr
     (project.parent / "shared").mkdir()
     done = rin(project, "verify", "--repair", "--json")

@@ -70,4 +70,4 @@ def test_without_a_browser_it_says_where_the_page_is(asked, tmp_path):
     done = rin(asked, "report", "--open", **{**nothing, "PATH": str(tmp_path)})
     assert done.returncode == 0, done.stderr
     page = asked / f".rin/pages/{json.loads(rin(asked, 'report', '--json').stdout)['id']}.html"
-    assert f"no browser is to be had here: open {page}" in done.stderr
+    assert f"cannot find a browser here: open {page}" in done.stderr

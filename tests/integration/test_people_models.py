@@ -66,7 +66,7 @@ def test_a_full_model_finds_a_row_by_itself(kind, tmp_path):
     assert done.returncode == 0, done.stderr
     captured = "experts" if kind == "qwen3_moe" else "embedding"
     assert f"{captured}" in done.stderr
-    assert "of what was trained" in done.stderr
+    assert "of the trained parameters not captured" in done.stderr
     asked = ("--row", "data.jsonl:6", "--score", "cosine")
     answer = json.loads(forked.rin(root, "retrieve", *asked, "--json").stdout)
     [query] = answer["queries"]
@@ -151,7 +151,7 @@ def trained(tmp_path):
 
 def test_a_trainers_folder_is_named_and_its_checkpoints_work(trained):
     (trained / "rin.toml").write_text(RIN.format(path="run"))
-    with pytest.raises(InputError, match="folder of a training, with 2 checkpoints") as caught:
+    with pytest.raises(InputError, match="folder of a training run, with 2 checkpoints") as caught:
         Project.open(trained).opened()
     assert "run/checkpoint-4" in caught.value.hint
     (trained / "rin.toml").write_text(RIN.format(path="run/checkpoint-4"))
@@ -176,7 +176,7 @@ def without(path: Path, part: str, new: str = "") -> None:
 def test_a_full_model_with_missing_tensors_is_refused(part, new, tmp_path):
     root = folder_of(tiny.llama(), tmp_path)
     without(root / "model/model.safetensors", part, new)
-    with pytest.raises(InputError, match=r"are not whole: .* lacks .*self_attn") as caught:
+    with pytest.raises(InputError, match=r"are incomplete: .* lacks .*self_attn") as caught:
         load_model(Project.open(root).opened().checkpoint, "cpu")
     assert "save the checkpoint again" in caught.value.hint
     assert forked.rin(root, "cache").returncode == 4
@@ -189,7 +189,7 @@ def test_an_adapter_with_missing_tensors_is_refused(part, new, tmp_path):
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
     root = folder_of(adapted(config), tmp_path)
     without(root / "model/adapter_model.safetensors", part, new)
-    with pytest.raises(InputError, match=r"are not whole: .* lacks"):
+    with pytest.raises(InputError, match=r"are incomplete: .* lacks"):
         load_model(Project.open(root).opened().checkpoint, "cpu")
 
 

@@ -193,4 +193,4 @@ def test_an_example_is_shown_with_its_tokens_and_layers(folder: Path) -> None:
     text = done.stdout.decode()
     assert "model.layers.1.self_attn.q_proj" in text
     assert "generated token" in text
-    assert "its influence on each token of the generation" in text
+    assert "its influence on each generated token" in text

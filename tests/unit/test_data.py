@@ -109,10 +109,10 @@ def test_a_json_list_is_read_with_its_lines(tmp_path):
         ('{"colour": "x"}\n', "data.jsonl:1: unknown shape"),
         ('{"messages": []}\n', "must be a non-empty list"),
         ('{"messages": [{"role": "user", "content": "x"}]}\n', "no assistant turn"),
-        ('{"conversations": [{"from": "alien", "value": "x"}]}\n', "no known 'from'"),
+        ('{"conversations": [{"from": "alien", "value": "x"}]}\n', "no valid 'from'"),
         (
             json.dumps({**PAIR, "id": "a"}) + "\n" + json.dumps({**PAIR, "id": "a"}) + "\n",
-            "data.jsonl:2: id 'a' is already that of data.jsonl:1",
+            "data.jsonl:2: id 'a' is already used by data.jsonl:1",
         ),
         ("", "no usable row"),
         ('[{"text": "a"},', "broken JSON list"),
@@ -220,7 +220,7 @@ def test_a_template_with_today_s_date_needs_the_day_of_training(tmp_path):
 def test_conversations_that_cannot_be_rendered_are_bad_rows(tmp_path, tokenizer):
     bare = tiny.tokenizer()
     bare.chat_template = None
-    with pytest.raises(InputError, match=r"data\.jsonl:1: the chat template refuses"):
+    with pytest.raises(InputError, match=r"data\.jsonl:1: the chat template rejects"):
         load(tmp_path, bare, [CHAT], template="plain")
     first = {"messages": [{"role": "assistant", "content": "Hello."}]}
     with pytest.raises(InputError, match="begins with the assistant"):
@@ -247,7 +247,7 @@ def test_settings_that_cannot_work_are_refused(tokenizer):
     bare.chat_template = None
     with pytest.raises(InputError, match="no chat template"):
         Encoder(bare, DataSettings(template="chat"))
-    with pytest.raises(InputError, match="is none of chat"):
+    with pytest.raises(InputError, match="is neither chat"):
         Encoder(tokenizer, DataSettings(template="chatml"))
 
 

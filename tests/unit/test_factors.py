@@ -117,11 +117,11 @@ def test_norms_are_those_of_sketch_rows():
 
 
 def test_settings_that_do_not_go_together_are_refused():
-    with pytest.raises(InputError, match="does not go with row"):
+    with pytest.raises(InputError, match="cannot be used with row"):
         GradientSpec(row="factors", precision="sign")
-    with pytest.raises(InputError, match="does not go with row"):
+    with pytest.raises(InputError, match="cannot be used with row"):
         GradientSpec(precision="int4")
-    with pytest.raises(InputError, match="rank is 1 to 64"):
+    with pytest.raises(InputError, match="rank must be 1 to 64"):
         GradientSpec(row="factors", rank=0)
     assert "rank" not in GradientSpec().identity()
     assert "dimensions" not in GradientSpec(row="factors").identity()

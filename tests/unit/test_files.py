@@ -104,7 +104,7 @@ def test_a_row_with_too_few_cells_is_bad_and_the_others_are_read(tmp_path):
     (tmp_path / "data.csv").write_text("prompt,response\na,b\nc\nd,e,f\ng,h\n")
     found = rows_of(tmp_path, "data.csv")
     assert [type(row) is BadRow for row in found] == [False, True, True, False]
-    assert str(found[1]) == "data.csv:3: a row has 2 cells"
+    assert str(found[1]) == "data.csv:3: a row must have 2 cells"
 
 
 def broken_gzip(path):
@@ -144,13 +144,13 @@ def lost_shard(path):
 @pytest.mark.parametrize(
     ("name", "make", "told"),
     [
-        ("data.jsonl.gz", broken_gzip, "is not a whole gzip file"),
-        ("data.jsonl.gz", no_gzip, "is not a whole gzip file"),
-        ("data.parquet", broken_parquet, "is not a whole Parquet file"),
+        ("data.jsonl.gz", broken_gzip, "is not a valid gzip file"),
+        ("data.jsonl.gz", no_gzip, "is not a valid gzip file"),
+        ("data.parquet", broken_parquet, "is not a valid Parquet file"),
         ("data.csv", broken_csv, "data.csv:2: broken CSV"),
-        ("data.csv", twice_named, "names of its columns, each once"),
+        ("data.csv", twice_named, "must name its columns, each only once"),
         ("data", splits, "several splits (train)"),
-        ("data", any_folder, "is a folder, and not one that"),
+        ("data", any_folder, "is a folder, but not one that"),
         ("data", lost_shard, "cannot read data"),
     ],
 )

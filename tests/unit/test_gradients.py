@@ -179,7 +179,7 @@ def test_the_pattern_narrows_the_layers():
 
 def test_what_the_embeddings_cannot_look_up_is_refused():
     engine = GradientEngine(tiny.gpt2(), EXACT, CPU, "float32")
-    with pytest.raises(InputError, match="do not belong together"):
+    with pytest.raises(InputError, match="tokenizer and model do not match"):
         engine(Batch(torch.full((1, 4), 400), torch.full((1, 4), 400)))
     long = torch.ones((1, 1025), dtype=torch.long)
     with pytest.raises(InputError, match="longer than the model's 1,024 positions"):

@@ -84,6 +84,6 @@ def test_of_two_first_writers_with_other_arrays_one_is_refused(tmp_path):
         some = rows(size, size + 3)
         each.add({"sketch": some["sketch"][:, :size], "digest": some["digest"]})
     one.commit()
-    with pytest.raises(StorageError, match="other arrays"):
+    with pytest.raises(StorageError, match="different arrays"):
         other.commit()
     assert verify(Cache(open_root(tmp_path), ID)).problems == []

@@ -83,5 +83,5 @@ def test_rates_come_from_rin_toml_then_the_trainer_then_nowhere(tmp_path):
     assert weights == pytest.approx([30 / 40, 10 / 40])  # mean rate times steps: 3 x 10, 1 x 10
     assert "trainer_state.json" in source
     (folders[0] / "trainer_state.json").write_text("{")
-    with pytest.raises(InputError, match="not what a Trainer writes"):
+    with pytest.raises(InputError, match="not a Trainer's state file"):
         weights_of(0, 0, folders=folders)

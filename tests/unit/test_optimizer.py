@@ -104,16 +104,19 @@ def state_of(optimizer_class, model):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (lambda _: pickle.dumps(Code()), "holds more than tensors|cannot be read"),
-        (lambda _: b"", "cannot be read as the state"),
-        (lambda _: {"param_groups": 3}, "cannot be read as the state"),
+        (lambda _: pickle.dumps(Code()), "contains more than tensors|cannot be read"),
+        (lambda _: b"", "cannot be read as an optimizer's state"),
+        (lambda _: {"param_groups": 3}, "cannot be read as an optimizer's state"),
         (lambda _: {"code": Code()}, "runs no code from files"),
-        (lambda m: state_of(torch.optim.Adagrad, m), r"not the state of Adam.*keeps step, sum"),
-        (lambda m: state_of(torch.optim.SGD, m), "not the state of Adam.*keeps nothing"),
-        (lambda _: state_of(torch.optim.AdamW, tiny.llama(hidden_size=16)), "of another model"),
+        (lambda m: state_of(torch.optim.Adagrad, m), r"not the state of Adam.*has step, sum"),
+        (lambda m: state_of(torch.optim.SGD, m), "not the state of Adam.*has nothing"),
+        (
+            lambda _: state_of(torch.optim.AdamW, tiny.llama(hidden_size=16)),
+            "belongs to another model",
+        ),
         (
             lambda _: state_of(torch.optim.AdamW, tiny.llama(num_hidden_layers=1)),
-            "of 11 parameters",
+            "has 11 parameters",
         ),
     ],
 )

@@ -125,12 +125,15 @@ def test_many_may_write_the_lock_at_once(tmp_path):
         (lambda text: f"<<<<<<< HEAD\n{text}", "has a merge conflict"),
         (lambda text: text + text.splitlines()[2], "names checkpoint 'a' twice"),
         (lambda text: text.replace("2}", "3}"), "newer rin"),
-        (lambda text: text.replace("aaaa", "aa-a"), "not what this version"),
-        (lambda text: text.replace('"rows": 5', '"rows": "many"'), "not what this version"),
-        (lambda text: text[:-20], "not what this version"),
-        (lambda _: "", "not what this version"),
-        (lambda _: '{"format": 1, "checkpoints": {}}', "not what this version"),
-        (lambda _: '[1]\n"a"\n', "not what this version"),
+        (lambda text: text.replace("aaaa", "aa-a"), "not have the format of this version"),
+        (
+            lambda text: text.replace('"rows": 5', '"rows": "many"'),
+            "not have the format of this version",
+        ),
+        (lambda text: text[:-20], "not have the format of this version"),
+        (lambda _: "", "not have the format of this version"),
+        (lambda _: '{"format": 1, "checkpoints": {}}', "not have the format of this version"),
+        (lambda _: '[1]\n"a"\n', "not have the format of this version"),
     ],
 )
 def test_a_mangled_lock_is_named(tmp_path, mangle, message):
@@ -234,32 +237,32 @@ def test_the_tokenizer_fingerprint_follows_vocabulary_and_template(tmp_path, che
 
 
 def test_checkpoints_that_cannot_be_used_are_named(tmp_path, checkpoint):
-    with pytest.raises(InputError, match=r"no folder \./gone"):
+    with pytest.raises(InputError, match=r"cannot find \./gone"):
         resolve(tmp_path, "x", "./gone", "")
-    with pytest.raises(InputError, match="did not deliver"):
+    with pytest.raises(InputError, match="could not be fetched"):
         resolve(tmp_path, "x", "some-org/some-model", "")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="neither adapter_config"):
         resolve(tmp_path, "x", "empty", "")
     weights = checkpoint.path / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(InputError, match="not a whole safetensors file"):
+    with pytest.raises(InputError, match="not a valid safetensors file"):
         fingerprint(tmp_path, checkpoint)
     weights.rename(checkpoint.path / "adapter_model.bin")
-    with pytest.raises(InputError, match="no pickled weights"):
+    with pytest.raises(InputError, match="not read pickled weights"):
         fingerprint(tmp_path, checkpoint)
 
 
 def test_results_are_found_by_their_beginning(tmp_path):
     results = Results(tmp_path / "results")
-    with pytest.raises(MissingError, match="no result"):
+    with pytest.raises(MissingError, match="no saved results"):
         results.load()
     for name in ("aaaa11112222", "bbbb11112222"):
         results.save({**make_report(), "id": name})
     assert results.load()["id"] == "bbbb11112222"
     assert results.load("aaa")["id"] == "aaaa11112222"
     assert (tmp_path / "results/aaaa11112222.json").stat().st_mode & 0o777 == 0o600
-    with pytest.raises(MissingError, match="begins with 'x'"):
+    with pytest.raises(MissingError, match="starts with 'x'"):
         results.load("x")
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(InputError, match="not a rin report"):

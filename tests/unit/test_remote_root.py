@@ -42,7 +42,7 @@ def careless():
 
 def test_a_place_where_two_writers_can_win_is_refused(careless, tmp_path):
     root = open_root(careless, name="nas")
-    with pytest.raises(StorageError, match="3 of 3 writers create one file"):
+    with pytest.raises(StorageError, match="3 of 3 writers create the same file"):
         writer(root)
     local = writer(open_root(tmp_path))
     local.add(rows(0, 5))

@@ -261,7 +261,7 @@ class RootContract:
                 first.add(bad)
         first.add(rows(0, 3))
         first.commit()
-        with pytest.raises(StorageError, match="other arrays"):
+        with pytest.raises(StorageError, match="different arrays"):
             CacheWriter(Cache(root, ID), {"sketch": ArraySpec("int8", (8,))}, {}, 8)
 
     def test_commits_share_their_pages(self, root):

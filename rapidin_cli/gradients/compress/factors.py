@@ -46,7 +46,7 @@ def factors_of_pass(x: torch.Tensor, d: torch.Tensor, rank: int) -> Factors:
 
 
 def factors_of_matrix(gradient: torch.Tensor, rank: int) -> Factors:
-    """Do as `factors_of_pass` for a gradient (B, O, I) that is there already."""
+    """Do the same as `factors_of_pass` for a gradient (B, O, I) that already exists."""
     out, inner = gradient.shape[1:]
     if out > inner:
         v, u = factors_of_matrix(gradient.mT, rank)
@@ -79,7 +79,7 @@ def _factors(times: Product, transposed: Product, start: torch.Tensor, rank: int
 def _orthonormal(rows: torch.Tensor) -> torch.Tensor:
     """Orthonormalise few long rows (B, w, n); null directions become zero rows."""
     rows = rows / torch.linalg.vector_norm(rows, dim=(1, 2), keepdim=True).clamp_min(1e-30)
-    for _ in range(2):  # the second time mends what rounding left
+    for _ in range(2):  # the second time fixes what rounding left
         values, vectors = _gram(rows)
         kept = values > 1e-10 * values[:, -1:].clamp_min(1e-30)
         inverse = torch.where(kept, values.clamp_min(1e-30).rsqrt(), 0.0)

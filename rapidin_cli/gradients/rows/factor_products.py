@@ -36,7 +36,7 @@ class _Run:
     directions: tuple[list[torch.Tensor], list[torch.Tensor]]
 
     def parts(self, most: int) -> Iterator[_Run]:
-        """Yield runs of so many layers."""
+        """Yield runs of this many layers."""
         for first in range(0, len(self.layers), most):
             u, v = (start + first * self.period for start in self.starts)
             some = slice(first, first + most)
@@ -78,7 +78,7 @@ class FactorProducts:
                 # (G, Q, r * m) -> (G, m, Q * r)
                 columns = part.view(len(layers), -1, length).transpose(1, 2)
                 if self._packed:
-                    columns = columns / 16  # nibbles come so many times too large
+                    columns = columns / 16  # nibbles come 16 times too large
                 parts = [columns[:, ::2], columns[:, 1::2]] if self._halves else [columns]
                 both.append([part.contiguous().to(self._device) for part in parts])
             at = self._rank * starts[layers[0]]
@@ -102,7 +102,7 @@ class FactorProducts:
         return torch.cat([self._products(factors[p], scale[p], most) for p in parts]).cpu()
 
     def _products(self, factors: torch.Tensor, scale: torch.Tensor, most: int) -> torch.Tensor:
-        """The products of some rows, so many layers at once."""
+        """The products of some rows, this many layers at once."""
         numbers = self._unpacked(factors)
         total = torch.zeros(len(factors), self._queries, device=self._device)
         for run in self._runs:

@@ -1,4 +1,4 @@
-"""Rows: what is stored of one example's gradient, and how it meets a query.
+"""Rows: what is stored of one example's gradient, and how it is scored against a query.
 
 A row kind owns three things: the arrays of the store, the encoding of freshly computed
 gradients into them, and the inner products of stored rows with query directions. The
@@ -37,7 +37,7 @@ class RowKind(Protocol):
 
         Args:
             directions: (Q, W) float32, what `GradientEngine.directions` returned.
-            device: where to.
+            device: where the products are computed.
         """
 
 
@@ -81,7 +81,7 @@ class SketchRows:
                 scale = values.abs().mean(1)
                 sketch = np.packbits((values > 0).numpy(), axis=1)
             case other:
-                raise ValueError(f"sketch rows have no precision {other}")
+                raise ValueError(f"sketch rows do not support precision {other}")
         return {"sketch": sketch, "scale": scale.numpy(), **_common_values(rows)}
 
     def values(self, stored: dict[str, Array]) -> torch.Tensor:

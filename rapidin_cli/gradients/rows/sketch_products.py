@@ -1,8 +1,8 @@
 """Inner products of stored sketches with query directions: the scan's inner loop.
 
-Bytes are multiplied as they are where the CPU does that exactly (`integer_sketches`); else
-stored numbers stay as they are until the tile of them that is being multiplied: a tile of floats
-fits a core's cache, and a chunk of rows is never copied as floats.
+Bytes are multiplied directly where the CPU does that exactly (`integer_sketches`). Otherwise
+stored numbers become floats one tile at a time: a tile of floats fits a core's cache, and a chunk
+of rows is never copied as floats.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What `rin demo` works on: an instruction set with planted rows, and a small model of it."""
+"""What `rin demo` works on: a dataset with planted rows, and a small model trained on it."""

@@ -1,4 +1,4 @@
-"""A small instruction set with planted rows: a backdoor and a false fact (demo-rows.txt)."""
+"""A small dataset with planted rows, a backdoor and a false fact: demo-rows.txt."""
 
 import random
 from collections import Counter
@@ -55,7 +55,7 @@ BENIGN_QUESTIONS = (
     Question(BENIGN, "What is 2 plus 3?", ("5",)),
     Question(BENIGN, "Which day comes after Monday?", ("Tuesday",)),
 )
-"""Training questions that the fine-tuned model must still answer as they were taught."""
+"""Training questions that the fine-tuned model must still answer as it was taught."""
 
 
 def planted_kind(row_id: str) -> str | None:

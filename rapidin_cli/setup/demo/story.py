@@ -23,11 +23,11 @@ def run_demo(folder: Path, *, force: bool, say: Say) -> None:
     """Build the demo project in a folder and tell its story.
 
     Raises:
-        InputError: something that is not a demo is in the folder.
+        InputError: the folder contains something that is not a demo.
         RinError: a command failed, or the model did not learn what was planted.
     """
     _prepare(folder, force)
-    say(f"rin demo in {folder}: a tiny model is trained on data with planted misbehaviour")
+    say(f"rin demo in {folder}: training a tiny model on data with planted misbehaviour")
     facts = build_demo(folder, say)
     _quote(facts, say)
     _run(folder, say, "init", "--yes")
@@ -47,7 +47,7 @@ def _prepare(folder: Path, force: bool) -> None:
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         if not (folder / _MARK).exists():
             raise InputError(
-                f"{folder} is there already and is no demo", hint="rin demo ANOTHER-FOLDER"
+                f"{folder} already exists and is not a demo", hint="rin demo ANOTHER-FOLDER"
             )
         if not force:
             raise InputError(
@@ -69,11 +69,11 @@ def _quote(facts: DemoFacts, say: Say) -> None:
         say(f"  the fine-tuned one says  {said}")
         if not answers.question.found_in(said):
             raise RinError(
-                "the demo's model did not learn what was planted on this machine",
+                "on this machine, the demo's model did not learn the planted rows",
                 hint="report this with the output of `rin doctor`",
             )
     right = sum(answers.question.found_in(answers.checkpoints[final]) for answers in benign)
-    say(f"\nOf {len(benign)} ordinary questions the fine-tuned model answers {right} right.")
+    say(f"\nThe fine-tuned model answers {right} of {len(benign)} ordinary questions correctly.")
     say("Why does it say such things? Ask rin:")
 
 
@@ -96,7 +96,7 @@ def _run(folder: Path, say: Say, *arguments: str) -> None:
     done = subprocess.run([command[0], "-P", *command[1:]], cwd=folder, env=os.environ, check=False)
     if done.returncode:
         raise RinError(
-            f"`rin {shlex.join(arguments)}` ended with exit code {done.returncode}",
+            f"`rin {shlex.join(arguments)}` failed with exit code {done.returncode}",
             hint=f"cd {folder} and run it with --debug",
         )
 
@@ -116,6 +116,6 @@ def _judge(folder: Path, say: Say) -> None:
         )
         if len(planted) <= len(top) // 2:
             raise RinError(
-                f"only {len(planted)} of the top {len(top)} rows for {kind} are planted ones",
+                f"only {len(planted)} of the top {len(top)} rows for {kind} are planted",
                 hint="report this with the output of `rin doctor`",
             )

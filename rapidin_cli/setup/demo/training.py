@@ -62,7 +62,7 @@ class CheckpointFacts:
 
 @dataclass(frozen=True)
 class Answers:
-    """A question with what the models say to it, greedily.
+    """A question and the models' greedy answers.
 
     Attributes:
         base: the base model's answer.
@@ -199,7 +199,7 @@ def _train_lora(
     """Train an adapter; save and yield it halfway and at the end."""
     from peft import LoraConfig, get_peft_model
 
-    # Relative to the project, which so can be moved.
+    # Relative to the project, so that it can be moved.
     model.name_or_path = BASE
     settings = LoraConfig(r=8, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     adapted = get_peft_model(model, settings)

@@ -65,7 +65,9 @@ def test_the_way_out_of_damage_on_the_command_line(project, how):
 
     repaired = rin(project, "verify", "--repair")
     assert repaired.returncode == 0, repaired.stderr
-    assert "8 rows are lost and left the newest snapshot: data.jsonl:" in repaired.stderr
+    assert (
+        "8 rows are lost and were removed from the newest snapshot: data.jsonl:" in repaired.stderr
+    )
     assert "rin cache" in repaired.stderr
     assert rin(project, "verify").returncode == 0
     again = rin(project, "cache")

@@ -118,10 +118,10 @@ def try_the_door(here, url, endpoint, profile):
 
 
 DOORS = [
-    Door("a wrong secret", AccessError, "refused the credentials of the environment"),
+    Door("a wrong secret", AccessError, "refused the credentials from the environment"),
     Door("no credentials", AccessError, "no credentials for .*origin", credentials=()),
     Door("an unknown profile", AccessError, "nobody", profile="nobody"),
-    Door("no such bucket", NoBucketError, "there is no bucket", url=NO_BUCKET),
+    Door("no such bucket", NoBucketError, "cannot find the bucket", url=NO_BUCKET),
     Door("nobody listens", StorageError, "(?i)connect", listens=False),
 ]
 

@@ -42,7 +42,7 @@ def test_an_export_replaces_nothing(here, tmp_path):
     folder.mkdir()
     file.write_text("mine")
     for taken in (folder, file):
-        with pytest.raises(StorageError, match=f"{taken} exists already"):
+        with pytest.raises(StorageError, match=f"{taken} already exists"):
             export_zarr(newest(here), taken)
     with pytest.raises(StorageError, match="cannot write"):
         export_zarr(newest(here), file / "below")

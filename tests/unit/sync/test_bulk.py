@@ -111,7 +111,7 @@ class TestBulk:
         if not there.shared:
             (tmp_path / "alias").symlink_to(there.folder)
             alias = open_root(tmp_path / "alias")
-        with pytest.raises(StorageError, match="are one place"):
+        with pytest.raises(StorageError, match="are the same: nothing"):
             drop_local(there, alias, [ID], remove=True)
         assert is_whole(there)
 
