@@ -9,9 +9,10 @@ DEMO   ?= rin-demo
 GPU        ?=
 GPU_PYTHON ?= 3.12
 
-# Processes that run the tests: as many as the smallest machine has cores.
+# Processes that run the tests: as many as the smallest machine has cores. A module is run by one
+# of them, so that its fixtures are made once, and in the order of tests/conftest.py.
 JOBS   ?= 2
-PYTEST  = -m pytest --numprocesses $(JOBS) --dist loadgroup --no-loadscope-reorder
+PYTEST  = -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 

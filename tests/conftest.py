@@ -25,29 +25,25 @@ SLOW_UNTIL = 45  # minutes after which no slow test begins: CI ends a run after 
 
 # Modules of which each needs more than ten seconds, the longest first.
 LONG = (
-    *("test_demo", "test_ray", "test_commands", "test_gpu_check", "test_docs", "test_influence"),
-    *("test_killed", "test_sharing", "test_bad_inputs", "test_html_use", "test_mishaps"),
-    *("test_terminal_report", "test_network", "test_doors", "test_disks", "test_copies"),
-    *("test_collected", "test_store_model", "test_walk", "test_packaging"),
+    *("test_demo", "test_demo_model", "test_ray", "test_commands", "test_gpu_check", "test_docs"),
+    *("test_influence", "test_killed", "test_sharing", "test_bad_inputs", "test_html_use"),
+    *("test_mishaps", "test_terminal_report", "test_network", "test_doors", "test_disks"),
+    *("test_copies", "test_collected", "test_store_model", "test_walk", "test_packaging"),
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A module is one process's: its fixtures are made once, and no two Ray clusters compete.
+    """The long modules begin first, so that of two processes none is left with one at the end.
 
-    The long modules begin first, so that no process is left with one at the end; slow tests come
-    last of all: what a slow machine leaves out is named, and all the rest was run.
+    Slow tests come last of all: what a slow machine leaves out is named, and all the rest was run.
     """
-    order = {name: place for place, name in enumerate(LONG)}
     for item in items:
-        if item.path.stem in order:
+        if item.path.stem in LONG:
             item.add_marker("long")
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
     def place(item: pytest.Item) -> tuple[bool, int]:
-        slow = item.get_closest_marker("slow") is not None
-        return slow, order.get(item.path.stem, len(order))
+        long = LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG)
+        return item.get_closest_marker("slow") is not None, long
 
     items.sort(key=place)
 
