@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import select
 import struct
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 import pyte
 import pytest
 
+from tests.support import forked
 from tests.support.browser import digest_of, expected_order, make_report, totals_order
 
 SNAPSHOTS = Path(__file__).parents[1] / "data" / "terminal"
@@ -51,39 +53,45 @@ def folder(report: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
     return root
 
 
+DROPPED = ("COLORTERM", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "TERM")
+
+
 def environment(**more: str) -> dict[str, str]:
-    dropped = ("COLORTERM", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "TERM")
-    kept = {name: value for name, value in os.environ.items() if name not in dropped}
+    kept = {name: value for name, value in os.environ.items() if name not in DROPPED}
     return {**kept, "PYTHONPATH": os.pathsep.join(sys.path), **more}
+
+
+def report_of(folder: Path, *arguments: str, terminal: str = "", **more: str) -> forked.Running:
+    """Begin `rin report`, in a process that has the imports: start-up is tested elsewhere."""
+    settings: dict[str, str | None] = {**dict.fromkeys(DROPPED), **more}
+    return forked.start(folder, "report", *arguments, terminal=terminal, **settings)
 
 
 def on_terminal(folder: Path, width: int, mode: str, *arguments: str) -> bytes:
     """Run `rin report` with standard output on a terminal; return what it got."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, width, 0, 0))
-    command = [*RIN, "report", *arguments]
-    with subprocess.Popen(
-        command, cwd=folder, env=environment(**MODES[mode]), stdout=theirs, stderr=subprocess.PIPE
-    ) as process:
-        os.close(theirs)
-        got = b""
-        while True:
-            try:
-                part = os.read(ours, 65536)
-            except OSError:  # the other end was closed
-                part = b""
-            if not part:
-                break
-            got += part
-        told = process.stderr.read().decode() if process.stderr else ""
+    running = report_of(folder, *arguments, terminal=os.ttyname(theirs), **MODES[mode])
+    got = b""
+    while running.process.is_alive():
+        got += waiting(ours)
+    done = running.ended()
+    while part := waiting(ours):
+        got += part
+    os.close(theirs)
     os.close(ours)
-    assert process.returncode == 0, told
+    assert done.returncode == 0, done.stderr
     return got
 
 
-def piped(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[bytes]:
-    command = [*RIN, "report", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment(**more), capture_output=True)
+def waiting(terminal: int) -> bytes:
+    """What a program has written to a terminal by now, or does within a moment."""
+    readable, _, _ = select.select([terminal], [], [], 0.02)
+    return os.read(terminal, 65536) if readable else b""
+
+
+def piped(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return report_of(folder, *arguments, **more).ended()
 
 
 def screen_of(got: bytes, width: int) -> pyte.Screen:
@@ -142,16 +150,17 @@ def test_ids_are_whole_at_every_width(folder: Path, report: dict[str, Any]) -> N
 
 def test_a_pipe_gets_plain_text_of_a_stable_width(folder: Path) -> None:
     done = piped(folder, TERM="xterm-256color", COLORTERM="truecolor")
-    text = done.stdout.decode()
+    text = done.stdout
     assert done.returncode == 0
     assert not re.search("[\x1b│╭─]", text)
     assert all(line == line.rstrip() for line in text.split("\n"))
-    assert text == piped(folder, TERM="dumb").stdout.decode()
-    assert b"next: rin report 0123456789ab --html report.html" in done.stderr
+    assert text == piped(folder, TERM="dumb").stdout
+    assert "next: rin report 0123456789ab --html report.html" in done.stderr
 
 
 def test_ascii_is_enough(folder: Path) -> None:
-    done = piped(folder, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    ascii_only = environment(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    done = subprocess.run([*RIN, "report"], cwd=folder, env=ascii_only, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     text = done.stdout.decode("ascii")
     assert "raised  +" in text
@@ -176,21 +185,21 @@ def test_tables_and_terminal_rank_by_tokens_as_python_does(
 ) -> None:
     raised, lowered = expected_order(report["queries"][0], first, last)
     asked = ("--token", token, "--query", "q-hat")
-    lines = list(csv.DictReader(io.StringIO(piped(folder, *asked, "--csv").stdout.decode())))
+    lines = list(csv.DictReader(io.StringIO(piped(folder, *asked, "--csv").stdout)))
     assert [line["digest"] for line in lines] == [*raised, *lowered]
     records = [json.loads(line) for line in piped(folder, *asked, "--jsonl").stdout.splitlines()]
     assert [record["digest"] for record in records] == [*raised, *lowered]
     assert all(record["query"] == "q-hat" for record in records)
     names = {e["digest"]: e["id"] for e in report["queries"][0]["examples"]}
-    text = piped(folder, *asked).stdout.decode()
+    text = piped(folder, *asked).stdout
     places = [text.index(names[digest]) for digest in (*raised[:5], *lowered[:5])]
     assert places == sorted(places)
 
 
 def test_an_example_is_shown_with_its_tokens_and_layers(folder: Path) -> None:
     done = piped(folder, "--example", digest_of("example 2")[:10])
-    assert done.returncode == 0, done.stderr.decode()
-    text = done.stdout.decode()
+    assert done.returncode == 0, done.stderr
+    text = done.stdout
     assert "model.layers.1.self_attn.q_proj" in text
     assert "generated token" in text
     assert "its influence on each generated token" in text

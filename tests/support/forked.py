@@ -1,7 +1,7 @@
 """`rin` as a user types it, forked from a process that has torch and peft imported already.
 
 Importing them takes four seconds a command. What differs from a new process is only that;
-tests of start-up, encodings and signals start a real one (`tests.integration.test_commands`).
+tests of start-up, encodings and pipes start a real one (`tests.integration.test_commands`).
 """
 
 import os
@@ -23,31 +23,53 @@ _context = get_context("forkserver")
 _context.set_forkserver_preload(PRELOAD)
 
 
-def rin(folder, *arguments, **environment):
+def rin(folder, *arguments, stdin="", **environment):
     """Run one command to its end; returns what `subprocess.run` would."""
-    settings = {**os.environ, "COLUMNS": "100", **environment}
-    with tempfile.TemporaryDirectory() as outputs:
-        paths = [Path(outputs) / name for name in ("out", "err")]
-        command = [str(argument) for argument in arguments]
-        process = _context.Process(target=_serve, args=(folder, command, settings, paths))
-        process.start()
-        process.join(_TIMEOUT)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-        out, err = (path.read_text() for path in paths)
-        return subprocess.CompletedProcess(command, process.exitcode, out, err)
+    return start(folder, *arguments, stdin=stdin, **environment).ended()
 
 
-def _serve(folder, command, settings, paths):
+def start(folder, *arguments, stdin="", terminal="", **environment):
+    """Begin one command, with its output on a terminal if the path of one is given.
+
+    Of the environment it has what this process has; what is None is taken away.
+    """
+    known = {**os.environ, "COLUMNS": "100", **environment}
+    settings = {name: value for name, value in known.items() if value is not None}
+    return Running(folder, [str(argument) for argument in arguments], settings, stdin, terminal)
+
+
+class Running:
+    """A command under way: `process` is it, `ended` waits for it."""
+
+    def __init__(self, folder, command, settings, stdin, terminal):
+        self._command = command
+        self._folder = tempfile.TemporaryDirectory()
+        self._streams = [Path(self._folder.name) / name for name in ("in", "out", "err")]
+        for stream in self._streams:
+            stream.write_text(stdin if stream.name == "in" else "", encoding="utf-8")
+        streams = [self._streams[0], terminal or self._streams[1], self._streams[2]]
+        self.process = _context.Process(target=_serve, args=(folder, command, settings, streams))
+        self.process.start()
+
+    def ended(self, timeout=_TIMEOUT):
+        """What `subprocess.run` would return; one that takes too long is killed."""
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+        out, err = (stream.read_text() for stream in self._streams[1:])
+        self._folder.cleanup()
+        return subprocess.CompletedProcess(self._command, self.process.exitcode, out, err)
+
+
+def _serve(folder, command, settings, streams):
     from rapidin_cli.commands.main import main
 
     os.environ.clear()
     os.environ.update(settings)
     os.chdir(folder)
-    with Path(os.devnull).open() as nothing:
-        os.dup2(nothing.fileno(), 0)
-    for number, path in enumerate(paths, 1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), number)
+    for number, stream in enumerate(streams):
+        mode = os.O_WRONLY | os.O_NOCTTY if number else os.O_RDONLY
+        os.dup2(os.open(stream, mode), number)
     sys.argv = ["rin", *command]
     main()
