@@ -22,13 +22,12 @@ SCHEMA = json.loads(
 
 
 def rin(folder, *arguments, stdin="", **environment):
-    """Run a command: in a new process where its start or its standard input matters."""
-    if not (stdin or environment):
-        return forked.rin(folder, *arguments)
+    """Run a command: in a new process where its start matters."""
+    if not environment:
+        return forked.rin(folder, *arguments, stdin=stdin)
     return subprocess.run(
         [sys.executable, "-m", "rapidin_cli", *map(str, arguments)],
         cwd=folder,
-        input=stdin,
         capture_output=True,
         text=True,
         env={**os.environ, "COLUMNS": "100", **environment},

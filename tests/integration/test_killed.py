@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rapidin_cli import Project
-from tests.support import tiny
+from tests.support import forked, tiny
 from tests.support.forked import rin
 from tests.support.projects import stored_rows
 
@@ -30,18 +30,11 @@ def test_killed_at_any_moment_it_continues_to_the_same_rows(tmp_path, workers, i
     log = folder / ".rin/caches"
     kills = 0
     for wanted in instants:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "rapidin_cli", "cache", "--workers", str(workers)],
-            cwd=folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while process.poll() is None and len(list(log.glob("*/log/*.json"))) < wanted:
+        command = forked.start(folder, "cache", "--workers", workers)
+        while command.process.is_alive() and len(list(log.glob("*/log/*.json"))) < wanted:
             time.sleep(0.002)
-        if process.poll() is None:
-            kills += 1
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        command.process.kill()
+        kills += command.ended().returncode == -signal.SIGKILL
         snapshot = Project.open(folder).opened().cache.snapshot()
         assert 0 < snapshot.commit.rows < count
         assert len(snapshot.read(0, snapshot.commit.slots, ["sketch"])["sketch"]) > 0
@@ -71,16 +64,11 @@ def test_two_workers_make_the_same_cache(tmp_path, cached_project):
 
 def test_a_killed_worker_is_replaced(tmp_path):
     settings = {"adapter": False, "batch_tokens": 64, "commit_seconds": 0.2}
-    folder = tiny.project(tmp_path / "project", 1200, **settings)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rapidin_cli", "cache", "--workers", "2"],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while not list((folder / ".rin/caches").glob("*/log/*.json")) and process.poll() is None:
+    folder = tiny.project(tmp_path / "project", 900, **settings)
+    command = forked.start(folder, "cache", "--workers", 2)
+    pid = command.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    while not list((folder / ".rin/caches").glob("*/log/*.json")) and command.process.is_alive():
         time.sleep(0.002)
     workers = [
         int(pid)
@@ -88,10 +76,10 @@ def test_a_killed_worker_is_replaced(tmp_path):
         if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
     ]
     os.kill(workers[0], signal.SIGKILL)
-    _, talk = process.communicate(timeout=120)
-    assert process.returncode == 0, talk
-    assert "1,200 rows computed" in talk
-    assert len(stored_rows(folder)) == 1200
+    done = command.ended()
+    assert done.returncode == 0, done.stderr
+    assert "900 rows computed" in done.stderr
+    assert len(stored_rows(folder)) == 900
 
 
 def test_a_batch_that_kills_every_worker_is_named_and_the_rest_is_cached(tmp_path):

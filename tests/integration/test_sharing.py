@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rapidin_cli import Project
-from tests.support import tiny
+from tests.support import forked, tiny
 from tests.support.forked import rin
 from tests.support.projects import status, stored_rows
 
@@ -137,18 +137,11 @@ def test_cache_takes_from_a_remote_what_it_has(team):
 def test_job_arrays_write_their_parts_straight_to_the_bucket(team, cached_project):
     _, two = team
     runs = [
-        subprocess.Popen(
-            [sys.executable, "-m", "rapidin_cli", "cache", "--root", "origin", "--part", part],
-            cwd=two,
-            env={**os.environ, "COLUMNS": "100"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        forked.start(two, "cache", "--root", "origin", "--part", part)
         for part in ("1/3", "2/3", "3/3")
     ]
-    for run in runs:
-        _, talk = run.communicate(timeout=120)
-        assert run.returncode == 0, talk
+    for done in [run.ended() for run in runs]:
+        assert done.returncode == 0, done.stderr
     toml = two / "rin.toml"
     toml.write_text(toml.read_text() + '\n[storage]\nroot = "origin"\n')
     stored, wanted = stored_rows(two), stored_rows(cached_project)
