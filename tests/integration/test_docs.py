@@ -24,6 +24,7 @@ from tests.support.documents import PAGES, ROOT
 
 DOCS = ROOT / "docs"
 COMMANDS, SETTINGS, API = (DOCS / f"{name}.md" for name in ("commands", "settings", "api"))
+MEASUREMENTS = DOCS / "measurements.md"
 RUN = [page for page in PAGES if {b.language for b in documents.blocks(page)} & {"sh", "python"}]
 RUN += [page for page in PAGES if page.parent == DOCS and page not in RUN]
 STARTS_BARE = "quickstart.md"
@@ -35,6 +36,7 @@ NOT_RUN = {
     "pip install .": "installs",
     'pip install "rapidin[ray]"': "installs, and needs a Ray cluster; test_ray.py has one",
     "#!/bin/bash\n#SBATCH": "needs SLURM",
+    "python tests/": "trains and measures for minutes or hours; some need a downloaded model",
 }
 
 TYPED = re.compile(
@@ -127,6 +129,28 @@ def test_links_lead_somewhere(page):
 def test_the_index_names_every_page():
     linked = set(documents.links(DOCS / "README.md"))
     assert linked >= {page.name for page in DOCS.glob("*.md")} - {"README.md"}
+
+
+def test_a_cell_of_the_measurements_holds_one_number():
+    cells = list(documents.cells(MEASUREMENTS))
+    assert len(cells) > 100
+    for line, cell in cells:
+        interval = re.fullmatch(r"-?[\d.]+ to -?[\d.]+", cell)
+        assert interval or len(re.findall(r"[\d.,]*\d", cell)) <= 1, f"line {line}: {cell}"
+
+
+def test_every_section_with_a_measurement_has_a_command():
+    for title, text in documents.sections(MEASUREMENTS):
+        assert "|---" not in text or re.search(r"python tests/|ame command|make \w", text), title
+
+
+def test_scripts_and_options_that_the_pages_name_exist():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for script, rest in re.findall(r"\b(tests/[\w/]+\.py)([^`\n]*)", text):
+            source = (ROOT / script).read_text(encoding="utf-8")
+            for option in re.findall(r"--[a-z-]+", rest):
+                assert f'"{option}"' in source, f"{page.name}: {script} {option}"
 
 
 def test_pictures_have_a_description():

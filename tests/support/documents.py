@@ -66,6 +66,24 @@ def section(page: Path, title: str) -> str:
     return found.group(1) if found else ""
 
 
+def sections(page: Path) -> Iterator[tuple[str, str]]:
+    """Every heading, without its marks, with the text up to the next one."""
+    parts = re.split(r"^#+ (.+)\n", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    yield from zip(parts[1::2], parts[2::2], strict=True)
+
+
+def cells(page: Path) -> Iterator[tuple[int, str]]:
+    """The cells of the tables but for heads and first columns, each with the number of its line."""
+    rule = False
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.startswith("|"):
+            rule = False
+        elif line.startswith("|--"):
+            rule = True
+        elif rule:
+            yield from ((number, cell.strip()) for cell in line.strip("|").split("|")[1:])
+
+
 def steps(block: Block) -> Iterator[tuple[str, str]]:
     """The commands of a `console` block, each with what it printed."""
     for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
