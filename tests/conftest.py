@@ -5,6 +5,8 @@ import time
 
 # Two spinning OpenMP pools on two cores slow one another tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The demo trains with two threads whatever that says, beside another process of the tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
