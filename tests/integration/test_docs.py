@@ -36,7 +36,6 @@ NOT_RUN = {
     "pip install .": "installs",
     'pip install "rapidin[ray]"': "installs, and needs a Ray cluster; test_ray.py has one",
     "#!/bin/bash\n#SBATCH": "needs SLURM",
-    "python tests/": "trains and measures for minutes or hours; some need a downloaded model",
 }
 
 TYPED = re.compile(
