@@ -27,7 +27,7 @@ SLOW_UNTIL = 45  # minutes after which no slow test begins: CI ends a run after 
 
 # Modules of which each needs more than ten seconds, the longest first.
 LONG = (
-    *("test_demo", "test_demo_model", "test_ray", "test_commands", "test_gpu_check", "test_docs"),
+    *("test_demo", "test_ray", "test_commands", "test_gpu_check", "test_docs"),
     *("test_influence", "test_killed", "test_sharing", "test_bad_inputs", "test_html_use"),
     *("test_mishaps", "test_terminal_report", "test_network", "test_doors", "test_disks"),
     *("test_copies", "test_collected", "test_store_model", "test_walk", "test_packaging"),

@@ -2,9 +2,6 @@
 
 import importlib
 import json
-import os
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +18,7 @@ from rapidin_cli.influence.scan import CachedRows, scan
 from rapidin_cli.influence.score import SCORES
 from rapidin_storage import StorageError
 from rapidin_storage.objects import object_path
-from tests.support import tiny
+from tests.support import forked, tiny
 from tests.support.forked import rin
 
 ray = pytest.importorskip("ray")
@@ -33,26 +30,19 @@ ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster():
+    """Two nodes. A test that kills one adds it first."""
     made = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    made.add_node(num_cpus=1)
     yield made
     made.shutdown()
 
 
 def start(folder, address, *options, command="cache"):
-    return subprocess.Popen(
-        [sys.executable, "-m", "rapidin_cli", command, "--executor", "ray", *options],
-        cwd=folder,
-        env={
-            **os.environ,
-            "RAY_ADDRESS": address,
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'storage'}",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    path = f"{ROOT}:{ROOT / 'storage'}"
+    asked = [command, "--executor", "ray", *options]
+    return forked.start(folder, *asked, RAY_ADDRESS=address, PYTHONPATH=path)
 
 
 def rows_of(folder):
@@ -63,18 +53,18 @@ def rows_of(folder):
 
 
 def test_a_node_that_is_killed_loses_nothing(cluster, tmp_path):
-    count = 400
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    count = 200
+    node = cluster.add_node(num_cpus=1)
     folder = tiny.project(tmp_path / "project", count, batch_tokens=64, commit_seconds=0.05)
-    process = start(folder, cluster.address, "--workers", "3")
+    run = start(folder, cluster.address, "--workers", "3")
     log = folder / ".rin/caches"
-    while not list(log.glob("*/log/*.json")) and process.poll() is None:
+    while not list(log.glob("*/log/*.json")) and run.process.is_alive():
         time.sleep(0.01)
-    assert process.poll() is None, process.communicate()[1]
-    cluster.remove_node(nodes[1], allow_graceful=False)
-    _, talk = process.communicate(timeout=240)
-    assert process.returncode == 0, talk
-    assert f"{count} rows computed, {count} cached" in talk
+    assert run.process.is_alive(), run.ended().stderr
+    cluster.remove_node(node, allow_graceful=False)
+    done = run.ended(240)
+    assert done.returncode == 0, done.stderr
+    assert f"{count} rows computed, {count} cached" in done.stderr
     calm = tiny.project(tmp_path / "calm", count, batch_tokens=64)
     Project.open(calm).cache()
     found, expected = rows_of(folder), rows_of(calm)
@@ -89,11 +79,10 @@ def test_what_a_worker_complains_of_is_what_is_said(cluster, tmp_path):
     folder = tiny.project(tmp_path / "project", 5)
     text = (folder / "rin.toml").read_text()
     (folder / "rin.toml").write_text(text.replace("[gradient]", '[gradient]\nlayers = "nothing"'))
-    process = start(folder, cluster.address)
-    _, talk = process.communicate(timeout=240)
-    assert process.returncode == 4, talk
-    assert "[gradient] layers = 'nothing' matches no trainable linear layer" in talk
-    assert "Traceback" not in talk
+    done = start(folder, cluster.address).ended(240)
+    assert done.returncode == 4, done.stderr
+    assert "[gradient] layers = 'nothing' matches no trainable linear layer" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 class SlowRows:
@@ -113,13 +102,14 @@ class SlowRows:
         return slowly
 
 
-@pytest.fixture
-def driver(cluster, monkeypatch):
+@pytest.fixture(scope="module")
+def driver(cluster):
     """This process as the one that asks the cluster."""
-    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    monkeypatch.setattr("rapidin_cli.work.caching.chunk_rows", lambda _: 8)
-    yield cluster
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        patch.setattr("rapidin_cli.work.caching.chunk_rows", lambda _: 8)
+        yield cluster
+        ray.shutdown()
 
 
 def cached(folder, count):
@@ -137,7 +127,7 @@ def cached(folder, count):
 
 @pytest.mark.parametrize("killed", [False, True], ids=["calm", "one node killed"])
 def test_a_scan_on_a_cluster_finds_what_one_here_finds(driver, tmp_path, killed):
-    nodes = [driver.add_node(num_cpus=1) for _ in range(2)]
+    node = driver.add_node(num_cpus=1) if killed else None
     snapshot, kind, asked = cached(tmp_path / "project", 300)
     expected = scan(CachedRows(snapshot, kind, "disk", CPU), *asked)
     rows = CachedRows(snapshot, SlowRows(kind), "disk", CPU)
@@ -146,7 +136,7 @@ def test_a_scan_on_a_cluster_finds_what_one_here_finds(driver, tmp_path, killed)
         while killed and not all_work():
             time.sleep(0.05)
         if killed:
-            driver.remove_node(nodes[1], allow_graceful=False)
+            driver.remove_node(node, allow_graceful=False)
         found = result.result(timeout=240)
     for mine, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(mine.slots, theirs.slots)
@@ -175,12 +165,11 @@ def test_retrieve_on_a_cluster_gives_the_same_report(cluster, tmp_path):
     folder = tiny.project(tmp_path / "project", 40)
     Project.open(folder).cache()
     question = ["--prompt", "the sky", "--response", "is blue", "--exact", "0", "--json"]
-    process = start(folder, cluster.address, *question, command="retrieve")
-    report, talk = process.communicate(timeout=240)
-    assert process.returncode == 0, talk
+    there = start(folder, cluster.address, *question, command="retrieve").ended(240)
+    assert there.returncode == 0, there.stderr
     here = rin(folder, "retrieve", *question)
     assert here.returncode == 0, here.stderr
-    assert scores_of(json.loads(report)) == scores_of(json.loads(here.stdout))
+    assert scores_of(json.loads(there.stdout)) == scores_of(json.loads(here.stdout))
 
 
 def scores_of(report):
@@ -221,8 +210,7 @@ def test_a_forecast_says_that_it_is_of_this_machine(tmp_path):
 
 
 def test_a_cluster_that_does_not_answer_is_one_sentence(tmp_path):
-    process = start(tiny.project(tmp_path / "project", 5), "127.0.0.1:1")
-    _, talk = process.communicate(timeout=240)
-    assert process.returncode == 1, talk
-    assert "there is no Ray cluster at 127.0.0.1:1: Connection refused" in talk
-    assert "Traceback" not in talk
+    done = start(tiny.project(tmp_path / "project", 5), "127.0.0.1:1").ended()
+    assert done.returncode == 1, done.stderr
+    assert "there is no Ray cluster at 127.0.0.1:1: Connection refused" in done.stderr
+    assert "Traceback" not in done.stderr
