@@ -66,6 +66,7 @@ def spoilt(tmp_path, monkeypatch):
         options = argparse.Namespace(device="cpu", size="tiny", minutes=minutes)
         record = Record(out, [(step.name, step.kind) for step in steps])
         Run(steps, options, record).all(str(tmp_path))
+        record.save()
         assert record.table()
         return {step["name"]: step for step in json.loads(out.read_text())["steps"]}
 
