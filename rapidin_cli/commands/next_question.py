@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from itertools import islice
 
 from rapidin_cli.api import Project
-from rapidin_cli.data.reading import Row, read_rows
+from rapidin_cli.data.reading import read_rows
+from rapidin_cli.data.rows import Row
 from rapidin_cli.errors import InputError
 
 _ROWS = 100

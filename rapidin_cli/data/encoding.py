@@ -1,22 +1,20 @@
 """From rows and questions to tokens, exactly as the template says."""
 
-import datetime
-import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
 
+from rapidin_cli.data.chat import ChatTemplate, Conversation, Span
 from rapidin_cli.data.examples import IGNORED, Example
 from rapidin_cli.data.files import RowError
-from rapidin_cli.data.reading import BadRow, DataSettings, Message, Row
+from rapidin_cli.data.rows import BadRow, DataSettings, Extras, Row
+from rapidin_cli.data.turns import last_answer
 from rapidin_cli.errors import InputError
 
 _TOKENIZE_ROWS = 256
-_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 ALPACA = (
     "Below is an instruction that describes a task{with_input}. Write a response that "
@@ -27,9 +25,25 @@ ALPACA = (
 
 @dataclass(frozen=True)
 class _Rendered:
+    """A row as text.
+
+    Attributes:
+        spans: characters that are learnt.
+        special: whether the tokenizer adds BOS and the like (a chat template does itself).
+        prefix: what follows the tokens of this text is learnt, instead of spans.
+        pieces: texts that are tokenised one by one, and whether each is learnt.
+        tokens: ids and labels, instead of a text.
+    """
+
     text: str
-    spans: tuple[tuple[int, int], ...]  # characters that are learnt
-    special: bool  # whether the tokenizer adds BOS and the like (a chat template does itself)
+    spans: tuple[Span, ...] = ()
+    special: bool = False
+    prefix: str | None = None
+    pieces: tuple[tuple[str, bool], ...] | None = None
+    tokens: tuple[list[int], list[int]] | None = None
+
+
+Encoded = tuple[list[int], list[int]]
 
 
 class Encoder:
@@ -57,7 +71,7 @@ class Encoder:
                 'template = "chat", but the tokenizer has no chat template',
                 hint="set [data] template in rin.toml to what training used",
             )
-        self._chat_template = _on_the_day(tokenizer.chat_template, settings.date)
+        self._chat = ChatTemplate(tokenizer, settings.jinja, settings.date)
         if template not in ("chat", "alpaca", "plain") and "{" not in template:
             raise InputError(
                 f"[data] template = {template!r} is neither chat, alpaca or plain nor a text "
@@ -80,27 +94,46 @@ class Encoder:
                 if isinstance(item, BadRow):
                     yield item
                 else:
-                    yield self._finish(row, *next(tokens), may_end=item.special)
+                    yield self._finish(row, item, *next(tokens))
 
     def _finish(
-        self, row: Row, ids: list[int], labels: list[int], *, may_end: bool
+        self, row: Row, item: _Rendered, ids: list[int], labels: list[int]
     ) -> Example | BadRow:
         eos = self._tokenizer.eos_token_id
-        if self._settings.append_eos and eos is not None and may_end:
+        if self._settings.append_eos and eos is not None and item.special:
             # Some tokenizers add EOS themselves; it is learnt all the same.
             kept = len(ids) - 1 if ids[-1:] == [eos] else len(ids)
             ids, labels = [*ids[:kept], eos], [*labels[:kept], eos]
-        limit = self._settings.max_tokens
+        if item.tokens is not None:
+            row = self._decoded(row, ids, labels)
+        limit, cut = self._settings.max_tokens, self._settings.cut
+        long = len(ids) > limit and item.tokens is None  # tokens are as training made them
+        if long and cut == "drop":
+            reason = f"{len(ids)} tokens are more than max_tokens = {limit}"
+            return BadRow(row.file, row.line, reason, dropped=True)
+        kept_part = slice(-limit, None) if cut == "left" else slice(limit)
         example = Example(
             row,
-            np.array(ids[:limit], dtype=np.int32),
-            np.array(labels[:limit], dtype=np.int32),
-            truncated=len(ids) > limit,
+            np.array(ids[kept_part] if long else ids, dtype=np.int32),
+            np.array(labels[kept_part] if long else labels, dtype=np.int32),
+            truncated=long,
         )
-        if example.learnt:
+        if len(example.input_ids) and example.learnt:
             return example
-        cut = f" after cutting {len(ids)} tokens to {limit}" if example.truncated else ""
-        return BadRow(row.file, row.line, f"no labelled token is left{cut}")
+        after = f" after cutting {len(ids)} tokens to {limit}" if long else ""
+        # Trainers drop what they have cut to nothing, and learn nothing of unlearnt turns.
+        unlearnt = long or Extras.SILENT in row.extras or item.tokens is not None
+        return BadRow(row.file, row.line, f"no labelled token is left{after}", dropped=unlearnt)
+
+    def _decoded(self, row: Row, ids: list[int], labels: list[int]) -> Row:
+        """Give a row of tokens its texts, to show."""
+        texts = [
+            self._tokenizer.decode(
+                [t for t, label in zip(ids, labels, strict=True) if (label != IGNORED) is learnt]
+            )
+            for learnt in (False, True)
+        ]
+        return replace(row, prompt=texts[0], response=texts[1])
 
     def query(self, prompt: str, response: str) -> Example:
         """Encode a prompt and the response to be explained, without EOS.
@@ -108,30 +141,56 @@ class Encoder:
         Raises:
             InputError: the response has no token.
         """
-        return self._query(prompt, response, self.prompt_text(prompt), special=self._special)
-
-    def query_of_row(self, row: Row) -> Example:
-        """Encode a row as a query: its context as the prompt, its last response explained."""
-        special = self._special
-        if row.messages is None and not row.fields:  # plain text has no template
-            text, special = "", True
-        elif row.messages is None:
-            text = self._prefix(row.fields, row.prompt)
+        if self._settings.chat:
+            turns = _one_turn(prompt, response)
+            text = self._chat.before_answer(Conversation(turns), 1)
         else:
-            special = False
-            last = max(n for n, m in enumerate(row.messages) if m["role"] == "assistant")
-            text = self._chat(row.messages[:last], generation=True)
-        return self._query(row.prompt, row.response, text, special=special)
+            text = self.prompt_text(prompt)
+        return self._query(prompt, response, text, response, special=not self._settings.chat)
 
-    def _query(self, prompt: str, response: str, text: str, *, special: bool) -> Example:
-        span = (len(text), len(text + response))
-        rendered = _Rendered(text + response, (span,), special)
-        ids, labels = self._tokenize([rendered])[0]
-        row = Row("", 0, "query", prompt, response)
-        example = Example(row, np.array(ids, dtype=np.int32), np.array(labels, dtype=np.int32))
-        if not example.learnt:
-            raise InputError("the response has no token to explain", hint="give --response text")
-        return example
+    def query_of_row(self, row: Row, contrast: str = "") -> Example:
+        """Encode a row as a query: its context as the prompt, its last response explained.
+
+        Args:
+            contrast: a response in place of its own.
+
+        Raises:
+            InputError: no response, or a contrast to tokens, which have no place for it.
+        """
+        if any(key in row.extras for key in (Extras.TOKENS, Extras.PARTS)):
+            if contrast:
+                raise InputError(
+                    f"row {row.id!r} holds tokens, so there is no place for a contrast",
+                    hint="rin retrieve --prompt TEXT --response TEXT --contrast TEXT",
+                )
+            (ids, labels), *_ = self._tokenize([self._render(row)])
+            return _query_example(row.prompt, row.response, ids, labels)
+        response = contrast or row.response
+        if row.messages is not None:
+            text, said = self._last_answer(_conversation(row))
+            return self._query(row.prompt, response, text, contrast or said, special=False)
+        if not row.fields:  # plain text has no template
+            return self._query(row.prompt, response, "", response, special=True)
+        if self._settings.chat:
+            return self.query(row.prompt, response)
+        text = self._prefix(row.fields, row.prompt)
+        return self._query(row.prompt, response, text, response, special=True)
+
+    def _last_answer(self, chat: Conversation) -> tuple[str, str]:
+        """Return the text before the last answer of a conversation, and the answer."""
+        last = last_answer(chat.messages)
+        said = chat.messages[last].get("content")
+        if said and not chat.messages[last].get("tool_calls"):
+            return self._chat.before_answer(chat, last), said
+        chat = chat.until(last + 1)
+        text, spans = self._chat.render(chat)
+        start, stop = spans[last][-1]
+        return text[:start], text[start:stop]
+
+    def _query(self, prompt: str, response: str, text: str, said: str, *, special: bool) -> Example:
+        span = (len(text), len(text + said))
+        ids, labels = self._tokenize([_Rendered(text + said, (span,), special)])[0]
+        return _query_example(prompt, response, ids, labels)
 
     def prompt_text(self, prompt: str) -> str:
         """Return the text that the model reads before it answers `prompt`."""
@@ -140,19 +199,16 @@ class Encoder:
     def prompt_ids(self, prompt: str) -> list[int]:
         """Return the tokens of `prompt_text`."""
         text = self.prompt_text(prompt)
-        ids = list(self._tokenizer(text, add_special_tokens=self._special).input_ids)
+        special = not self._settings.chat
+        ids = list(self._tokenizer(text, add_special_tokens=special).input_ids)
         # A tokenizer that adds EOS must not end the text that is to be continued.
-        added = self._special and ids[-1:] == [self._tokenizer.eos_token_id]
+        added = special and ids[-1:] == [self._tokenizer.eos_token_id]
         return ids[:-1] if added else ids
-
-    @property
-    def _special(self) -> bool:
-        return self._settings.template != "chat"
 
     def _prefix(self, fields: dict[str, str], prompt: str) -> str:
         template = self._settings.template
-        if template == "chat":
-            return self._chat([{"role": "user", "content": prompt}], generation=True)
+        if self._settings.chat:
+            return self._chat.text(Conversation(_one_turn(prompt, "")[:1]), generation=True)
         if template == "plain":
             return prompt
         if template == "alpaca":
@@ -169,63 +225,59 @@ class Encoder:
             raise RowError(f"[data] template cannot be filled in: {reason}") from None
 
     def _render(self, row: Row) -> _Rendered:
+        everything = self._settings.learn == "all"
+        if Extras.TOKENS in row.extras:
+            ids, labels = row.extras[Extras.TOKENS]
+            self._check_ids(ids)
+            return _Rendered("", tokens=(ids, ids if everything else labels))
+        if Extras.PARTS in row.extras:
+            pieces = tuple((text, learnt) for text, learnt in row.extras[Extras.PARTS])
+            return _Rendered("".join(text for text, _ in pieces), pieces=pieces)
         if row.messages is not None:
-            return self._render_chat(row.messages)
+            return self._render_chat(row, _conversation(row))
         if not row.fields:
             return _Rendered(row.response, ((0, len(row.response)),), special=True)
-        if self._settings.template == "chat":
-            return self._render_chat(
-                (
-                    {"role": "user", "content": row.prompt},
-                    {"role": "assistant", "content": row.response},
-                )
-            )
+        if self._settings.chat:
+            return self._render_chat(row, Conversation(_one_turn(row.prompt, row.response)))
         prefix = self._prefix(row.fields, row.prompt)
         text = prefix + row.response
+        if everything:
+            return _Rendered(text, ((0, len(text)),), special=True)
+        if Extras.AFTER in row.extras:
+            return _Rendered(text, special=True, prefix=prefix)
         return _Rendered(text, ((len(prefix), len(text)),), special=True)
 
-    def _render_chat(self, messages: Sequence[Message]) -> _Rendered:
-        """Find each assistant turn, its end-of-turn token included, by growing the chat."""
-        text = self._chat(messages)
-        spans = []
-        for number, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            if number == 0:
-                raise RowError("the conversation begins with the assistant")
-            before = self._chat(messages[:number], generation=True)
-            after = self._chat(messages[: number + 1])
-            if not (text.startswith(before) and text.startswith(after.rstrip())):
-                raise RowError(
-                    f"the chat template rewrites earlier turns, so turn {number} cannot be found"
-                )
-            spans.append((len(before), len(after.rstrip())))
-        return _Rendered(text, tuple(spans), special=False)
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        if not 0 <= min(ids, default=0) <= max(ids, default=0) < len(self._tokenizer):
+            raise RowError(f"input_ids are not of this tokenizer: it has {len(self._tokenizer):,}")
 
-    def _chat(self, messages: Sequence[Message], *, generation: bool = False) -> str:
-        from jinja2.exceptions import TemplateError, TemplateSyntaxError
+    def _render_chat(self, row: Row, chat: Conversation) -> _Rendered:
+        learn = self._settings.learn
+        if learn == "all":
+            text = self._chat.text(chat)
+            return _Rendered(text, ((0, len(text)),))
+        context = row.extras.get(Extras.CONTEXT)
+        if context is not None:
+            prefix = self._chat.text(chat.until(context), generation=True)
+            return _Rendered(self._chat.text(chat), prefix=prefix)
+        text, found = self._chat.render(chat)
+        silent = row.extras.get(Extras.SILENT, ())
+        if -1 in found and (silent or learn == "last"):
+            raise RowError("the chat template's {% generation %} marks do not tell turns apart")
+        turns = [number for number in found if number not in silent]
+        chosen = turns[-1:] if learn == "last" else turns
+        return _Rendered(text, tuple(span for number in chosen for span in found[number]))
 
-        try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    list(messages),
-                    tokenize=False,
-                    add_generation_prompt=generation,
-                    chat_template=self._chat_template,
-                )
-            )
-        except TemplateSyntaxError as error:
-            raise InputError(
-                f"the tokenizer's chat template is broken at line {error.lineno}: {error.message}",
-                hint="correct chat_template.jinja, or chat_template in tokenizer_config.json",
-            ) from None
-        except (TemplateError, TypeError, LookupError, ValueError, AttributeError) as error:
-            raise RowError(f"the chat template rejects this conversation: {error}") from None
-
-    def _tokenize(self, rendered: Sequence[_Rendered]) -> list[tuple[list[int], list[int]]]:
-        results: dict[int, tuple[list[int], list[int]]] = {}
+    def _tokenize(self, rendered: Sequence[_Rendered]) -> list[Encoded]:
+        results: dict[int, Encoded] = {
+            n: item.tokens if item.tokens is not None else self._in_pieces(item.pieces or ())
+            for n, item in enumerate(rendered)
+            if item.tokens is not None or item.pieces is not None
+        }
         for special in (False, True):
-            group = [n for n, item in enumerate(rendered) if item.special is special]
+            group = [
+                n for n, item in enumerate(rendered) if item.special is special and n not in results
+            ]
             if not group:
                 continue
             encoded = self._tokenizer(
@@ -236,8 +288,50 @@ class Encoder:
             for n, ids, offsets in zip(
                 group, encoded["input_ids"], encoded["offset_mapping"], strict=True
             ):
-                results[n] = (list(ids), labels_of_spans(ids, offsets, rendered[n].spans))
+                prefix = rendered[n].prefix
+                if prefix is None:
+                    labels = labels_of_spans(ids, offsets, rendered[n].spans)
+                else:
+                    before = self._tokenizer(prefix, add_special_tokens=special).input_ids
+                    labels = labels_after(ids, before)
+                results[n] = (list(ids), labels)
         return [results[n] for n in range(len(rendered))]
+
+    def _in_pieces(self, pieces: Sequence[tuple[str, bool]]) -> Encoded:
+        ids: list[int] = []
+        labels: list[int] = []
+        for text, learnt in pieces:
+            part = self._tokenizer(text, add_special_tokens=False).input_ids
+            ids += part
+            labels += part if learnt else [IGNORED] * len(part)
+        return ids, labels
+
+
+def _query_example(prompt: str, response: str, ids: list[int], labels: list[int]) -> Example:
+    row = Row("", 0, "query", prompt, response)
+    example = Example(row, np.array(ids, dtype=np.int32), np.array(labels, dtype=np.int32))
+    if not example.learnt:
+        raise InputError("the response has no token to explain", hint="give --response text")
+    return example
+
+
+def _one_turn(prompt: str, response: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+
+
+def _conversation(row: Row) -> Conversation:
+    extras = row.extras
+    return Conversation(row.messages or (), extras.get(Extras.TOOLS), extras.get(Extras.OPTIONS))
+
+
+def labels_after(ids: list[int], prefix: list[int]) -> list[int]:
+    """Label all tokens from the first that is not the prefix's, as TRL does.
+
+    A token on the border, of the prompt's end and the response's beginning, is learnt.
+    """
+    pairs = enumerate(zip(ids, prefix, strict=False))
+    shared = next((n for n, (one, other) in pairs if one != other), min(len(ids), len(prefix)))
+    return [IGNORED] * shared + ids[shared:]
 
 
 def labels_of_spans(
@@ -254,31 +348,6 @@ def labels_of_spans(
         else IGNORED
         for token, (a, b) in zip(ids, offsets, strict=True)
     ]
-
-
-def _on_the_day(chat_template: Any, date: str) -> Any:
-    """Return the template with the day of training in place of today's date.
-
-    Otherwise the tokens would differ tomorrow. The calls are replaced in the template's text,
-    because transformers gives a template no way to replace its functions.
-
-    Raises:
-        InputError: not a date, or no date although the template writes one.
-    """
-    try:
-        day = datetime.date.fromisoformat(date) if date else None
-    except ValueError:
-        raise InputError(
-            f"[data] date = {date!r} is not YYYY-MM-DD", hint="correct rin.toml"
-        ) from None
-    if not isinstance(chat_template, str) or "strftime_now(" not in chat_template:
-        return chat_template
-    if day is None:
-        raise InputError(
-            "the chat template writes today's date into every conversation",
-            hint='set [data] date = "YYYY-MM-DD" in rin.toml to the day of training',
-        )
-    return _TODAY.sub(lambda call: json.dumps(day.strftime(call.group(2))), chat_template)
 
 
 Item = TypeVar("Item")

@@ -10,7 +10,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from rapidin_cli.data.reading import BadRow, Row
+from rapidin_cli.data.rows import BadRow, Row
 
 IGNORED = -100
 """The label of a token that is not learnt from: the prompt, padding."""

@@ -12,7 +12,8 @@ from typing import Any
 from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import Dataset, Example
 from rapidin_cli.data.files import data_stamp
-from rapidin_cli.data.reading import BadRow, DataSettings, Row, read_rows
+from rapidin_cli.data.reading import read_rows
+from rapidin_cli.data.rows import BadRow, DataSettings, Row
 from rapidin_cli.data.token_store import EncodedRows, TokenStore, name_of
 from rapidin_cli.errors import InputError
 
@@ -53,8 +54,9 @@ def load_dataset(
             rows = _encoded(TokenStore(kept), root, settings, tokenizer, examples)
     if rows is not None:
         dataset = Dataset(rows, rows.bad)
-        if rows.bad and not skip_bad:
-            raise _rejected(rows.bad[0])
+        stopping = next((row for row in rows.bad if not row.dropped), None)
+        if stopping is not None and not skip_bad:
+            raise _rejected(stopping)
     else:
         bad: list[BadRow] = []
         dataset = Dataset(list(examples(bad)), bad)
@@ -121,7 +123,7 @@ def _examples(
     """Yield the usable rows as tokens, and collect the others."""
 
     def reject(row: BadRow) -> None:
-        if not skip_bad:
+        if not skip_bad and not row.dropped:
             raise _rejected(row)
         bad.append(row)
 

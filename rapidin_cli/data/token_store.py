@@ -33,10 +33,10 @@ import numpy as np
 from numcodecs import Zstd
 
 from rapidin_cli.data.examples import IGNORED, Example, Tokens
-from rapidin_cli.data.reading import BadRow, Row
+from rapidin_cli.data.rows import BadRow, Extras, Row
 from rapidin_storage import canonical_json
 
-_FORMAT = 1
+_FORMAT = 2
 _BLOCK = 256
 _KEPT_BLOCKS = 64
 # Folders that are kept: of several tokenizers, and of a setting that is tried.
@@ -142,10 +142,11 @@ class EncodedRows(Sequence[Example]):
     def row(self, number: int) -> Row:
         """Return the row of an example."""
         block, place = divmod(number, _BLOCK)
-        prompt, response, messages, fields = self._block(block)[place]
+        prompt, response, messages, fields, extras = self._block(block)[place]
         file, line = self._arrays["places"][number].tolist()
         turns = None if messages is None else tuple(messages)
-        return Row(self._files[file], line, self._id(number), prompt, response, turns, fields)
+        name = self._files[file]
+        return Row(name, line, self._id(number), prompt, response, turns, fields, extras)
 
     def _id(self, number: int) -> str:
         ends = self._arrays["id_ends"]
@@ -221,7 +222,8 @@ class _Writer:
         self._streams["ids"].write(name)
         self._ids += len(name)
         self._put("id_ends", self._ids)
-        self._texts.append((row.prompt, row.response, row.messages, row.fields))
+        texts = row.prompt, row.response, row.messages, row.fields
+        self._texts.append((*texts, _kept_extras(row)))
         self._rows += 1
         if len(self._texts) == _BLOCK:
             self._end_block()
@@ -247,9 +249,16 @@ class _Writer:
             "rows": self._rows,
             "text_bytes": self._raw,
             "files": list(self._numbers),
-            "bad": [(each.file, each.line, each.reason) for each in bad],
+            "bad": [(each.file, each.line, each.reason, each.dropped) for each in bad],
         }
         (self._folder / "rows.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _kept_extras(row: Row) -> dict[str, Any]:
+    """What else decides a row's tokens; the tokens themselves are kept once."""
+    if Extras.TOKENS not in row.extras:
+        return row.extras
+    return {Extras.TOKENS: True}
 
 
 class TokenStore:

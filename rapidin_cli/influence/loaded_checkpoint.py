@@ -153,7 +153,7 @@ class LoadedCheckpoint:
         if question.row is None and not question.training_row:
             return self._encoder.query(question.prompt, question.contrast)
         row = question.row or made.example.row
-        return self._encoder.query_of_row(replace(row, response=question.contrast))
+        return self._encoder.query_of_row(row, question.contrast)
 
     def _query(self, question: Question, options: Options) -> Query:
         if question.training_row:

@@ -11,7 +11,8 @@ import torch
 from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import IGNORED, Example, one_token_queries
 from rapidin_cli.data.files import RowError, read_values
-from rapidin_cli.data.reading import DataSettings, Row, guess_format, parse_row
+from rapidin_cli.data.rows import DataSettings, Row
+from rapidin_cli.data.shapes import guess_format, parse_row
 from rapidin_cli.errors import InputError, UsageError
 from rapidin_cli.gradients.directions import LayerGradient
 from rapidin_cli.gradients.engine import Change, GradientEngine

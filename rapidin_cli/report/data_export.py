@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rapidin_cli.data.reading import HALF_PAIR, BadRow, DataSettings, Row, read_pairs
+from rapidin_cli.data.reading import read_pairs
+from rapidin_cli.data.rows import HALF_PAIR, BadRow, DataSettings, Extras, Row
 from rapidin_cli.errors import InputError, UsageError
 from rapidin_cli.report.span import parse_span, selected
 from rapidin_cli.report.tables import SIDES, csv_text, ranked
@@ -205,10 +206,17 @@ def write_rows(
         ) from None
     try:
         with out:
-            for value, row in read_pairs(root, settings):
+            for value, read in read_pairs(root, settings):
+                row = read[0]
                 place = row.file, row.line
                 was_found = place in wanted
                 if was_found:
+                    if isinstance(row, Row) and Extras.TOKENS in row.extras:
+                        raise InputError(
+                            f"{place[0]}:{place[1]} holds tokens, not text: rin cannot tell "
+                            "whether it has changed since it was scored",
+                            hint="rin export --csv lists the rows, to leave them out by hand",
+                        )
                     if _digest_of(row) != wanted.pop(place):
                         raise _moved(place)
                     changed += 1

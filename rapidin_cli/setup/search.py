@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from rapidin_cli.data.files import TABLES, read_values
-from rapidin_cli.data.reading import DataSettings, guess_format, parse_row
+from rapidin_cli.data.rows import DataSettings
+from rapidin_cli.data.shapes import guess_format, parse_row
 from rapidin_cli.errors import InputError
 from rapidin_cli.models.checkpoints import ADAPTER_CONFIG
 from rapidin_cli.models.learning_rates import STATE_FILE

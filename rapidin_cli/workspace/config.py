@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from rapidin_cli.data.reading import DataSettings
+from rapidin_cli.data.rows import DataSettings
 from rapidin_cli.errors import InputError
 from rapidin_cli.gradients.spec import GradientSpec
 

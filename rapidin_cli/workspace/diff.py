@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from rapidin_cli.data.examples import IGNORED, Example
-from rapidin_cli.data.reading import Row
+from rapidin_cli.data.rows import Row
 from rapidin_cli.errors import InputError
 from rapidin_cli.influence.options import Options
 from rapidin_cli.influence.queries import Query

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM
 from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import Example, padded, plan_batches
 from rapidin_cli.data.loading import load_dataset
-from rapidin_cli.data.reading import DataSettings
+from rapidin_cli.data.rows import DataSettings
 from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.passes import Batch
 from rapidin_cli.gradients.rows.kinds import row_kind

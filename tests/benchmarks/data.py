@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.loading import load_dataset
-from rapidin_cli.data.reading import DataSettings
+from rapidin_cli.data.rows import DataSettings
 from rapidin_cli.influence.lexical import Lexical
 from tests.support import tiny
 

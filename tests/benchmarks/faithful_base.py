@@ -12,7 +12,8 @@ import torch
 
 from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import Example
-from rapidin_cli.data.reading import DataSettings, parse_row
+from rapidin_cli.data.rows import DataSettings
+from rapidin_cli.data.shapes import parse_row
 from rapidin_cli.evaluation.training import Training, fine_tune
 
 ROWS, QUERIES = 300, 40

@@ -31,7 +31,8 @@ import torch
 
 from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import Example, plan_batches
-from rapidin_cli.data.reading import DataSettings, parse_row
+from rapidin_cli.data.rows import DataSettings
+from rapidin_cli.data.shapes import parse_row
 from rapidin_cli.evaluation.metrics import spearman
 from rapidin_cli.gradients import curvature
 from rapidin_cli.gradients.compress.tensorsketch import block_sizes

@@ -39,7 +39,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import Example, plan_batches
 from rapidin_cli.data.loading import load_dataset
-from rapidin_cli.data.reading import DataSettings
+from rapidin_cli.data.rows import DataSettings
 from rapidin_cli.evaluation.metrics import spearman
 from rapidin_cli.models.loading import quiet_loading
 from rapidin_cli.setup.demo.training import BASE, DATA_FILE, build_demo

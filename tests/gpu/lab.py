@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from rapidin_cli.data.examples import IGNORED, Example
-from rapidin_cli.data.reading import Row
+from rapidin_cli.data.rows import Row
 from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.influence.queries import Query

@@ -15,7 +15,7 @@ import pytest
 
 from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import IGNORED, Example
-from rapidin_cli.data.reading import DataSettings, Row
+from rapidin_cli.data.rows import DataSettings, Row
 from rapidin_cli.models.checkpoints import Checkpoint
 from rapidin_cli.models.loading import load_model, load_tokenizer, quiet_loading
 from rapidin_cli.setup.demo.dataset import (

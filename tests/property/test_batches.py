@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from rapidin_cli.data import examples as module
 from rapidin_cli.data.examples import Example, plan_batches
-from rapidin_cli.data.reading import Row
+from rapidin_cli.data.rows import Row
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=40)
 

@@ -3,7 +3,7 @@
 import torch
 
 from rapidin_cli.data.examples import IGNORED, Example
-from rapidin_cli.data.reading import Row
+from rapidin_cli.data.rows import Row
 from rapidin_cli.gradients.capture import find_targets
 from rapidin_cli.gradients.passes import as_batch
 from rapidin_cli.influence.queries import Query

@@ -5,8 +5,9 @@ import pytest
 
 from rapidin_cli.data.encoding import ALPACA, Encoder, labels_of_spans
 from rapidin_cli.data.examples import IGNORED, one_token_queries, padded
+from rapidin_cli.data.files import read_values
 from rapidin_cli.data.loading import load_dataset
-from rapidin_cli.data.reading import DataSettings, read_values
+from rapidin_cli.data.rows import DataSettings
 from rapidin_cli.errors import InputError
 from rapidin_cli.influence.tokens import token_texts
 from tests.support import tiny
@@ -110,10 +111,6 @@ def test_a_json_list_is_read_with_its_lines(tmp_path):
         ('{"messages": []}\n', "must be a non-empty list"),
         ('{"messages": [{"role": "user", "content": "x"}]}\n', "no assistant turn"),
         ('{"conversations": [{"from": "alien", "value": "x"}]}\n', "no valid 'from'"),
-        (
-            json.dumps({**PAIR, "id": "a"}) + "\n" + json.dumps({**PAIR, "id": "a"}) + "\n",
-            "data.jsonl:2: id 'a' is already used by data.jsonl:1",
-        ),
         ("", "no usable row"),
         ('[{"text": "a"},', "broken JSON list"),
     ],
@@ -124,9 +121,35 @@ def test_bad_rows_stop_with_file_line_and_reason(tmp_path, tokenizer, raw, messa
     assert caught.value.hint
 
 
-def test_no_label_left_after_cutting(tmp_path, tokenizer):
-    with pytest.raises(InputError, match=r"data\.jsonl:1: no labelled token is left after cutting"):
+def test_a_row_that_is_cut_to_nothing_is_left_out_as_in_training(tmp_path, tokenizer):
+    long = {"prompt": PAIR["prompt"] * 9, "response": "In the park."}
+    dataset = load(tmp_path, tokenizer, [PAIR, long, PAIR], max_tokens=40)
+    assert [example.row.line for example in dataset.examples] == [1, 3]
+    assert str(dataset.bad[0]).startswith("data.jsonl:2: no labelled token is left after cutting")
+    with pytest.raises(InputError, match="no usable row"):
         load(tmp_path, tokenizer, [PAIR], max_tokens=5)
+
+
+def test_three_ways_of_cutting(tmp_path, tokenizer):
+    rows = [PAIR, {"prompt": "Where is the dog number 12?", "response": "In the house."}]
+    full, longer = load(tmp_path, tokenizer, rows).examples
+    limit = len(full.input_ids)
+    right = load(tmp_path, tokenizer, rows, max_tokens=limit).examples[1]
+    left = load(tmp_path, tokenizer, rows, max_tokens=limit, cut="left").examples[1]
+    assert right.input_ids.tolist() == longer.input_ids.tolist()[:limit]
+    assert left.input_ids.tolist() == longer.input_ids.tolist()[-limit:]
+    assert left.labels.tolist() == longer.labels.tolist()[-limit:]
+    assert right.truncated
+    assert left.truncated
+    dropped = load(tmp_path, tokenizer, rows, max_tokens=limit, cut="drop")
+    assert [each.row.line for each in dropped.examples] == [1]
+    assert "more than max_tokens" in dropped.bad[0].reason
+
+
+def test_a_repeated_id_is_no_mistake_of_the_row_and_its_place_becomes_its_name(tmp_path, tokenizer):
+    rows = [{**row, "id": name} for row, name in zip(tiny.rows(3), ("a", 1, "1"), strict=True)]
+    found = load(tmp_path, tokenizer, rows).examples
+    assert [example.row.id for example in found] == ["a", "1", "data.jsonl:3"]
 
 
 def test_cutting_is_counted(tmp_path, tokenizer):
@@ -222,12 +245,12 @@ def test_conversations_that_cannot_be_rendered_are_bad_rows(tmp_path, tokenizer)
     bare.chat_template = None
     with pytest.raises(InputError, match=r"data\.jsonl:1: the chat template rejects"):
         load(tmp_path, bare, [CHAT], template="plain")
-    first = {"messages": [{"role": "assistant", "content": "Hello."}]}
-    with pytest.raises(InputError, match="begins with the assistant"):
-        load(tmp_path, tokenizer, [first])
-    tools = {"messages": [{"role": "assistant", "content": "", "tool_calls": [1]}]}
-    with pytest.raises(InputError, match="tool calls"):
-        load(tmp_path, tokenizer, [tools])
+
+
+def test_a_conversation_may_begin_with_the_assistant(tmp_path, tokenizer):
+    first = {"messages": [{"role": "assistant", "content": "Hello."}, *CHAT["messages"][1:]]}
+    example = load(tmp_path, tokenizer, [first]).examples[0]
+    assert learnt(tokenizer, example) == "Hello.<|end|>In the park.<|end|>In the house.<|end|>"
 
 
 def test_a_text_row_as_a_query_is_encoded_as_in_training(tmp_path, tokenizer):

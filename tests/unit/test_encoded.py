@@ -12,7 +12,8 @@ from rapidin_cli.data import token_store
 from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import IGNORED, Dataset, Example
 from rapidin_cli.data.loading import load_dataset
-from rapidin_cli.data.reading import BadRow, DataSettings, Row, read_rows
+from rapidin_cli.data.reading import read_rows
+from rapidin_cli.data.rows import BadRow, DataSettings, Row
 from rapidin_cli.data.token_store import EncodedRows, TokenStore
 from rapidin_cli.errors import InputError
 from rapidin_cli.influence.lexical import Lexical

@@ -11,7 +11,8 @@ import pytest
 from pyarrow import parquet
 
 from rapidin_cli.data.files import read_values
-from rapidin_cli.data.reading import BadRow, DataSettings, read_rows
+from rapidin_cli.data.reading import read_rows
+from rapidin_cli.data.rows import BadRow, DataSettings
 from rapidin_cli.errors import InputError
 from rapidin_cli.setup.search import survey
 from tests.support import tiny

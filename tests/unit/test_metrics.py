@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rapidin_cli.data.examples import Example
-from rapidin_cli.data.reading import Row
+from rapidin_cli.data.rows import Row
 from rapidin_cli.errors import InputError
 from rapidin_cli.evaluation import metrics
 from rapidin_cli.influence.lexical import Lexical
