@@ -9,6 +9,17 @@ from rapidin_cli.data.files import RowError
 Message = dict[str, Any]
 Learn = Literal["assistant", "last", "all"]
 Cut = Literal["right", "left", "drop"]
+Format = Literal[
+    "auto",
+    "prompt",
+    "completion",
+    "alpaca",
+    "messages",
+    "conversations",
+    "text",
+    "segments",
+    "tokens",
+]
 
 HALF_PAIR = re.compile("[\ud800-\udfff]")
 
@@ -19,7 +30,7 @@ class DataSettings:
 
     Attributes:
         files: JSONL, JSON lists, CSV, Parquet or datasets folders, relative to the project.
-        format: `auto`, or the shape of the rows, see `SHAPES`.
+        format: the shape of the rows, see `shapes`; `auto` goes by the fields of a file's first.
         template: how prompt and response become one text: `chat` (the tokenizer's chat
             template), a file `NAME.jinja` with another chat template, `alpaca`, `plain`
             (joined as they are), or a text of your own that ends where the response begins
@@ -36,7 +47,7 @@ class DataSettings:
     """
 
     files: tuple[str, ...] = ()
-    format: str = "auto"
+    format: Format = "auto"
     template: str = "plain"
     learn: Learn = "assistant"
     prompt_field: str = "prompt"

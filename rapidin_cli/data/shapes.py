@@ -19,12 +19,9 @@ from rapidin_cli.data.turns import (
     with_system,
 )
 
-SHAPES = (
-    *("auto", "prompt", "completion", "alpaca", "messages", "conversations", "text"),
-    *("segments", "tokens"),
-)
 _PREFERENCE = "preference"
 _CHOICES = ("chosen", "rejected", "rejected_response", "rejected_messages", "kto_tag")
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
 # What some trainer reads beside the text itself.
 _MODIFIERS = (
     *("system", "history", "tools", "functions", "chat_template_kwargs"),
@@ -48,7 +45,7 @@ def fitting_formats(value: Any, settings: DataSettings) -> list[str]:
     """Return the shapes that a row may have, the likeliest first."""
     if not isinstance(value, dict):
         return []
-    if any(value.get(name) is not None for name in _choices(value, settings)):
+    if _choices(value, settings):
         return [_PREFERENCE]
     prompted = settings.prompt_field in value
     fits = {
@@ -71,7 +68,7 @@ def guess_format(value: Any, settings: DataSettings) -> str | None:
 
 def _choices(value: dict[str, Any], settings: DataSettings) -> list[str]:
     """The fields that make a row one of preference training."""
-    names = [name for name in _CHOICES if name in value]
+    names = [name for name in _CHOICES if value.get(name) not in _NOTHING]
     # KTO's label is true or false; a topic is no preference.
     names += ["label"] if isinstance(value.get("label"), bool) else []
     return [name for name in names if name not in settings.ignore_fields]
@@ -128,7 +125,7 @@ def _refuse_unread(value: dict[str, Any], shape: str, settings: DataSettings) ->
     unread = [
         name
         for name in _MODIFIERS
-        if value.get(name) not in (None, "", [], {})
+        if value.get(name) not in _NOTHING
         and name not in passed
         and name not in settings.ignore_fields
     ]

@@ -6,7 +6,7 @@ import math
 import re
 import tomllib
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,6 +16,7 @@ from rapidin_cli.gradients.spec import GradientSpec
 
 CONFIG_FILE = "rin.toml"
 LOCAL_CONFIG = ".rin/config.local.toml"
+TEMPLATE_FILES = (".jinja", ".j2")
 REMOTE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -164,19 +165,22 @@ def load_config(root: Path) -> Config:
     tables = _read(root / CONFIG_FILE)
     local = root / LOCAL_CONFIG
     if not local.exists():
-        return _checked(tables)
+        return _checked(tables, root)
     above = _over(tables, _read(local))
     try:
-        return _checked(above)
+        return _checked(above, root)
     except InputError as error:
-        _checked(tables)  # complains if it is rin.toml that is wrong
+        _checked(tables, root)  # complains if it is rin.toml that is wrong
         raise InputError(
             error.message.replace(CONFIG_FILE, LOCAL_CONFIG), hint=f"correct {LOCAL_CONFIG}"
         ) from None
 
 
-def _checked(tables: dict[str, Any]) -> Config:
+def _checked(tables: dict[str, Any], root: Path) -> Config:
     config = _build(Config, tables, "")
+    if config.data.template.endswith(TEMPLATE_FILES):
+        template = _template_of(root / config.data.template, config.data.template)
+        config = replace(config, data=replace(config.data, template=template))
     for name, remote in config.remote.items():
         if not REMOTE_NAME.fullmatch(name) or not remote.url:
             raise InputError(
@@ -214,6 +218,23 @@ def _checked(tables: dict[str, Any]) -> Config:
                 f"{CONFIG_FILE}: [cache] {name} must be positive", hint=f"correct {CONFIG_FILE}"
             )
     return config
+
+
+def _template_of(path: Path, name: str) -> str:
+    """Return the chat template in a file, which stands for its text from then on."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{CONFIG_FILE}: [data] template: cannot read {name}: {error}",
+            hint=f"correct the path in {CONFIG_FILE}",
+        ) from None
+    if "{%" not in text:
+        raise InputError(
+            f"{CONFIG_FILE}: [data] template: {name} is not a chat template in Jinja",
+            hint="name the file that training used, such as chat_template.jinja",
+        )
+    return text
 
 
 def is_checkpoint_name(name: str) -> bool:

@@ -240,7 +240,7 @@ def test_a_template_with_today_s_date_needs_the_day_of_training(tmp_path):
     assert whole(dated, example).startswith("01 Mar 2026 <|user|>")
 
 
-def test_conversations_that_cannot_be_rendered_are_bad_rows(tmp_path, tokenizer):
+def test_conversations_that_cannot_be_rendered_are_bad_rows(tmp_path):
     bare = tiny.tokenizer()
     bare.chat_template = None
     with pytest.raises(InputError, match=r"data\.jsonl:1: the chat template rejects"):
