@@ -457,7 +457,9 @@
 
   function place(example) {
     const [row] = example.rows;
-    const where = element("p", "where", put(element("bdi", "id"), example.id), put(element("bdi", ""), `${row.file}:${row.line}`));
+    const at = `${row.file}:${row.line}`; // the name of a row without an id
+    const where = element("p", "where", put(element("bdi", "id"), example.id));
+    if (example.id !== at) where.append(put(element("bdi", ""), at));
     if (example.rows.length > 1) where.append(element("span", "copies", `× ${count(example.rows.length)} rows`));
     return where;
   }
@@ -509,7 +511,7 @@
     fact("Total score", plain(example.score) + (std > 0 ? ` (${number((example.score - mean) / std)} standard deviations from the mean of all scored examples)` : ""));
     if (example.sketched !== null) fact("By its compressed gradient", plain(example.sketched));
     fact("Percentile", `${example.percentile} of ${count(model.query.scored)} scored`);
-    fact(example.rows.length > 1 ? "Rows" : "Row", example.rows.map((row) => `${row.file}:${row.line} (${row.id})`).join("\n"));
+    fact(example.rows.length > 1 ? "Rows" : "Row", example.rows.map((row) => (row.id === `${row.file}:${row.line}` ? row.id : `${row.file}:${row.line} (${row.id})`)).join("\n"));
     facts.lastChild.lastChild.className = "lines";
     fact("Digest", example.digest);
     body.append(facts);

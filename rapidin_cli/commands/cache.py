@@ -81,8 +81,11 @@ def cache(
         )
     for result in done:
         console.say(_summary(result))
-    for bad in done[-1].dataset.bad if done else ():
+    for bad in done[-1].dataset.unusable if done else ():
         console.warn(f"skipped {bad}")
+    if done and (dropped := done[-1].dataset.dropped):
+        rows = console.count(len(dropped), "row")
+        console.warn(f"left out {rows}, as in training; the first is {dropped[0]}")
     if share != WHOLE:
         console.say("next: rin cache, once all parts have finished: it updates rin.lock")
         return

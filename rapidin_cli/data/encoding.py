@@ -22,6 +22,9 @@ ALPACA = (
     "### Response:\n"
 )
 
+LONG_ALPACA = ALPACA.format(with_input="", instruction="{prompt}", input_section="")
+"""LLaMA-Factory's template `alpaca`: one text, with the input as a line of the instruction."""
+
 
 @dataclass(frozen=True)
 class _Rendered:

@@ -119,10 +119,24 @@ class Distinct(Sequence[list[Example]]):
 
 @dataclass
 class Dataset:
-    """All usable examples of a project, and what was left out."""
+    """All usable examples of a project.
+
+    Attributes:
+        bad: rows that are not among them, in the order of the files.
+    """
 
     examples: Sequence[Example] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
+
+    @property
+    def unusable(self) -> list[BadRow]:
+        """Rows that are broken, or that rin cannot follow."""
+        return [row for row in self.bad if not row.dropped]
+
+    @property
+    def dropped(self) -> list[BadRow]:
+        """Rows that training left out as well."""
+        return [row for row in self.bad if row.dropped]
 
     @cached_property
     def by_digest(self) -> Groups:

@@ -54,16 +54,17 @@ def load_dataset(
             rows = _encoded(TokenStore(kept), root, settings, tokenizer, examples)
     if rows is not None:
         dataset = Dataset(rows, rows.bad)
-        stopping = next((row for row in rows.bad if not row.dropped), None)
-        if stopping is not None and not skip_bad:
-            raise _rejected(stopping)
+        if dataset.unusable and not skip_bad:
+            raise _rejected(dataset.unusable[0])
     else:
         bad: list[BadRow] = []
         dataset = Dataset(list(examples(bad)), bad)
         bad.sort(key=lambda each: (settings.files.index(each.file), each.line))
     if not len(dataset.examples):
+        first = f": {dataset.bad[0]}" if dataset.bad else ""
         raise InputError(
-            f"no usable row in {', '.join(settings.files)}", hint="correct [data] in rin.toml"
+            f"no usable row in {', '.join(settings.files)}{first}",
+            hint="correct [data] in rin.toml",
         )
     return dataset
 

@@ -27,7 +27,7 @@ def read_pairs(
     """
     seen: set[str] = set()
     for name in settings.files:
-        chosen = None if settings.format == "auto" else settings.format
+        chosen: str | None = None if settings.format == "auto" else settings.format
         for line, value in read_values(root / name, name):
             try:
                 if isinstance(value, RowError):

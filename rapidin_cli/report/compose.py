@@ -104,8 +104,8 @@ def _of_data(missing: int, dataset: Dataset, name: str) -> Iterator[str]:
             f"{missing:,} of {len(dataset.by_digest):,} examples are not cached and were not "
             f"scored: rin cache {name}"
         )
-    if dataset.bad:
-        yield f"{len(dataset.bad):,} unusable rows were skipped; the first is {dataset.bad[0]}"
+    if bad := dataset.unusable:
+        yield f"{len(bad):,} unusable rows were skipped; the first is {bad[0]}"
 
 
 def _provenance(command: str) -> dict[str, str]:

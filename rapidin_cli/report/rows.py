@@ -1,6 +1,7 @@
 """What `rin show` prints: one row, or the rows that influence themselves most."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from rich.table import Table
@@ -17,7 +18,8 @@ def show_row(facts: View) -> None:
     """Print what is known about one row."""
     text = Text()
     text.append(f"{visible(facts['id'])}  {facts['digest'][:12]}\n", "bold")
-    text.append(f"{visible(', '.join(facts['places']))}\n", "dim")
+    if facts["places"] != [facts["id"]]:
+        text.append(f"{visible(', '.join(facts['places']))}\n", "dim")
     text.append(f"{facts['tokens']:,} tokens, {facts['learnt']:,} learnt")
     text.append(", cut at max_tokens\n" if facts["truncated"] else "\n")
     if facts["cached"] is None:
@@ -32,9 +34,20 @@ def show_row(facts: View) -> None:
         for layer in cached["layers"]:
             text.append(f"  {layer['norm']:10.4g}  {visible(layer['name'])}\n")
     text.append("\n")
-    for piece in facts["text"]:
-        text.append(visible(piece["text"]), "" if piece["learnt"] else "dim")
-    console.data(text)
+    console.data(text.append_text(marked_text(facts["text"])))
+
+
+def marked_text(pieces: Sequence[View]) -> Text:
+    """Return a row's tokens with what is learnt of them bright; without colours, in brackets."""
+    look = Look.of_stdout()
+    opening, closing = ("[[", "]]") if look.ascii else ("⟦", "⟧")
+    text = Text()
+    for learnt, passage in groupby(pieces, key=lambda piece: piece["learnt"]):
+        said = visible("".join(piece["text"] for piece in passage))
+        if look.colours is None and learnt:
+            said = f"{opening}{said}{closing}"
+        text.append(said, "bold" if learnt else "dim")
+    return text
 
 
 def show_self_influences(found: View) -> None:

@@ -212,7 +212,7 @@ def _full(report: View, query: View, example: View, look: Look) -> RenderableTyp
     text = Text()
     text.append(f"{visible(example['id'])}  score {example['score']:+.4g}, at or above ", "bold")
     text.append(f"{example['percentile']:.1f}% of all scores\n", "bold")
-    text.append(f"{visible(places)}\n\n", "dim")
+    text.append("\n" if places == example["id"] else f"{visible(places)}\n\n", "dim")
     text.append(f"prompt    {visible(example['prompt'])}\n")
     parts: list[RenderableType] = [text]
     if example["training"] is None:

@@ -71,6 +71,29 @@ def examine(start: Path) -> list[Check]:
     return checks
 
 
+def rendering(start: Path, checkpoint: str, device: str) -> list[Check]:
+    """Ask a checkpoint whether the rows are rendered as its training rendered them.
+
+    Raises:
+        RinError: no project, or neither rows nor model can be read.
+    """
+    from rapidin_cli.evaluation.fit import examine_rendering
+
+    found = examine_rendering(Project.open(start).opened(checkpoint), device)
+    shown = [f"{fit.name!r} {fit.loss:.3f}" for fit in found.fits]
+    finding = f"mean nats a response token over {found.rows} rows: {', '.join(shown)}"
+    checks = [Check("rows", True, finding)]
+    if found.learnt is not None:
+        gained = found.learnt
+        finding = (
+            f"the adapter gained {gained.response:.3f} nats a token of the responses, "
+            f"{gained.prompt:.3f} of the prompts"
+        )
+        checks.append(Check("learnt", True, finding))
+    mend = "compare with your training script, then set [data] in rin.toml"
+    return [*checks, *(Check("settings", False, each, mend) for each in found.complaints)]
+
+
 def _environment() -> Iterator[Check]:
     import numpy
     import peft

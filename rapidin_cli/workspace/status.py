@@ -237,7 +237,7 @@ def _checkpoint_status(
         cached=len(wanted & present),
         missing=missing,
         gone=len(present - wanted),
-        bad=len(opened.dataset.bad),
+        bad=len(opened.dataset.unusable),
         snapshot=snapshot.commit.number if snapshot else None,
         place=place,
         elsewhere=_elsewhere(project, snapshot) if snapshot and place == "here" else 0,

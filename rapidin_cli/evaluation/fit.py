@@ -1,0 +1,240 @@
+"""Which rendering of the rows did training use? The checkpoint itself says it best.
+
+A model predicts its training's own text better than the same rows in another template, so the
+mean loss of the response's tokens is compared, row by row, under the templates that fit the rows.
+Whether prompts were learnt shows in what the adapter changed: training on responses leaves the
+prompt's tokens nearly as the base model has them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+
+from rapidin_cli.data.encoding import LONG_ALPACA, Encoder
+from rapidin_cli.data.examples import Example
+from rapidin_cli.data.reading import read_rows
+from rapidin_cli.data.rows import DataSettings, Extras, Row
+from rapidin_cli.errors import InputError
+from rapidin_cli.work.worker import build_engine
+from rapidin_cli.workspace.project_checkpoint import ProjectCheckpoint
+
+ROWS = 30
+_MOST_TOKENS = 512
+_LOOKED_AT = 400
+# Standard errors, and nats a token, by which another template must be better.
+_SURE, _MARGIN = 3.0, 0.02
+# Shares of what the adapter gained on a response's token that it gained on a prompt's: measured
+# in tests/benchmarks/fit.py, .1 to .35 where responses were learnt, .7 and more where all was.
+_SHARE = 0.55
+_PROMPT = "### Instruction:\n{prompt}\n\n### Response:\n"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One rendering against the one that is set.
+
+    Attributes:
+        name: the value of the setting.
+        loss: mean over rows of the loss a response token, nats.
+        difference: mean over rows of its loss less that of the setting, nats a token.
+        error: standard error of the difference.
+    """
+
+    name: str
+    loss: float
+    difference: float
+    error: float
+
+    @property
+    def better(self) -> bool:
+        """Whether it fits better than the setting, beyond doubt."""
+        return self.difference < -max(_MARGIN, _SURE * self.error)
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What the adapter changed, nats a token: of the responses, and of what is before them."""
+
+    response: float
+    prompt: float
+
+    @property
+    def share(self) -> float:
+        """How much of the gain on a response's token a prompt's token had."""
+        return self.prompt / self.response if self.response > 0 else math.nan
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What the checkpoint says of the settings.
+
+    Attributes:
+        rows: that were compared.
+        fits: of the set template, then of the others, the best first.
+        learnt: None for a full model, whose base is not known, and without adapter's gain.
+        ending: loss of the token that ends a response, nats; None if none is added.
+    """
+
+    rows: int
+    learn: str
+    fits: list[Fit]
+    learnt: Learnt | None
+    ending: float | None
+
+    @property
+    def complaints(self) -> list[str]:
+        """What fits better than what is set, in sentences; they are hints, not proofs."""
+        found = []
+        best = min(self.fits, key=lambda fit: fit.loss)
+        if best.better:
+            found.append(
+                f"template {best.name!r} fits better than the one that is set: "
+                f"{best.loss:.3f} nats a token against {self.fits[0].loss:.3f}, difference "
+                f"{best.difference:.3f} ± {best.error:.3f} over {self.rows} rows"
+            )
+        if self.learnt is not None and math.isfinite(share := self.learnt.share):
+            said = (
+                f"the adapter gained {self.learnt.prompt:.3f} nats a token of the prompts, and "
+                f"{self.learnt.response:.3f} of the responses"
+            )
+            if self.learn != "all" and share > _SHARE:
+                found.append(f'{said}: training may have learnt prompts too (learn = "all")')
+            if self.learn == "all" and share < _SHARE:
+                found.append(f'{said}: training may have learnt responses only ("assistant")')
+        if self.ending is not None and self.ending > 3:
+            found.append(
+                f"the token that ends a response costs {self.ending:.1f} nats: training may have "
+                "added none (append_eos = false)"
+            )
+        return found
+
+
+def examine_rendering(opened: ProjectCheckpoint, device: str = "auto") -> Rendering:
+    """Compare the renderings that fit the rows, on some of them.
+
+    Raises:
+        InputError: no row can be read as the settings say.
+    """
+    settings = opened.config.data
+    rows = _some_rows(opened, settings)
+    engine = build_engine(opened.jobs(device, 1)[0])
+    chosen = [settings, *_others(settings, opened.tokenizer, rows[0])]
+    table: list[list[float]] = [[] for _ in chosen]
+    gains: list[tuple[float, float]] = []
+    endings = []
+    used = 0
+    for row in rows:
+        pairs = [_encoded(opened.tokenizer, each, row) for each in chosen]
+        if any(pair is None for pair in pairs):
+            continue
+        used += 1
+        for number, pair in enumerate(pairs):
+            assert pair is not None
+            losses = _losses(engine, pair[1])
+            answer = pair[0].learnt_mask[1:]
+            # The end of a response is learnt in every template.
+            table[number].append(float(losses[answer].mean()))
+            if number == 0:
+                endings.append(float(losses[answer][-1]))
+                gains += _gain(engine, pair, losses, answer)
+    if not used:
+        raise InputError("no row can be rendered for the comparison", hint="rin show ROW shows one")
+    return Rendering(
+        used, settings.learn, _fits(chosen, table), _learnt(gains), _ending(settings, endings)
+    )
+
+
+def _some_rows(opened: ProjectCheckpoint, settings: DataSettings) -> list[Row]:
+    """Rows with a prompt and a response, spread over the beginning of the data."""
+    found = []
+    for number, row in enumerate(read_rows(opened.folder, settings)):
+        if isinstance(row, Row) and Extras.TOKENS not in row.extras and row.prompt:
+            found.append(row)
+        if number >= _LOOKED_AT:
+            break
+    if not found:
+        raise InputError(
+            "the rows have no prompts, so there is nothing to compare",
+            hint="rin show ROW shows what is learnt of one",
+        )
+    gap = max(1, len(found) // ROWS)
+    return found[::gap][:ROWS]
+
+
+def _others(settings: DataSettings, tokenizer: Any, row: Row) -> list[DataSettings]:
+    """The other templates that fit the shape of the rows."""
+    if row.messages is not None:  # a conversation has one
+        return []
+    names = ["plain", _PROMPT]
+    if "instruction" in row.fields:
+        names += ["alpaca", LONG_ALPACA]
+    if tokenizer.chat_template:
+        names.append("chat")
+    return [replace(settings, template=name) for name in names if name != settings.template]
+
+
+def _encoded(tokenizer: Any, settings: DataSettings, row: Row) -> tuple[Example, Example] | None:
+    """The row with its response labelled, and with every token labelled."""
+    found = []
+    for learn in ("assistant", "all"):
+        chosen = replace(settings, learn=learn, max_tokens=_MOST_TOKENS, cut="drop")
+        example = next(iter(Encoder(tokenizer, chosen).examples([row])), None)
+        if not isinstance(example, Example):
+            return None
+        found.append(example)
+    return found[0], found[1]
+
+
+def _losses(engine: Any, example: Example) -> np.ndarray[Any, Any]:
+    """The loss of every token but the first."""
+    import torch
+
+    from rapidin_cli.gradients.passes import as_batch
+
+    passes = engine.passes
+    batch = as_batch([example])
+    labels = batch.input_ids.to(passes.device)
+    with torch.no_grad():
+        found: np.ndarray[Any, Any] = passes.token_losses(labels, labels).cpu().numpy()
+    return found
+
+
+def _gain(
+    engine: Any,
+    pair: tuple[Example, Example],
+    losses: np.ndarray[Any, Any],
+    answer: np.ndarray[Any, Any],
+) -> Iterator[tuple[float, float]]:
+    """What the adapter gained on a response's and on a prompt's token."""
+    model = engine.passes.model
+    if not hasattr(model, "disable_adapter") or answer.all():
+        return
+    with contextlib.suppress(AttributeError, ValueError), model.disable_adapter():
+        gained = _losses(engine, pair[1]) - losses
+        yield float(gained[answer].mean()), float(gained[~answer].mean())
+
+
+def _learnt(gains: Sequence[tuple[float, float]]) -> Learnt | None:
+    if not gains:
+        return None
+    return Learnt(*(fmean(each) for each in zip(*gains, strict=True)))
+
+
+def _ending(settings: DataSettings, endings: Sequence[float]) -> float | None:
+    return fmean(endings) if settings.append_eos and not settings.chat else None
+
+
+def _fits(chosen: Sequence[DataSettings], table: Sequence[Sequence[float]]) -> list[Fit]:
+    fits = []
+    for settings, losses in zip(chosen, table, strict=True):
+        apart = [one - other for one, other in zip(losses, table[0], strict=True)]
+        error = stdev(apart) / math.sqrt(len(apart)) if len(apart) > 1 else math.inf
+        fits.append(Fit(settings.template, fmean(losses), fmean(apart), error))
+    return [fits[0], *sorted(fits[1:], key=lambda fit: fit.loss)]
