@@ -1,31 +1,27 @@
-"""Reading data files, one value at a time: JSONL, JSON lists, CSV, Parquet, datasets folders.
+"""Reading data files, one value at a time: JSONL, JSON, CSV, Parquet, Arrow, datasets folders.
 
-The name decides which it is: `.csv`, `.parquet`, a folder that `datasets` saved; anything else is
-JSON. JSON and CSV may be gzipped (`.gz`). Only a file with one JSON list is read as a whole.
+Only a file with one JSON list, or one object that holds the list, is read as a whole.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
-import io
 import json
 import sys
-import zlib
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
+from rapidin_cli.data.opening import ARROW, BROKEN, PARQUET, bare_name, not_utf8, opened, table_kind
+from rapidin_cli.data.tables import read_arrow, read_folder, read_parquet
 from rapidin_cli.errors import InputError
 
-if TYPE_CHECKING:
-    from pyarrow import RecordBatch
-
-_ARROW_ROWS = 1024
-_ARROW_STATE = "state.json"
-_SPLITS = "dataset_dict.json"
-TABLES = (".csv", ".parquet")
+TEXTS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv")
+TABLES = (".parquet", ".arrow")
+# Names of the list of rows in a file of one object.
+_LISTS = ("data", "rows", "train", "examples", "instances", "items", "records", "samples")
+_DELIMITERS = ",;\t|"
 
 
 class RowError(ValueError):
@@ -42,20 +38,27 @@ def read_values(path: Path, name: str) -> Iterator[tuple[int, Any]]:
     """
     try:
         if path.is_dir():
-            yield from _read_folder(path, name)
-        elif path.suffix == ".parquet":
-            yield from _read_parquet(path, name)
+            yield from read_folder(path, name)
+            return
+        kind = table_kind(path)
+        if kind == PARQUET:
+            yield from read_parquet(path, name)
+        elif kind == ARROW:
+            yield from read_arrow(path, name)
         else:
-            with _opened(path) as file:
-                table = path.name.removesuffix(".gz").endswith(".csv")
-                yield from (_read_csv if table else _read_json)(file, name)
+            bare = bare_name(path)
+            with opened(path) as file:
+                if bare.endswith((".csv", ".tsv")):
+                    yield from _read_csv(file, name)
+                else:
+                    yield from _read_json(file, name, one=not bare.endswith(".jsonl"))
     except UnicodeDecodeError as error:
+        raise not_utf8(name, at=error.start) from None
+    except BROKEN as error:
+        kind = path.suffix[1:] or "compressed"
+        kind = {"gz": "gzip"}.get(kind, kind)
         raise InputError(
-            f"{name} is not UTF-8 text (byte {error.start})", hint="convert it to UTF-8"
-        ) from None
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise InputError(
-            f"{name} is not a valid gzip file: {error}", hint="compress it again"
+            f"{name} is not a valid {kind} file: {error}", hint="compress it again"
         ) from None
     except OSError as error:
         raise InputError(
@@ -64,23 +67,35 @@ def read_values(path: Path, name: str) -> Iterator[tuple[int, Any]]:
         ) from None
 
 
-def _opened(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return io.TextIOWrapper(gzip.open(path), encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
-
-
-def _read_json(file: IO[str], name: str) -> Iterator[tuple[int, Any]]:
+def _read_json(file: IO[str], name: str, *, one: bool) -> Iterator[tuple[int, Any]]:
+    """Read lines, a list, or (if it may be `one` value) an object that holds the list."""
     # Without seeking, so that a pipe can be read too.
     head = []
     for text in file:
         head.append(text)
         if text.strip():
             break
-    if "".join(head).lstrip().startswith("["):
-        yield from _read_list("".join(head) + file.read(), name)
+    start = "".join(head).lstrip()
+    if start.startswith("["):
+        text = "".join(head) + file.read()
+        yield from _read_list(text, text.index("[") + 1, name)
         return
-    for line, text in enumerate(chain(head, file), 1):
+    if one and start.startswith("{"):
+        first = _parse_line(start)
+        if isinstance(first, RowError) or _holds_list(first):
+            text = "".join(head) + file.read()
+            at = _list_in(text)
+            if at is not None:
+                yield from _read_list(text, at, name)
+                return
+            lines: Iterator[str] = iter(text.splitlines(keepends=True))
+            yield from _read_lines(lines)
+            return
+    yield from _read_lines(chain(head, file))
+
+
+def _read_lines(lines: Iterator[str]) -> Iterator[tuple[int, Any]]:
+    for line, text in enumerate(lines, 1):
         if text.strip():
             yield line, _parse_line(text)
 
@@ -94,13 +109,40 @@ def _parse_line(text: str) -> Any:
         return RowError("JSON nested too deeply")
 
 
-def _read_list(text: str, name: str) -> Iterator[tuple[int, Any]]:
+def _holds_list(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(value.get(name), list) for name in _LISTS)
+
+
+def _list_in(text: str) -> int | None:
+    """Return where the list of rows begins in one JSON object; None if it has none."""
     decoder = json.JSONDecoder()
-    position, line, counted = text.index("[") + 1, 1, 0
+    at = text.index("{") + 1
     try:
         while True:
-            while text[position : position + 1] in (" ", "\n", "\r", "\t", ","):
-                position += 1
+            at = _after_blanks(text, at)
+            key, at = decoder.raw_decode(text, at)
+            at = _after_blanks(text, at, ":")
+            if key in _LISTS and text[at : at + 1] == "[":
+                return at + 1
+            _, at = decoder.raw_decode(text, at)
+            at = _after_blanks(text, at, ",")
+    except (ValueError, RecursionError, TypeError):
+        return None
+
+
+def _after_blanks(text: str, at: int, mark: str = "") -> int:
+    while text[at : at + 1] in (" ", "\n", "\r", "\t", mark) and at < len(text):
+        at += 1
+    return at
+
+
+def _read_list(text: str, position: int, name: str) -> Iterator[tuple[int, Any]]:
+    """Yield the values of a list whose first begins at or after `position`."""
+    decoder = json.JSONDecoder()
+    line, counted = 1, 0
+    try:
+        while True:
+            position = _after_blanks(text, position, ",")
             line += text.count("\n", counted, position)
             counted = position
             if text[position : position + 1] == "]":
@@ -118,7 +160,12 @@ def _read_list(text: str, name: str) -> Iterator[tuple[int, Any]]:
 def _read_csv(file: IO[str], name: str) -> Iterator[tuple[int, Any]]:
     """Rows as objects of text; the number is that of the line on which a row begins."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    reader = csv.DictReader(file, strict=True)
+    head = file.readline()
+    # What the names of the columns are divided by, if that is certain.
+    marks = [mark for mark in _DELIMITERS if mark in head]
+    reader = csv.DictReader(
+        chain([head], file), strict=True, delimiter=marks[0] if len(marks) == 1 else ","
+    )
     line = 1
     try:
         fields = reader.fieldnames
@@ -136,75 +183,8 @@ def _read_csv(file: IO[str], name: str) -> Iterator[tuple[int, Any]]:
         raise InputError(f"{name}:{line}: broken CSV: {error}", hint=f"fix {name}") from None
 
 
-def _read_parquet(path: Path, name: str) -> Iterator[tuple[int, Any]]:
-    _need_arrow(name)
-    import pyarrow
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        with ParquetFile(path) as file:
-            yield from _rows(file.iter_batches(_ARROW_ROWS))
-    except pyarrow.ArrowInvalid as error:
-        raise InputError(
-            f"{name} is not a valid Parquet file: {str(error).partition('.')[0]}",
-            hint=f"write {name} again",
-        ) from None
-
-
-def _read_folder(path: Path, name: str) -> Iterator[tuple[int, Any]]:
-    """Rows of a folder that `Dataset.save_to_disk` wrote."""
-    if (path / _SPLITS).exists():
-        splits = json.loads((path / _SPLITS).read_text(encoding="utf-8")).get("splits", [])
-        raise InputError(
-            f"{name} is a folder with several splits ({', '.join(splits)})",
-            hint=f'name one: [data] files = ["{name}/{splits[0] if splits else "train"}"]',
-        )
-    if not (path / _ARROW_STATE).exists():
-        raise InputError(
-            f"{name} is a folder, but not one that datasets.Dataset.save_to_disk wrote",
-            hint="list data files in [data] files",
-        )
-    _need_arrow(name)
-    import pyarrow
-
-    try:
-        state = json.loads((path / _ARROW_STATE).read_text(encoding="utf-8"))
-        files = [path / each["filename"] for each in state["_data_files"]]
-        yield from _rows(chain.from_iterable(map(_arrow_batches, files)))
-    except (ValueError, KeyError, TypeError, pyarrow.ArrowInvalid) as error:
-        raise InputError(
-            f"{name} is not a valid datasets folder: {error}", hint=f"save {name} again"
-        ) from None
-
-
-def _arrow_batches(path: Path) -> Iterator[RecordBatch]:
-    from pyarrow import ipc, memory_map
-
-    with memory_map(str(path)) as source, ipc.open_stream(source) as stream:
-        yield from stream
-
-
-def _rows(batches: Iterator[RecordBatch]) -> Iterator[tuple[int, Any]]:
-    number = 0
-    for batch in batches:
-        for start in range(0, batch.num_rows, _ARROW_ROWS):
-            for value in batch.slice(start, _ARROW_ROWS).to_pylist():
-                number += 1
-                yield number, value
-
-
-def _need_arrow(name: str) -> None:
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError:
-        raise InputError(
-            f"{name} needs the package pyarrow, which is not installed",
-            hint='pip install "rapidin[parquet]"',
-        ) from None
-
-
 def data_stamp(path: Path) -> list[Any]:
     """Return sizes and times, which show whether a data file has changed."""
-    paths = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
+    paths = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
     stats = [each.stat() for each in paths]
     return [[stat.st_size, stat.st_mtime_ns] for stat in stats]

@@ -5,13 +5,22 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rapidin_cli.errors import InputError
 from rapidin_cli.models.checkpoints import ADAPTER_CONFIG, is_hub_name
 from rapidin_cli.models.learning_rates import checkpoint_weights
 from rapidin_cli.output.templates import template_text
-from rapidin_cli.setup.search import Survey, read_json, shape_of, survey
-from rapidin_cli.setup.selection import Proposed, choose_checkpoints, choose_data, relative
+from rapidin_cli.setup.looks import look_at
+from rapidin_cli.setup.search import DataFile, Survey, read_json, survey
+from rapidin_cli.setup.selection import (
+    Proposed,
+    choose_checkpoints,
+    choose_data,
+    proposed_data,
+    relative,
+)
+from rapidin_cli.setup.trainers import Training, find_training
 from rapidin_cli.workspace.config import CONFIG_FILE
 from rapidin_cli.workspace.workspace import prepare_rin_folder
 
@@ -38,6 +47,8 @@ class Proposal:
     """The content of rin.toml.
 
     Attributes:
+        settings: of `[data]`, where they are not the defaults, each with its reason.
+        training: what the trainer left behind.
         notes: what else was found, and which of several was chosen.
     """
 
@@ -46,6 +57,8 @@ class Proposal:
     base: Base
     template: str
     why_template: str
+    settings: dict[str, tuple[Any, str]]
+    training: Training | None
     notes: list[str]
 
     @property
@@ -78,17 +91,29 @@ def propose(
             "this folder is large and was only partly searched: use --data and --checkpoint"
         )
     under = _find_base(root, base, named, found)
-    why = "given"
+    shape = files[0].shape if files else ""
+    training = find_training(root, [root / item.path for item in named], shape)
+    settings = dict(training.settings) if training is not None else {}
+    told = settings.pop("template", None)
+    template, why = (template, "given") if template else told or ("", "")
     if not template:
         template, why = _guess_template(root, files, named, under.place)
-    return Proposal(files, _name(named), under, template, why, notes)
+    if files and files[0].also:
+        settings["format"] = (shape, f"its rows also have the fields of {files[0].also}")
+    return Proposal(files, _name(named), under, template, why, settings, training, notes)
 
 
 def _named_data(root: Path, name: str) -> Proposed:
-    path = root / name
-    if not path.is_file():
+    path = root / Path(name).expanduser()
+    if not path.exists():
         raise InputError(f"there is no data file {path}", hint="rin init --data FILE")
-    return Proposed(relative(root, path), f"{shape_of(path) or 'unknown'} rows")
+    look = look_at(path, given=True)
+    if look.problem:
+        raise InputError(
+            f"no row of {name} can be used; {look.problem}",
+            hint="fix the file, or name another one: rin init --data FILE",
+        )
+    return proposed_data(root, path, DataFile(path, look, 0))
 
 
 def _named_checkpoint(root: Path, name: str) -> Proposed:
@@ -147,9 +172,13 @@ def _guess_template(
     root: Path, files: Sequence[Proposed], named: Sequence[Proposed], base: str
 ) -> tuple[str, str]:
     """Chat for conversations, and if the model has a chat template, as training mostly uses it."""
-    shapes = {item.about.partition(" ")[0] for item in files}
-    if shapes & set(_CONVERSATIONS):
+    shapes = {item.shape for item in files}
+    if shapes & set(_CONVERSATIONS) or any(item.turns for item in files):
         return "chat", "the data has conversations"
+    if "completion" in shapes:
+        return "plain", "TRL joins prompt and completion as they are"
+    if shapes and shapes <= {"tokens", "segments"}:
+        return "plain", "the rows are tokens or texts already"
     for place in (*(item.path for item in named), base):
         folder = root / place if (root / place).is_dir() else _downloaded(place)
         if place and folder is not None and _has_chat_template(folder):
@@ -189,13 +218,23 @@ def describe(root: Path, proposal: Proposal) -> list[str]:
         lines.append(f"weights     {_weights(root, proposal)}")
     if proposal.base.place:
         lines.append(f"base        {proposal.base.place}  ({proposal.base.why})")
-    lines.append(f"template    {proposal.template}  ({proposal.why_template})")
+    if proposal.training is not None:
+        source = relative(root, proposal.training.source)
+        lines.append(f"trained by  {proposal.training.trainer}  ({source})")
+    lines.append(f"template    {_short(proposal.template)}  ({proposal.why_template})")
+    lines += [f"{name:<10}  {value}  ({why})" for name, (value, why) in proposal.settings.items()]
     lines += proposal.notes
+    if proposal.training is not None:
+        lines += proposal.training.notes
     if not proposal.data:
         lines.append("no training data was found: set [data] files in rin.toml")
     if not proposal.checkpoints:
         lines.append("no checkpoint was found: add [[checkpoints]] to rin.toml")
     return lines
+
+
+def _short(template: str) -> str:
+    return json.dumps(template) if "\n" in template else template
 
 
 def _weights(root: Path, proposal: Proposal) -> str:
@@ -219,9 +258,17 @@ def initialise(root: Path, proposal: Proposal) -> None:
 
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters["toml"] = _toml
+
+    def setting(name: str, default: Any) -> str:
+        """A line of TOML; one of a default is a comment."""
+        if name not in proposal.settings:
+            return f"# {name} = {_toml(default)}"
+        return f"{name} = {_toml(proposal.settings[name][0])}"
+
     text = environment.from_string(template_text("rin.toml.j2")).render(
         files=[item.path for item in proposal.data],
         template=proposal.template,
+        setting=setting,
         base=proposal.base.setting,
         checkpoints=[(name, item.path) for name, item in proposal.checkpoints],
     )
@@ -235,6 +282,6 @@ def initialise(root: Path, proposal: Proposal) -> None:
         ) from None
 
 
-def _toml(value: str | list[str]) -> str:
-    """Spell a text or a list of texts in TOML: JSON's strings are a subset of its own."""
+def _toml(value: str | int | list[str]) -> str:
+    """Spell a value in TOML: JSON's texts, numbers and lists are a subset of its own."""
     return json.dumps(value, ensure_ascii=False)

@@ -13,26 +13,25 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rapidin_cli.data.files import TABLES, read_values
-from rapidin_cli.data.rows import DataSettings
-from rapidin_cli.data.shapes import guess_format, parse_row
-from rapidin_cli.errors import InputError
+from rapidin_cli.data.files import TABLES, TEXTS
+from rapidin_cli.data.opening import bare_name
+from rapidin_cli.data.tables import SPLITS, STATE
 from rapidin_cli.models.checkpoints import ADAPTER_CONFIG
 from rapidin_cli.models.learning_rates import STATE_FILE
+from rapidin_cli.setup.looks import Look, look_at, shards_of
 from rapidin_cli.workspace.config import CONFIG_FILE
 
 _DEPTH = 5
 _MOST_ENTRIES = 50_000
 _MOST_IN_FOLDER = 5_000
 _MOST_READ = 100
-_HEAD_BYTES = 1 << 20
 _IGNORED_FOLDERS = {
     *("node_modules", "__pycache__", "venv", "env", "site-packages", "build", "dist"),
     *("wandb", "mlruns", "lightning_logs", "target"),
 }
 # Environments of Python and conda, and projects of their own (the demo's).
 _FOREIGN = {"pyvenv.cfg", "conda-meta", CONFIG_FILE}
-_DATA = (".jsonl", ".json", *TABLES)
+_DATA = (*TEXTS, *TABLES)
 _NOT_DATA = {"package.json", "tokenizer.json", "vocab.json", STATE_FILE}
 _NOT_TRAINING = re.compile(r"(^|[^a-z])(val|valid|validation|dev|eval|test)([^a-z]|$)")
 _STEP = re.compile(r"(?:checkpoint|ckpt|global_step|step|epoch|iter)[-_]?(\d+)\Z", re.IGNORECASE)
@@ -41,10 +40,10 @@ _CAUSAL = ("CausalLM", "LMHead", "ForConditionalGeneration")
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file whose first row has a known shape."""
+    """A file, or a folder of `datasets`, whose first rows have a known shape."""
 
     path: Path
-    shape: str
+    look: Look
     size: int
 
 
@@ -81,10 +80,12 @@ class Survey:
     """What was found, the most likely first.
 
     Attributes:
+        unreadable: files that look like data, each with what is wrong with its first rows.
         complete: whether everything was searched.
     """
 
     data: list[DataFile]
+    unreadable: list[tuple[Path, str]]
     checkpoints: list[Candidate]
     complete: bool
 
@@ -98,21 +99,31 @@ def survey(root: Path) -> Survey:
         found = _candidate(folder, names)
         if found is not None:
             checkpoints.append(found)
-        for name in names:
-            path = folder / name
-            size = _size(path) if name.removesuffix(".gz").endswith(_DATA) else None
-            if size is not None and name not in _NOT_DATA:
-                # The largest file of a kind is the training set far more often than not.
-                training = not _NOT_TRAINING.search(path.stem.lower())
-                files.append((training, size, str(path), path))
+        for path, size in _data(folder, names):
+            # The largest file of a kind is the training set far more often than not.
+            training = not _NOT_TRAINING.search(path.stem.lower())
+            files.append((training, size, str(path), path))
     files.sort(reverse=True)
     complete = walk.complete and len(files) <= _MOST_READ
-    data = [
-        DataFile(path, shape, size)
-        for _, size, _, path in files[:_MOST_READ]
-        if (shape := shape_of(path))
-    ]
-    return Survey(data, checkpoints, complete)
+    looks = [(path, look_at(path), size) for _, size, _, path in files[:_MOST_READ]]
+    data = [DataFile(path, look, size) for path, look, size in looks if look.shape]
+    unreadable = [(path, look.problem) for path, look, _ in looks if look.problem]
+    return Survey(data, unreadable, checkpoints, complete)
+
+
+def _data(folder: Path, names: Sequence[str]) -> Iterator[tuple[Path, int]]:
+    """Yield what may be data in a folder, with its size; of several parts, the first."""
+    if SPLITS in names or (STATE in names and "dataset_info.json" in names):
+        yield folder, sum(_size(path) or 0 for path in folder.rglob("*.arrow"))
+        return
+    for name in names:
+        path = folder / name
+        size = _size(path) if bare_name(path).endswith(_DATA) else None
+        if size is None or name in _NOT_DATA:
+            continue
+        parts, _ = shards_of(path)
+        if path == parts[0]:
+            yield path, sum(_size(part) or 0 for part in parts)
 
 
 class _Walk:
@@ -132,7 +143,7 @@ class _Walk:
             if folder != self._root and any(entry.name in _FOREIGN for entry in entries):
                 continue
             inner = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-            if depth < _DEPTH:
+            if depth < _DEPTH and not {SPLITS, STATE} & {entry.name for entry in entries}:
                 waiting += [(folder / name, depth + 1) for name in inner if _wanted(name)]
             others = {entry.name for entry in entries} - set(inner)
             yield folder, sorted(others)
@@ -189,27 +200,6 @@ def _is_model(folder: Path, names: Sequence[str]) -> bool:
         return False
     kinds = read_json(folder / "config.json").get("architectures") or [_CAUSAL[0]]
     return any(known in str(kind) for kind in kinds for known in _CAUSAL)
-
-
-def shape_of(path: Path) -> str | None:
-    """Return the format that a file's first row has, or None."""
-    settings = DataSettings()
-    try:
-        if path.suffix in (".gz", *TABLES):
-            value = next(read_values(path, path.name))[1]
-            return guess_format(value, settings)
-        with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES).decode("utf-8-sig", errors="ignore").lstrip()
-        if head.startswith("["):
-            value, _ = json.JSONDecoder().raw_decode(head[1:].lstrip())
-        else:
-            value = json.loads(head.partition("\n")[0])
-        shape = guess_format(value, settings)
-        if shape is not None:
-            parse_row(value, shape, settings, path.name, 1)
-    except (OSError, ValueError, RecursionError, StopIteration, InputError):
-        return None
-    return shape
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rapidin_cli.setup.search import Candidate, Survey
+from rapidin_cli.setup.looks import shards_of
+from rapidin_cli.setup.search import Candidate, DataFile, Survey
 
 _MOST_CHECKPOINTS = 5
 _NAMED = 3
@@ -12,24 +13,43 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class Proposed:
-    """A data file or a checkpoint folder, relative to the project where it is inside."""
+    """A data file or a checkpoint folder, relative to the project where it is inside.
+
+    Attributes:
+        shape, also, turns: of a data file, see `Look`.
+    """
 
     path: str
     about: str
+    shape: str = ""
+    also: str = ""
+    turns: bool = False
 
 
 def choose_data(root: Path, found: Survey, notes: list[str]) -> list[Proposed]:
-    """Take the likeliest file; a note names the others."""
+    """Take the likeliest file, or all parts of it; notes name the others, and what is broken."""
+    for path, reason in found.unreadable[:_NAMED]:
+        notes.append(f"{relative(root, path)} cannot be used: {reason}")
     if not found.data:
         return []
     chosen, *others = found.data
+    parts, missing = shards_of(chosen.path)
+    if missing:
+        notes.append(f"data: {missing} of its parts are missing: {chosen.path.name} is one")
+    others = [other for other in others if other.path not in parts]
     if others:
         names = [relative(root, other.path) for other in others]
         notes.append(
-            f"data: the largest of {len(found.data)} candidates; use --data to choose another: "
+            f"data: the largest of {len(others) + 1} candidates; use --data to choose another: "
             f"{_some(names)}"
         )
-    return [Proposed(relative(root, chosen.path), f"{chosen.shape} rows")]
+    return [proposed_data(root, path, chosen) for path in parts]
+
+
+def proposed_data(root: Path, path: Path, like: DataFile) -> Proposed:
+    """Propose a data file whose rows look like another's."""
+    look, about = like.look, like.look.about
+    return Proposed(relative(root, path), about, look.shape, look.also, look.turns)
 
 
 def choose_checkpoints(root: Path, found: Survey, notes: list[str]) -> list[Proposed]:
