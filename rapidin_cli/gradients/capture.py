@@ -90,10 +90,12 @@ def find_targets(model: nn.Module, pattern: str) -> tuple[list[Target], list[Ski
             unmatched.add(id(weight))
         else:
             modules[name] = module
-    calls, mixed = _probe(model, modules)
+    calls, mixed, odd = _probe(model, modules)
     targets = []
     for name, module in modules.items():
-        if mixed[name]:
+        if name in odd:
+            reasons[id(module.weight)] = "returns more than one tensor, as some routers do"
+        elif mixed[name]:
             reasons[id(module.weight)] = "its inputs do not keep the examples of a batch apart"
         elif not calls[name]:
             reasons[id(module.weight)] = "not run as a layer in the forward pass"
@@ -154,33 +156,40 @@ def _layer(name: str, module: nn.Module) -> Layer:
 
 def _probe(
     model: nn.Module, modules: dict[str, nn.Module]
-) -> tuple[dict[str, int], dict[str, bool]]:
-    """Return how often each layer runs on sequences, and whether on anything else that counts."""
+) -> tuple[dict[str, int], dict[str, bool], set[str]]:
+    """Return how often each layer runs on sequences, and whether on anything else that counts.
+
+    Last, those that return something else than a tensor: what they return cannot be watched.
+    """
+    unusual: set[str] = set()
     with torch.no_grad():
-        calls, others, _ = _watched(model, modules)
+        calls, others, _ = _watched(model, modules, unusual)
     mixed = dict.fromkeys(modules, False)
     if any(others.values()):
         # DoRA runs its factors on a unit matrix too, for a norm that has no gradient.
         odd = {name: modules[name] for name, outputs in others.items() if outputs}
-        _, others, logits = _watched(model, odd)
+        _, others, logits = _watched(model, odd, unusual)
         names = [name for name, outputs in others.items() for _ in outputs]
         outputs = [output for each in others.values() for output in each]
         found = torch.autograd.grad(logits.float().sum(), outputs, allow_unused=True)
         for name, gradient in zip(names, found, strict=True):
             mixed[name] |= gradient is not None
-    return calls, mixed
+    return calls, mixed, unusual
 
 
 def _watched(
-    model: nn.Module, modules: dict[str, nn.Module]
+    model: nn.Module, modules: dict[str, nn.Module], unusual: set[str]
 ) -> tuple[dict[str, int], dict[str, list[torch.Tensor]], torch.Tensor]:
     """Run two short sequences; return calls on them, other calls' outputs, and the logits."""
     calls = dict.fromkeys(modules, 0)
     others: dict[str, list[torch.Tensor]] = {name: [] for name in modules}
 
     def watch(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             del module
+            if not isinstance(output, torch.Tensor):
+                unusual.add(name)
+                return
             shape = inputs[0].shape
             if len(shape) == 3 and tuple(shape[:2]) == (_PROBE_BATCH, _PROBE_LENGTH):
                 calls[name] += 1
@@ -215,20 +224,36 @@ def captured(model: nn.Module, targets: list[Target], consume: Consumer) -> Iter
 
     No weight needs a gradient: the input embeddings' output is made to require one, which
     is enough for autograd to compute output gradients everywhere. Inputs and gradients are
-    released layer by layer as the backward pass goes.
+    released layer by layer as the backward pass goes. A target that the pass did not reach has
+    a gradient of zero, and is handed over last: every target is, so that no list closes up.
     """
     parts: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    reached: set[int] = set()
+    seen: list[torch.Tensor] = []
+
+    def hand_over(number: int) -> None:
+        xs, ds = zip(*parts.pop(number), strict=True)
+        consume(number, torch.cat(xs, 1), torch.cat(ds, 1))
 
     def arrive(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
         calls = targets[number].calls
+        reached.add(number)
         if calls == 1:
             consume(number, x, d)
             return
         pairs = parts.setdefault(number, [])
         pairs.append((x, d))
         if len(pairs) == calls:
-            xs, ds = zip(*parts.pop(number), strict=True)
-            consume(number, torch.cat(xs, 1), torch.cat(ds, 1))
+            hand_over(number)
+
+    def finish(like: torch.Tensor) -> None:
+        for number in sorted(parts):  # of several calls, only some have a gradient
+            hand_over(number)
+        for number, target in enumerate(targets):
+            if number not in reached:
+                layer = target.layer
+                x = like.new_zeros(len(like), 1, layer.in_features)
+                consume(number, x, like.new_zeros(len(like), 1, layer.out_features))
 
     def watch(number: int) -> Any:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -241,6 +266,7 @@ def captured(model: nn.Module, targets: list[Target], consume: Consumer) -> Iter
 
     def start_graph(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         del module, inputs
+        seen.append(output.detach())
         return output if output.requires_grad else output.requires_grad_()
 
     handles = [t.module.register_forward_hook(watch(n)) for n, t in enumerate(targets)]
@@ -248,6 +274,8 @@ def captured(model: nn.Module, targets: list[Target], consume: Consumer) -> Iter
     handles.append(embedding.register_forward_hook(start_graph))
     try:
         yield
+        if seen:
+            finish(seen[0])
     finally:
         for handle in handles:
             handle.remove()

@@ -1,16 +1,27 @@
 """Checkpoints: where they are, what they are (fingerprint), and loading them."""
 
+from __future__ import annotations
+
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rapidin_cli.errors import InputError
+from rapidin_cli.models.kinds import check_adapter
+from rapidin_cli.models.weights import ADAPTER_CONFIG, weights_of
 
-ADAPTER_CONFIG = "adapter_config.json"
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?\Z")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
+# Beside the weights, what decides what a checkpoint computes and reads.
+_DECIDING = (
+    *(ADAPTER_CONFIG, "config.json", "chat_template.jinja", "tokenizer_config.json"),
+    *(*TOKENIZER_FILES, "special_tokens_map.json", "added_tokens.json"),
+)
+
+Stamp = tuple[str, tuple[int, int, int]]
+"""A file's path, with its size, time (ns) and inode."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +32,50 @@ class Checkpoint:
         name: as in rin.toml.
         path: folder of the adapter, or of the full model.
         base: folder of the base model; None for a full model.
+        stamps: of the files that decide what it computes, when they were hashed.
     """
 
     name: str
     path: Path
     base: Path | None
     trust_remote_code: bool = False
+    stamps: tuple[Stamp, ...] = ()
+
+    def stamped(self) -> Checkpoint:
+        """Return the same with the present stamps, by which `check_unchanged` goes.
+
+        Raises:
+            InputError: it has no weights that can be loaded.
+        """
+        return replace(self, stamps=self._stamps())
+
+    def check_unchanged(self) -> None:
+        """Raise InputError if a file is another one than when the checkpoint was stamped."""
+        if not self.stamps:
+            return
+        before = dict(self.stamps)
+        try:
+            now = dict(self._stamps())
+        except (OSError, InputError):
+            now = {}
+        changed = [path for path in before if now.get(path) != before[path]] or [
+            path for path in now if path not in before
+        ]
+        if changed:
+            raise InputError(
+                f"checkpoint {self.name!r} was written to while it was being used: {changed[0]} "
+                "has changed, so nothing that was computed since is kept",
+                hint="wait until training has saved it, then run the command again",
+            )
+
+    def _stamps(self) -> tuple[Stamp, ...]:
+        paths = []
+        for folder in (self.path, self.base):
+            if folder is not None:
+                paths += [*weights_of(folder).files]
+                paths += [folder / name for name in _DECIDING if (folder / name).exists()]
+        found = ((str(path), path.stat()) for path in paths)
+        return tuple((path, (stat.st_size, stat.st_mtime_ns, stat.st_ino)) for path, stat in found)
 
     @property
     def tokenizer_path(self) -> Path:
@@ -56,11 +105,7 @@ def resolve(root: Path, name: str, path: str, base: str, *, trust: bool = False)
             )
         return Checkpoint(name, folder, None, trust)
     adapter = read_json(folder / ADAPTER_CONFIG)
-    if adapter.get("alora_invocation_tokens"):
-        raise InputError(
-            f"checkpoint {name!r} is an activated LoRA, which acts on only part of a text",
-            hint="rin supports LoRA, rsLoRA and DoRA adapters, and full models",
-        )
+    check_adapter(name, adapter)
     named = base or adapter.get("base_model_name_or_path") or ""
     if not named:
         raise InputError(

@@ -11,10 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from rapidin_cli.errors import InputError
 from rapidin_cli.models.checkpoints import TOKENIZER_FILES, Checkpoint, read_json
-from rapidin_cli.models.tensor_files import tensor_header
+from rapidin_cli.models.kinds import check_model
+from rapidin_cli.models.tensor_files import adapter_shapes
+from rapidin_cli.models.weights import weights_of
 
 if TYPE_CHECKING:
     from torch import nn
+
+# How PEFT begins to name what an adapter's files lack.
+_MISSING = "Found missing adapter keys while loading the checkpoint:"
+# Names under which PEFT saves a whole matrix of embeddings.
+_WHOLE = (
+    *("weight", "base_layer.weight", "modules_to_save.weight"),
+    "token_adapter.base_layer.weight",
+)
+# Tokens by which a vocabulary may have been resized; more, and it is another model's.
+_MOST_ADDED = 4096
 
 
 @contextmanager
@@ -62,44 +74,77 @@ def load_model(checkpoint: Checkpoint, device: str, *, float32: bool = True) -> 
     """Load model and adapter on a device; the parameters that were trained require a gradient.
 
     Weights are float32 with `float32`, and always on a CPU, where autocast casts them;
-    otherwise they keep the dtype that they were saved in.
+    otherwise they keep the dtype that they were saved in. Of a model that also sees, the text
+    side runs: nothing else is called for text.
 
     Raises:
-        InputError: the weights cannot be loaded, or some are missing.
+        InputError: the weights cannot be loaded, some are missing, or they changed meanwhile.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     dtype: Any = torch.float32 if float32 or device == "cpu" else "auto"
     folder = checkpoint.base or checkpoint.path
+    config = read_json(folder / "config.json")
+    check_model(checkpoint.name, config)
     # A quantised model is put on its device as it is read, and cannot be moved.
-    quantised = "quantization_config" in read_json(folder / "config.json")
+    quantised = "quantization_config" in config
     try:
         with quiet_loading():
-            model, found = AutoModelForCausalLM.from_pretrained(
+            model, found = _class_for(folder, checkpoint).from_pretrained(
                 folder,
                 output_loading_info=True,
                 dtype=dtype,
-                use_safetensors=True,
+                use_safetensors=not weights_of(folder).pickled,
                 trust_remote_code=checkpoint.trust_remote_code,
                 device_map={"": device} if quantised else None,
             )
-            _refuse_incomplete(checkpoint, folder, [*found["missing_keys"]])
-            _refuse_incomplete(checkpoint, folder, [key for key, *_ in found["mismatched_keys"]])
-            if checkpoint.base is not None:
-                from peft import PeftModel
-
-                model = PeftModel.from_pretrained(model, checkpoint.path, is_trainable=True)
-                _refuse_incomplete(checkpoint, checkpoint.path, _missing(model, checkpoint.path))
-            loaded: nn.Module = (model if quantised else model.to(device)).eval()
-            module: Any
-            for module in loaded.modules():
-                # bitsandbytes' kernel for this kind of CPU has no gradient, and warns at most.
-                if hasattr(module, "support_avx512bf16_for_cpu"):
-                    module.support_avx512bf16_for_cpu = False
-            return loaded
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        _refuse_incomplete(checkpoint, folder, [*found["missing_keys"]])
+        _refuse_incomplete(checkpoint, folder, [key for key, *_ in found["mismatched_keys"]])
+        _refuse_classifier(checkpoint, [*found["unexpected_keys"]])
+        if checkpoint.base is not None:
+            model = with_adapter(model, checkpoint)
+        loaded: nn.Module = (model if quantised else model.to(device)).eval()
+        module: Any
+        for module in loaded.modules():
+            # bitsandbytes' kernel for this kind of CPU has no gradient, and warns at most.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, IndexError) as error:
         raise _cannot_load("the model", checkpoint, error) from None
+    checkpoint.check_unchanged()
+    return loaded
+
+
+def _class_for(folder: Path, checkpoint: Checkpoint) -> Any:
+    """The class of transformers that loads a model: of text, or of text beside images."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
+
+    trust = checkpoint.trust_remote_code
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    remote = getattr(config, "auto_map", None) or {}
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in remote:
+        return AutoModelForCausalLM
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    raise InputError(
+        f"checkpoint {checkpoint.name!r} is a model of the type {config.model_type}, which "
+        "transformers knows neither as a causal language model nor as one that also sees",
+        hint="rin explains what decoder-only models say; name such a checkpoint in rin.toml",
+    )
+
+
+def _refuse_classifier(checkpoint: Checkpoint, unexpected: list[str]) -> None:
+    """Raise InputError if the files hold a head that a language model has no use for."""
+    heads = [key for key in unexpected if re.fullmatch(r"(score|classifier|reward_head)\..*", key)]
+    if heads:
+        raise InputError(
+            f"checkpoint {checkpoint.name!r} has {heads[0]}: it is a classifier or a reward model",
+            hint="rin explains what causal language models say; name such a checkpoint",
+        )
 
 
 def _refuse_incomplete(checkpoint: Checkpoint, folder: Path, missing: list[str]) -> None:
@@ -113,17 +158,64 @@ def _refuse_incomplete(checkpoint: Checkpoint, folder: Path, missing: list[str])
         )
 
 
-def _missing(model: Any, folder: Path) -> list[str]:
-    """Return names of an adapter's tensors that its files do not have."""
-    from peft import get_peft_model_state_dict
+def with_adapter(model: Any, checkpoint: Checkpoint) -> Any:
+    """Put a checkpoint's adapter on its base model; PEFT itself says what its files lack."""
+    import warnings
 
-    def bare(name: str) -> str:
-        return name.removesuffix(".weight")
+    from peft import PeftModel
 
-    header = (tensor_header(file)[0] for file in folder.glob("adapter_model*.safetensors"))
-    saved = {bare(name) for names in header for name in names}
-    wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return [name for name in wanted if bare(name) not in saved]
+    shapes = adapter_shapes(checkpoint.path)
+    _resize(model, shapes, checkpoint)
+    with warnings.catch_warnings(record=True) as told, quiet_loading():
+        warnings.simplefilter("always")
+        adapted = PeftModel.from_pretrained(model, checkpoint.path, is_trainable=True)
+    for warning in told:
+        _, found, names = str(warning.message).partition(_MISSING)
+        if found:
+            _refuse_incomplete(checkpoint, checkpoint.path, re.findall(r"'([^']+)'", names))
+    return adapted
+
+
+def _resize(model: Any, shapes: dict[str, list[int]], checkpoint: Checkpoint) -> None:
+    """Give the base the vocabulary that the adapter was trained with.
+
+    The new rows are zeros until the adapter's own take their place.
+    """
+    import torch
+
+    parts = {"in": model.get_input_embeddings(), "out": model.get_output_embeddings()}
+    names = {id(module): name for name, module in model.named_modules()}
+    saved: dict[str, int] = {}
+    factors: set[int] = set()
+    for part, module in parts.items():
+        name = names.get(id(module), "?")
+        for key, shape in shapes.items():
+            inner = key.rpartition(f"{name}.")[2]
+            if inner in _WHOLE:
+                saved[part] = shape[0]
+            elif inner == "lora_embedding_A":
+                factors.add(shape[1])
+            elif inner == "lora_B.weight":
+                factors.add(shape[0])
+    before = parts["in"].weight.shape[0]
+    sizes = {*saved.values(), *factors} - {before}
+    if len(sizes) != 1 or abs((size := sizes.pop()) - before) > _MOST_ADDED:
+        return
+    if (
+        size > before
+        and (lacking := {"in", "out"} - saved.keys())
+        and not (lacking == {"out"} and model.config.get_text_config().tie_word_embeddings)
+    ):
+        raise InputError(
+            f"the adapter of checkpoint {checkpoint.name!r} was trained with {size:,} tokens "
+            f"instead of {before:,}, but does not hold the new ones' embeddings",
+            hint="save it again: model.save_pretrained(FOLDER, save_embedding_layers=True)",
+        )
+    model.resize_token_embeddings(size, mean_resizing=False)
+    with torch.no_grad():
+        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if module is not None:
+                module.weight[before:] = 0
 
 
 def most_tokens(model: nn.Module) -> int:

@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from rapidin_cli.errors import InputError
+from rapidin_cli.models.weights import pickled_tensors, weights_of
 from rapidin_storage import canonical_json
+
+# What safetensors call PyTorch's types.
+_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 
 
 def _not_whole(file: Path) -> InputError:
@@ -34,6 +38,39 @@ def tensor_header(file: Path) -> tuple[dict[str, tuple[str, list[int], Any]], in
         except (ValueError, KeyError, TypeError, AttributeError):
             raise _not_whole(file) from None
     return entries, length
+
+
+def adapter_shapes(folder: Path) -> dict[str, list[int]]:
+    """Return the shape of each tensor of an adapter, by its name in the file.
+
+    Raises:
+        InputError: there are no weights, or they cannot be read.
+    """
+    weights = weights_of(folder)
+    if weights.pickled:
+        return {
+            name: list(tensor.shape)
+            for file in weights.files
+            for name, tensor in pickled_tensors(file)
+        }
+    return {
+        name: shape
+        for file in weights.files
+        for name, (_, shape, _) in tensor_header(file)[0].items()
+    }
+
+
+def hash_pickled(file: Path) -> dict[str, str]:
+    """Hash each tensor of a PyTorch file as `hash_tensors` does."""
+    import torch
+
+    hashes = {}
+    for name, tensor in pickled_tensors(file):
+        kind = _DTYPES.get(str(tensor.dtype).removeprefix("torch."), str(tensor.dtype))
+        digest = hashlib.sha256(canonical_json([kind, list(tensor.shape)]))
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+        hashes[name] = digest.hexdigest()
+    return hashes
 
 
 def hash_tensors(file: Path) -> dict[str, str]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rapidin_cli.errors import InputError
-from rapidin_cli.models.checkpoints import ADAPTER_CONFIG, is_hub_name
+from rapidin_cli.models.checkpoints import is_hub_name
 from rapidin_cli.models.learning_rates import checkpoint_weights
+from rapidin_cli.models.weights import ADAPTER_CONFIG
 from rapidin_cli.output.templates import template_text
 from rapidin_cli.setup.looks import look_at
 from rapidin_cli.setup.search import DataFile, Survey, read_json, survey

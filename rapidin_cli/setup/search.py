@@ -16,8 +16,8 @@ from typing import Any
 from rapidin_cli.data.files import TABLES, TEXTS
 from rapidin_cli.data.opening import bare_name
 from rapidin_cli.data.tables import SPLITS, STATE
-from rapidin_cli.models.checkpoints import ADAPTER_CONFIG
 from rapidin_cli.models.learning_rates import STATE_FILE
+from rapidin_cli.models.weights import ADAPTER_CONFIG
 from rapidin_cli.setup.looks import Look, look_at, shards_of
 from rapidin_cli.workspace.config import CONFIG_FILE
 

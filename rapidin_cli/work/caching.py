@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -101,12 +101,16 @@ def cache_rows(
     about: dict[str, Any],
     progress: CachingProgress,
     executor: str = LOCAL,
+    check: Callable[[], None] = lambda: None,
 ) -> Snapshot:
     """Compute and commit the rows of a plan; return the newest snapshot.
 
     Batches are committed in the plan's order, whatever order workers finish them in: what
     is missing after an interruption is then always the plan's end, and a second run cuts
     it into the same batches. Whatever ends the run, what was finished is committed.
+
+    Args:
+        check: called before each commit; what it raises ends the run, and nothing is committed.
 
     Raises:
         InputError, WorkerError, StorageError, or what interrupted it: after committing.
@@ -115,7 +119,8 @@ def cache_rows(
     pool = open_pool(jobs, executor)
     try:
         progress.ready(pool.ready)
-        run = _Run(_open_writer(cache, pool.ready.layout, identity, about), plan, progress)
+        writer = _open_writer(cache, pool.ready.layout, identity, about)
+        run = _Run(writer, plan, progress, check)
         clock = _Clock(settings.commit_seconds)
         try:
             for number, device, rows in pool.run(_Padded(plan.batches)):
@@ -142,7 +147,14 @@ def cache_rows(
 class _Run:
     """Puts finished batches into the plan's order and then into the writer."""
 
-    def __init__(self, writer: CacheWriter, plan: Plan, progress: CachingProgress) -> None:
+    def __init__(
+        self,
+        writer: CacheWriter,
+        plan: Plan,
+        progress: CachingProgress,
+        check: Callable[[], None],
+    ) -> None:
+        self._check = check
         self._writer = writer
         self._plan = plan
         self._progress = progress
@@ -187,6 +199,7 @@ class _Run:
 
     def commit(self) -> Snapshot | None:
         """Make what was added visible."""
+        self._check()
         new = self._writer.new_rows
         snapshot = self._writer.commit()
         if snapshot is not None and new:

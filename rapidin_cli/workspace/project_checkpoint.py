@@ -61,9 +61,14 @@ class ProjectCheckpoint:
         )
 
     @cached_property
+    def stamped(self) -> Checkpoint:
+        """The checkpoint with stamps of its files, taken before they are hashed or loaded."""
+        return self.checkpoint.stamped()
+
+    @cached_property
     def fingerprint(self) -> str:
         """Of the checkpoint's tensors and configuration."""
-        return self._fingerprints.checkpoint(self.checkpoint)
+        return self._fingerprints.checkpoint(self.stamped)
 
     @cached_property
     def _tokenizer_fingerprint(self) -> str:
@@ -147,7 +152,7 @@ class ProjectCheckpoint:
         """Return one job per worker."""
         config = self.config
         return [
-            Job(self.checkpoint, config.gradient, device, threads, config.model.dtype)
+            Job(self.stamped, config.gradient, device, threads, config.model.dtype)
             for device, threads in choose_devices(devices, workers or config.cache.workers)
         ]
 

@@ -175,6 +175,7 @@ def _curvature_of(
         batch_tokens=_settings(opened).batch_tokens,
         progress=progress,
     )
+    opened.stamped.check_unchanged()
     stored_curvature.store(opened.curvature_cache, found, opened.curvature_identity)
     return found, True
 
@@ -204,7 +205,10 @@ def _compute(
     about = {"rin": __version__, "checkpoint": opened.name}
     settings, identity = _settings(opened), opened.identity
     try:
-        return cache_rows(opened.cache, plan, jobs, settings, identity, about, progress, executor)
+        check = opened.stamped.check_unchanged
+        return cache_rows(
+            opened.cache, plan, jobs, settings, identity, about, progress, executor, check
+        )
     except BaseException:
         with contextlib.suppress(StorageError, InputError, OSError):
             if (newest := opened.cache.snapshot()) is not None:
