@@ -99,9 +99,11 @@ def resolve(root: Path, name: str, path: str, base: str, *, trust: bool = False)
                     f"{len(steps)} checkpoints in it",
                     hint=f"set path to one of them in rin.toml, such as {path}/{steps[-1]}",
                 )
+            inner = sorted(each.parent.name for each in folder.glob(f"*/{ADAPTER_CONFIG}"))
+            hint = f"set path to the adapter in it: {path}/{inner[0]}" if inner else ""
             raise InputError(
                 f"checkpoint {name!r}: {folder} has neither {ADAPTER_CONFIG} nor config.json",
-                hint="correct [[checkpoints]] in rin.toml",
+                hint=hint or "correct [[checkpoints]] in rin.toml",
             )
         return Checkpoint(name, folder, None, trust)
     adapter = read_json(folder / ADAPTER_CONFIG)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rapidin_cli.errors import InputError
 from rapidin_cli.models.checkpoints import TOKENIZER_FILES, Checkpoint, read_json
 from rapidin_cli.models.kinds import check_model
-from rapidin_cli.models.tensor_files import adapter_shapes
+from rapidin_cli.models.tensor_files import tensor_shapes
 from rapidin_cli.models.weights import weights_of
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # How PEFT begins to name what an adapter's files lack.
 _MISSING = "Found missing adapter keys while loading the checkpoint:"
+_COMPILED = "_orig_mod."
 # Names under which PEFT saves a whole matrix of embeddings.
 _WHOLE = (
     *("weight", "base_layer.weight", "modules_to_save.weight"),
@@ -98,9 +99,9 @@ def load_model(checkpoint: Checkpoint, device: str, *, float32: bool = True) -> 
                 trust_remote_code=checkpoint.trust_remote_code,
                 device_map={"": device} if quantised else None,
             )
+        _refuse_classifier(checkpoint, [*found["unexpected_keys"]])
         _refuse_incomplete(checkpoint, folder, [*found["missing_keys"]])
         _refuse_incomplete(checkpoint, folder, [key for key, *_ in found["mismatched_keys"]])
-        _refuse_classifier(checkpoint, [*found["unexpected_keys"]])
         if checkpoint.base is not None:
             model = with_adapter(model, checkpoint)
         loaded: nn.Module = (model if quantised else model.to(device)).eval()
@@ -149,6 +150,15 @@ def _refuse_classifier(checkpoint: Checkpoint, unexpected: list[str]) -> None:
 
 def _refuse_incomplete(checkpoint: Checkpoint, folder: Path, missing: list[str]) -> None:
     """Raise InputError if tensors are missing: loading would fill them with random numbers."""
+    if missing and any(_COMPILED in name for name in tensor_shapes(folder)):
+        file = weights_of(folder).files[0]
+        raise InputError(
+            f"the tensors of checkpoint {checkpoint.name!r} have names with {_COMPILED!r}: it was "
+            "saved from a compiled model",
+            hint=f"rename them: python -c \"from safetensors.torch import load_file as l, "
+            f"save_file as s; f = '{file}'; s({{k.replace('{_COMPILED}', ''): v for k, v in "
+            f"l(f).items()}}, f, {{'format': 'pt'}})\"",
+        )
     if missing:
         more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
         raise InputError(
@@ -164,7 +174,7 @@ def with_adapter(model: Any, checkpoint: Checkpoint) -> Any:
 
     from peft import PeftModel
 
-    shapes = adapter_shapes(checkpoint.path)
+    shapes = tensor_shapes(checkpoint.path)
     _resize(model, shapes, checkpoint)
     with warnings.catch_warnings(record=True) as told, quiet_loading():
         warnings.simplefilter("always")

@@ -40,8 +40,8 @@ def tensor_header(file: Path) -> tuple[dict[str, tuple[str, list[int], Any]], in
     return entries, length
 
 
-def adapter_shapes(folder: Path) -> dict[str, list[int]]:
-    """Return the shape of each tensor of an adapter, by its name in the file.
+def tensor_shapes(folder: Path) -> dict[str, list[int]]:
+    """Return the shape of each tensor of an adapter or model, by its name in the file.
 
     Raises:
         InputError: there are no weights, or they cannot be read.

@@ -59,12 +59,16 @@ def full(kind: str) -> torch.nn.Module:
     return tiny.gpt2() if kind == "gpt2" else model_of(kind)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text", "phi3", "qwen3", "qwen3_moe"])
+KINDS = ["gpt2", "gemma3_text", "phi3", "qwen3", "qwen3_moe", "llama4_text", "deepseek_v4"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_full_model_finds_a_row_by_itself(kind, tmp_path):
     root = folder_of(full(kind), tmp_path)
     done = forked.rin(root, "cache")
     assert done.returncode == 0, done.stderr
-    captured = "experts" if kind == "qwen3_moe" else "embedding"
+    mixture = kind in ("qwen3_moe", "llama4_text", "deepseek_v4")
+    captured = "experts" if mixture else "embedding"
     assert f"{captured}" in done.stderr
     assert "of the trained parameters not captured" in done.stderr
     asked = ("--row", "data.jsonl:6", "--score", "cosine")

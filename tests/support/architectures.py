@@ -41,6 +41,17 @@ MODELS = {
     "smollm3": {},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {**EXPERTS, "head_dim": 8},
+    # Routers that are linear layers and return a tuple.
+    "llama4_text": {
+        **{"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 48},
+        **{"head_dim": 8, "moe_layers": [0, 1]},
+    },
+    "phimoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    # Layers without a gradient in a pass.
+    "deepseek_v4": {
+        **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+        **{"head_dim": 8, "q_lora_rank": 8, "o_lora_rank": 8},
+    },
     "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
 }
 

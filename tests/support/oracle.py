@@ -37,7 +37,7 @@ def plain_loop(model: nn.Module, weights: list[nn.Parameter], example: Batch):
         label = example.labels[0, position]
         if label != IGNORED:
             loss = loss - torch.log_softmax(logits[position - 1], 0)[label]
-    return loss.detach(), torch.autograd.grad(loss, weights)
+    return loss.detach(), torch.autograd.grad(loss, weights, materialize_grads=True)
 
 
 LENGTHS = [12, 9, 5]

@@ -1,8 +1,10 @@
 """rin.toml, rin.lock, fingerprints, saved results."""
 
 import json
+import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -249,8 +251,95 @@ def test_checkpoints_that_cannot_be_used_are_named(tmp_path, checkpoint):
     with pytest.raises(InputError, match="not a valid safetensors file"):
         fingerprint(tmp_path, checkpoint)
     weights.rename(checkpoint.path / "adapter_model.bin")
-    with pytest.raises(InputError, match="not read pickled weights"):
+    with pytest.raises(InputError, match="is not a file of tensors only"):
         fingerprint(tmp_path, checkpoint)
+    (checkpoint.path / "adapter_model.bin").unlink()
+    with pytest.raises(InputError, match=r"has no adapter_model\.safetensors"):
+        fingerprint(tmp_path, checkpoint)
+
+
+def test_only_what_is_loaded_is_hashed(tmp_path, checkpoint):
+    before = fingerprint(tmp_path, checkpoint)
+    for folder, stem in ((checkpoint.path, "adapter_model"), (checkpoint.base, "model")):
+        for name in (f"{stem}_old", f"{stem}-00001-of-00001", f"{stem}.bak"):
+            shutil.copy(folder / f"{stem}.safetensors", folder / f"{name}.safetensors")
+    old = checkpoint.path / "adapter_model_old.safetensors"
+    tensors = load_file(old)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, old)
+    assert fingerprint(tmp_path, checkpoint) == before
+    save_file({name: tensor + 1 for name, tensor in tensors.items()},
+              checkpoint.path / "adapter_model.safetensors")  # fmt: skip
+    assert fingerprint(tmp_path, checkpoint) != before
+
+
+def test_a_model_in_parts_is_what_its_index_names(tmp_path, checkpoint):
+    before = fingerprint(tmp_path, checkpoint)
+    base = checkpoint.base
+    tensors = load_file(base / "model.safetensors")
+    (base / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = {"model-00001-of-00002.safetensors": names[:5],
+             "model-00002-of-00002.safetensors": names[5:]}  # fmt: skip
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, base / file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"parts of a model, but no model\.safetensors\.index"):
+        fingerprint(tmp_path, checkpoint)
+    index = {name: file for file, part in parts.items() for name in part}
+    path = base / "model.safetensors.index.json"
+    path.write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    assert fingerprint(tmp_path, checkpoint) == before
+    save_file(tensors, base / "model-00002-of-00002.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="twice"):
+        fingerprint(tmp_path, checkpoint)
+    (base / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(InputError, match="lacks model-00002"):
+        fingerprint(tmp_path, checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("tokenizer_config.json", {"split_special_tokens": True}),
+        ("tokenizer_config.json", {"add_eos_token": True}),
+        ("tokenizer_config.json", {"extra_special_tokens": ["The cat"]}),
+        ("tokenizer_config.json", {"additional_special_tokens": ["The cat"]}),
+        ("tokenizer_config.json", {"pad_token": "The cat"}),
+        ("tokenizer_config.json", {"unk_token": "The cat"}),
+        ("tokenizer_config.json", {"bos_token": "The cat"}),
+        ("added_tokens.json", {"The cat": 400}),
+        ("special_tokens_map.json", {"eos_token": "<|user|>"}),
+        ("special_tokens_map.json", {"additional_special_tokens": ["The cat"]}),
+    ],
+)
+def test_whatever_changes_tokens_changes_the_fingerprint(file, change, tmp_path, checkpoint):
+    def now():
+        return Fingerprints(tmp_path / "memory.json").tokenizer(checkpoint, {})
+
+    before = now()
+    path = checkpoint.base / file
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**known, **change}))
+    assert now() != before
+
+
+def test_what_changes_no_token_changes_no_fingerprint(tmp_path, checkpoint):
+    def now():
+        return Fingerprints(tmp_path / "memory.json").tokenizer(checkpoint, {})
+
+    before = now()
+    path = checkpoint.base / "tokenizer_config.json"
+    known = json.loads(path.read_text())
+    ordinary = {"padding_side": "left", "model_max_length": 5, "add_eos_token": False,
+                "extra_special_tokens": {}, "unk_token": "<|end|>"}  # fmt: skip
+    path.write_text(json.dumps({**known, **ordinary}))
+    marks = {"eos_token": {"content": "<|end|>", "lstrip": False}, "pad_token": "<|pad|>"}
+    (checkpoint.base / "special_tokens_map.json").write_text(json.dumps(marks))
+    (checkpoint.base / "added_tokens.json").write_text(json.dumps({"<|user|>": 2}))
+    (checkpoint.base / "modeling_mine.py").write_text("1")
+    assert now() == before
+    trusted = replace(checkpoint, trust_remote_code=True)
+    assert Fingerprints(tmp_path / "memory.json").tokenizer(trusted, {}) != before
+    assert fingerprint(tmp_path, trusted) != fingerprint(tmp_path, checkpoint)
 
 
 def test_results_are_found_by_their_beginning(tmp_path):
