@@ -1,11 +1,15 @@
 """`rin init`: make a project of the current folder."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rapidin_cli.commands.adding import opt, switch
+from rapidin_cli.errors import RinError
 from rapidin_cli.output import console
+
+_SHOWN_TOKENS = 400
 
 Data = Annotated[list[str] | None, opt("FILE", "Training data. Default: what is found here.")]
 Checkpoint = Annotated[
@@ -46,5 +50,28 @@ def init(
     if not yes and not console.confirm(f"write {root / 'rin.toml'}?", default=True):
         raise typer.Exit(1)
     initialise(root, proposal)
-    console.say("wrote rin.toml; commit it, and check that [data] template is what training used")
+    console.say("wrote rin.toml; commit it")
+    if proposal.data and proposal.checkpoints:
+        _show_first_row(root)
     console.say(f"next: {proposal.next}")
+
+
+def _show_first_row(root: Path) -> None:
+    """Show what training learnt of the first row, by what was written."""
+    from rapidin_cli.api import Project
+    from rapidin_cli.report.look import Look
+    from rapidin_cli.report.rows import marked_text
+    from rapidin_cli.workspace.training_row import first_row
+
+    try:
+        row = first_row(Project.open(root).opened())
+    except RinError as error:
+        console.warn(f"the first row cannot be shown: {error.message}")
+        if error.hint:
+            console.say(f"try: {error.hint}")
+        return
+    console.say(f"row {row['id']}: {row['tokens']:,} tokens, {row['learnt']:,} learnt (marked):")
+    console.show(marked_text(row["text"][:_SHOWN_TOKENS], Look.of(console.stderr())))
+    if (more := len(row["text"]) - _SHOWN_TOKENS) > 0:
+        console.say(f"... and {more:,} more tokens: rin show {row['id']}")
+    console.say("if training learnt other words, correct [data]; rin doctor --data asks the model")

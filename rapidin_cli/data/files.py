@@ -137,9 +137,13 @@ def _after_blanks(text: str, at: int, mark: str = "") -> int:
 
 
 def _read_list(text: str, position: int, name: str) -> Iterator[tuple[int, Any]]:
-    """Yield the values of a list whose first begins at or after `position`."""
+    """Yield the values of a list whose first begins at or after `position`.
+
+    Each is numbered by its line, which names one row only; where several begin on the first
+    line, by its place in the list.
+    """
     decoder = json.JSONDecoder()
-    line, counted = 1, 0
+    line, counted, last, by_line = 1, 0, 0, True
     try:
         while True:
             position = _after_blanks(text, position, ",")
@@ -148,7 +152,11 @@ def _read_list(text: str, position: int, name: str) -> Iterator[tuple[int, Any]]
             if text[position : position + 1] == "]":
                 return
             value, position = decoder.raw_decode(text, position)
-            yield line, value
+            if not last:
+                following = _after_blanks(text, position, ",")
+                by_line = "\n" in text[counted:following]
+            last = max(line, last + 1) if by_line else last + 1
+            yield last, value
     except json.JSONDecodeError as error:
         raise InputError(
             f"{name}:{error.lineno}: broken JSON list: {error.msg}", hint=f"fix {name}"

@@ -7,6 +7,7 @@ import gzip
 import io
 import lzma
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -99,32 +100,48 @@ def _zstandard(path: Path) -> Any:
             hint='pip install "rapidin[zst]"',
         ) from None
 
-    class Reader(io.BufferedIOBase):
-        """A stream whose mistakes are those of other kinds of compression."""
+    def blocks() -> Iterator[bytes]:
+        """Frame by frame: its own streams end without a word where a file was cut."""
+        with path.open("rb") as file:
+            unpack = zstandard.ZstdDecompressor().decompressobj()
+            begun = False
+            while block := file.read(1 << 20):
+                while block:
+                    if unpack.eof:
+                        unpack = zstandard.ZstdDecompressor().decompressobj()
+                    begun = True
+                    try:
+                        yield unpack.decompress(block)
+                    except zstandard.ZstdError as error:
+                        raise EOFError(str(error)) from None
+                    block = unpack.unused_data if unpack.eof else b""
+            if begun and not unpack.eof:
+                raise EOFError("it ends in the middle")
 
-        def __init__(self) -> None:
-            self._file = path.open("rb")
-            unpack = zstandard.ZstdDecompressor()
-            self._stream = unpack.stream_reader(self._file, read_across_frames=True)
+    return io.BufferedReader(_Blocks(blocks()))
 
-        def readable(self) -> bool:
-            return True
 
-        def read1(self, size: int | None = -1, /) -> bytes:
-            return self.read(size)
+class _Blocks(io.RawIOBase):
+    """A stream of blocks of bytes."""
 
-        def read(self, size: int | None = -1, /) -> bytes:
-            try:
-                data: bytes = self._stream.read(-1 if size is None else size)
-            except zstandard.ZstdError as error:
-                raise EOFError(str(error)) from None
-            return data
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._rest = b""
 
-        def close(self) -> None:
-            self._file.close()
-            super().close()
+    def readable(self) -> bool:
+        """It is."""
+        return True
 
-    return Reader()
+    def readinto(self, into: Any) -> int:
+        """Fill a buffer; 0 at the end."""
+        while not self._rest:
+            block = next(self._blocks, None)
+            if block is None:
+                return 0
+            self._rest = block
+        size = min(len(into), len(self._rest))
+        into[:size], self._rest = self._rest[:size], self._rest[size:]
+        return size
 
 
 def not_utf8(name: str, encoding: str = "", at: int | None = None) -> InputError:

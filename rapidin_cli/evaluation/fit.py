@@ -2,15 +2,14 @@
 
 A model predicts its training's own text better than the same rows in another template, so the
 mean loss of the response's tokens is compared, row by row, under the templates that fit the rows.
-Whether prompts were learnt shows in what the adapter changed: training on responses leaves the
-prompt's tokens nearly as the base model has them.
+Whether prompts were learnt shows in the template's own words, which are the same in every row:
+training on whole rows learns them by heart, training on responses leaves them as they were.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
@@ -25,14 +24,17 @@ from rapidin_cli.errors import InputError
 from rapidin_cli.work.worker import build_engine
 from rapidin_cli.workspace.project_checkpoint import ProjectCheckpoint
 
+Array = np.ndarray[Any, Any]
+
 ROWS = 30
 _MOST_TOKENS = 512
 _LOOKED_AT = 400
 # Standard errors, and nats a token, by which another template must be better.
 _SURE, _MARGIN = 3.0, 0.02
-# Shares of what the adapter gained on a response's token that it gained on a prompt's: measured
-# in tests/benchmarks/fit.py, .1 to .35 where responses were learnt, .7 and more where all was.
-_SHARE = 0.55
+# What is left of the loss of the template's own words, as a share of the base model's: see
+# tests/benchmarks/fit.py. Between the two nothing is said, nor of words that the base knew.
+_BY_HEART, _AS_BEFORE, _KNOWN = 0.25, 0.5, 0.3
+_FEWEST_WORDS = 4
 _PROMPT = "### Instruction:\n{prompt}\n\n### Response:\n"
 
 
@@ -59,16 +61,25 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Learnt:
-    """What the adapter changed, nats a token: of the responses, and of what is before them."""
+class OwnWords:
+    """The loss of the words that the template writes into every row, nats a token.
 
-    response: float
-    prompt: float
+    Attributes:
+        tokens: how many of them a row has.
+        base, tuned: without the adapter, and with it.
+    """
+
+    tokens: int
+    base: float
+    tuned: float
 
     @property
-    def share(self) -> float:
-        """How much of the gain on a response's token a prompt's token had."""
-        return self.prompt / self.response if self.response > 0 else math.nan
+    def learnt(self) -> bool | None:
+        """Whether training learnt them; None if that cannot be told."""
+        if self.tokens < _FEWEST_WORDS or self.base < _KNOWN:
+            return None
+        left = self.tuned / self.base
+        return True if left < _BY_HEART else False if left > _AS_BEFORE else None
 
 
 @dataclass(frozen=True)
@@ -78,14 +89,14 @@ class Rendering:
     Attributes:
         rows: that were compared.
         fits: of the set template, then of the others, the best first.
-        learnt: None for a full model, whose base is not known, and without adapter's gain.
+        words: None for a full model, whose base is not known.
         ending: loss of the token that ends a response, nats; None if none is added.
     """
 
     rows: int
     learn: str
     fits: list[Fit]
-    learnt: Learnt | None
+    words: OwnWords | None
     ending: float | None
 
     @property
@@ -99,14 +110,15 @@ class Rendering:
                 f"{best.loss:.3f} nats a token against {self.fits[0].loss:.3f}, difference "
                 f"{best.difference:.3f} ± {best.error:.3f} over {self.rows} rows"
             )
-        if self.learnt is not None and math.isfinite(share := self.learnt.share):
+        if self.words is not None and self.words.learnt is not None:
+            whole, words = self.learn == "all", self.words
             said = (
-                f"the adapter gained {self.learnt.prompt:.3f} nats a token of the prompts, and "
-                f"{self.learnt.response:.3f} of the responses"
+                f"the template's own words cost {words.tuned:.2f} nats a token, and "
+                f"{words.base:.2f} without the adapter"
             )
-            if self.learn != "all" and share > _SHARE:
+            if words.learnt and not whole:
                 found.append(f'{said}: training may have learnt prompts too (learn = "all")')
-            if self.learn == "all" and share < _SHARE:
+            if whole and not words.learnt:
                 found.append(f'{said}: training may have learnt responses only ("assistant")')
         if self.ending is not None and self.ending > 3:
             found.append(
@@ -127,7 +139,7 @@ def examine_rendering(opened: ProjectCheckpoint, device: str = "auto") -> Render
     engine = build_engine(opened.jobs(device, 1)[0])
     chosen = [settings, *_others(settings, opened.tokenizer, rows[0])]
     table: list[list[float]] = [[] for _ in chosen]
-    gains: list[tuple[float, float]] = []
+    prompts: list[_Prompt] = []
     endings = []
     used = 0
     for row in rows:
@@ -143,7 +155,7 @@ def examine_rendering(opened: ProjectCheckpoint, device: str = "auto") -> Render
             table[number].append(float(losses[answer].mean()))
             if number == 0:
                 endings.append(float(losses[answer][-1]))
-                gains += _gain(engine, pair, losses, answer)
+                prompts.append(_prompt(engine, pair, losses))
     if not used:
         raise InputError("no row can be rendered for the comparison", hint="rin show ROW shows one")
     return Rendering(
@@ -192,7 +204,7 @@ def _encoded(tokenizer: Any, settings: DataSettings, row: Row) -> tuple[Example,
     return found[0], found[1]
 
 
-def _losses(engine: Any, example: Example) -> np.ndarray[Any, Any]:
+def _losses(engine: Any, example: Example) -> Array:
     """The loss of every token but the first."""
     import torch
 
@@ -202,29 +214,49 @@ def _losses(engine: Any, example: Example) -> np.ndarray[Any, Any]:
     batch = as_batch([example])
     labels = batch.input_ids.to(passes.device)
     with torch.no_grad():
-        found: np.ndarray[Any, Any] = passes.token_losses(labels, labels).cpu().numpy()
+        found: Array = passes.token_losses(labels, labels).cpu().numpy()
     return found
 
 
-def _gain(
-    engine: Any,
-    pair: tuple[Example, Example],
-    losses: np.ndarray[Any, Any],
-    answer: np.ndarray[Any, Any],
-) -> Iterator[tuple[float, float]]:
-    """What the adapter gained on a response's and on a prompt's token."""
+_Prompt = tuple[list[int], Array, Array | None]
+"""Tokens before the response, their losses (the first has none), and the base model's."""
+
+
+def _prompt(engine: Any, pair: tuple[Example, Example], losses: Array) -> _Prompt:
+    stop = int(pair[0].learnt_mask.argmax())
+    ids = pair[1].input_ids[:stop].tolist()
     model = engine.passes.model
-    if not hasattr(model, "disable_adapter") or answer.all():
-        return
-    with contextlib.suppress(AttributeError, ValueError), model.disable_adapter():
-        gained = _losses(engine, pair[1]) - losses
-        yield float(gained[answer].mean()), float(gained[~answer].mean())
+    if not hasattr(model, "disable_adapter"):
+        return ids, losses[: stop - 1], None
+    with model.disable_adapter():
+        return ids, losses[: stop - 1], _losses(engine, pair[1])[: stop - 1]
 
 
-def _learnt(gains: Sequence[tuple[float, float]]) -> Learnt | None:
-    if not gains:
+def _own_words(prompts: Sequence[_Prompt]) -> OwnWords | None:
+    """Compare the losses of what every prompt begins with and ends in."""
+    if any(base is None for _, _, base in prompts):
         return None
-    return Learnt(*(fmean(each) for each in zip(*gains, strict=True)))
+    start = _shared([ids for ids, _, _ in prompts])
+    shortest = min(len(ids) for ids, _, _ in prompts)
+    end = min(_shared([ids[::-1] for ids, _, _ in prompts]), shortest - start)
+    start = max(start, 1)
+    found = []
+    for ids, tuned, base in prompts:
+        assert base is not None
+        places = [*range(start - 1), *range(len(ids) - 1 - end, len(ids) - 1)]
+        if not places:
+            return None
+        found.append((float(base[places].mean()), float(tuned[places].mean())))
+    bases, tuned_ones = zip(*found, strict=True)
+    return OwnWords(start - 1 + end, fmean(bases), fmean(tuned_ones))
+
+
+def _shared(rows: Sequence[list[int]]) -> int:
+    """How many tokens all rows begin with."""
+    return next(
+        (n for n, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1),
+        min(map(len, rows)),
+    )
 
 
 def _ending(settings: DataSettings, endings: Sequence[float]) -> float | None:

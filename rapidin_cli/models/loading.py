@@ -155,7 +155,7 @@ def _refuse_incomplete(checkpoint: Checkpoint, folder: Path, missing: list[str])
         raise InputError(
             f"the tensors of checkpoint {checkpoint.name!r} have names with {_COMPILED!r}: it was "
             "saved from a compiled model",
-            hint=f"rename them: python -c \"from safetensors.torch import load_file as l, "
+            hint=f'rename them: python -c "from safetensors.torch import load_file as l, '
             f"save_file as s; f = '{file}'; s({{k.replace('{_COMPILED}', ''): v for k, v in "
             f"l(f).items()}}, f, {{'format': 'pt'}})\"",
         )

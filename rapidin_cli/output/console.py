@@ -78,6 +78,11 @@ def say(text: str) -> None:
     stderr().print(visible(text), soft_wrap=True)
 
 
+def show(renderable: RenderableType) -> None:
+    """Print something for people on stderr."""
+    stderr().print(renderable, soft_wrap=True)
+
+
 def warn(text: str) -> None:
     """Print a warning on stderr."""
     stderr().print(f"warning: {visible(text)}", style="yellow", soft_wrap=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rich import box
 from rich.box import Box
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -64,7 +64,11 @@ class Look:
     @classmethod
     def of_stdout(cls) -> Look:
         """Return what standard output can do."""
-        out = console.stdout()
+        return cls.of(console.stdout())
+
+    @classmethod
+    def of(cls, out: Console) -> Look:
+        """Return what a console can do."""
         colours = None if out.no_color else out.color_system
         return cls(out.width, out.is_terminal, colours, not out.encoding.startswith("utf"))
 

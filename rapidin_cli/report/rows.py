@@ -34,12 +34,11 @@ def show_row(facts: View) -> None:
         for layer in cached["layers"]:
             text.append(f"  {layer['norm']:10.4g}  {visible(layer['name'])}\n")
     text.append("\n")
-    console.data(text.append_text(marked_text(facts["text"])))
+    console.data(text.append_text(marked_text(facts["text"], Look.of_stdout())))
 
 
-def marked_text(pieces: Sequence[View]) -> Text:
+def marked_text(pieces: Sequence[View], look: Look) -> Text:
     """Return a row's tokens with what is learnt of them bright; without colours, in brackets."""
-    look = Look.of_stdout()
     opening, closing = ("[[", "]]") if look.ascii else ("⟦", "⟧")
     text = Text()
     for learnt, passage in groupby(pieces, key=lambda piece: piece["learnt"]):

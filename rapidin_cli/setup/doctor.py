@@ -83,13 +83,12 @@ def rendering(start: Path, checkpoint: str, device: str) -> list[Check]:
     shown = [f"{fit.name!r} {fit.loss:.3f}" for fit in found.fits]
     finding = f"mean nats a response token over {found.rows} rows: {', '.join(shown)}"
     checks = [Check("rows", True, finding)]
-    if found.learnt is not None:
-        gained = found.learnt
+    if (words := found.words) is not None:
         finding = (
-            f"the adapter gained {gained.response:.3f} nats a token of the responses, "
-            f"{gained.prompt:.3f} of the prompts"
+            f"{words.tokens} of the template's own cost {words.tuned:.2f} nats a token, and "
+            f"{words.base:.2f} without the adapter"
         )
-        checks.append(Check("learnt", True, finding))
+        checks.append(Check("tokens", True, finding))
     mend = "compare with your training script, then set [data] in rin.toml"
     return [*checks, *(Check("settings", False, each, mend) for each in found.complaints)]
 

@@ -16,8 +16,9 @@ from typing import Any
 from rapidin_cli.data.files import TABLES, TEXTS
 from rapidin_cli.data.opening import bare_name
 from rapidin_cli.data.tables import SPLITS, STATE
+from rapidin_cli.errors import InputError
 from rapidin_cli.models.learning_rates import STATE_FILE
-from rapidin_cli.models.weights import ADAPTER_CONFIG
+from rapidin_cli.models.weights import ADAPTER_CONFIG, weights_of
 from rapidin_cli.setup.looks import Look, look_at, shards_of
 from rapidin_cli.workspace.config import CONFIG_FILE
 
@@ -55,7 +56,8 @@ class Candidate:
         adapter: whether it is an adapter; otherwise a full model.
         step: of training, from the Trainer's state or the folder's name.
         run: the folder that holds the checkpoints of one training.
-        weights: its tensor files; empty if they are pickles, which are not read.
+        weights: its tensor files; empty if they cannot be loaded.
+        problem: why, and what to do.
     """
 
     path: Path
@@ -63,6 +65,7 @@ class Candidate:
     step: int | None
     run: Path
     weights: tuple[Path, ...]
+    problem: str = ""
 
     @property
     def trained(self) -> bool:
@@ -175,23 +178,29 @@ def _wanted(folder: str) -> bool:
 
 def _candidate(folder: Path, names: Sequence[str]) -> Candidate | None:
     adapter = ADAPTER_CONFIG in names
-    if not adapter and not _is_model(folder, names):
-        return None
-    start = "adapter_model" if adapter else "model"
-    weights = tuple(
-        folder / name
-        for name in names
-        if name.startswith(start)
-        and name.endswith(".safetensors")
-        and _size(folder / name) is not None
-    )
-    if not adapter and not weights:
+    divided = STATE_FILE in names and _divided(folder)
+    if not adapter and not divided and not _is_model(folder, names):
         return None
     named = _STEP.match(folder.name)
     step = read_json(folder / STATE_FILE).get("global_step") if STATE_FILE in names else None
     if not isinstance(step, int):
         step = int(named.group(1)) if named else None
-    return Candidate(folder, adapter, step, folder.parent if named else folder, weights)
+    try:
+        weights, problem = weights_of(folder).files, ""
+        if not all(_size(file) is not None for file in weights):
+            weights, problem = (), "its weights cannot be read"
+    except InputError as error:
+        weights, problem = (), f"{error.message}; {error.hint}"
+    if problem and not adapter and not divided and step is None:
+        return None  # a folder with a configuration, and no model
+    run = folder.parent if named else folder
+    return Candidate(folder, adapter, step, run, weights, problem)
+
+
+def _divided(folder: Path) -> bool:
+    """Whether FSDP or DeepSpeed left its parts of a model there."""
+    marks = ("zero_to_fp32.py", "global_step*", "pytorch_model_fsdp*", "*.distcp")
+    return any(True for mark in marks for _ in folder.glob(mark))
 
 
 def _is_model(folder: Path, names: Sequence[str]) -> bool:

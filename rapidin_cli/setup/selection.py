@@ -54,17 +54,14 @@ def proposed_data(root: Path, path: Path, like: DataFile) -> Proposed:
 
 def choose_checkpoints(root: Path, found: Survey, notes: list[str]) -> list[Proposed]:
     """The newest run: of adapters if there are any (full models are then their bases)."""
-    for pickled in [each for each in found.checkpoints if not each.weights]:
-        notes.append(
-            f"{relative(root, pickled.path)} has no safetensors, and rin does not read pickles: "
-            "save it with safe_serialization=True"
-        )
+    for broken in [each for each in found.checkpoints if not each.weights]:
+        notes.append(f"{relative(root, broken.path)} cannot be used: {broken.problem}")
     usable = [each for each in found.checkpoints if each.weights]
-    pool = (
-        [each for each in usable if each.adapter]
-        or [each for each in usable if each.trained]
-        or usable
-    )
+    adapters = [each for each in usable if each.adapter]
+    trained = [each for each in usable if each.trained]
+    # Beside something trained that cannot be read, a whole model is its base, and nobody's answer.
+    broken_runs = any(not each.weights and each.trained for each in found.checkpoints)
+    pool = adapters or trained or ([] if broken_runs else usable)
     if not pool:
         return []
     runs: dict[Path, list[Candidate]] = {}

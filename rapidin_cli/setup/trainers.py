@@ -99,7 +99,7 @@ def _of_trl(values: Mapping[str, Any], path: Path, shape: str) -> Training:
             if only
             else ("all", "SFTTrainer learns every token of conversations by default")
         )
-        if only:
+        if only and not _marked(path.parent):
             notes.append(
                 "with assistant_only_loss TRL puts its own training template in place of a model's "
                 "that has no {% generation %} marks; save what "
@@ -131,6 +131,14 @@ def _of_trl(values: Mapping[str, Any], path: Path, shape: str) -> Training:
             '[data] learn = "assistant"'
         )
     return made
+
+
+def _marked(folder: Path) -> bool:
+    """Whether the chat template beside a checkpoint marks what is generated itself."""
+    try:
+        return "generation %}" in (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _card(folder: Path) -> str:

@@ -7,6 +7,7 @@ import re
 import tomllib
 import typing
 from dataclasses import dataclass, field, replace
+from glob import glob
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -178,6 +179,7 @@ def load_config(root: Path) -> Config:
 
 def _checked(tables: dict[str, Any], root: Path) -> Config:
     config = _build(Config, tables, "")
+    config = replace(config, data=replace(config.data, files=_files(root, config.data.files)))
     if config.data.template.endswith(TEMPLATE_FILES):
         template = _template_of(root / config.data.template, config.data.template)
         config = replace(config, data=replace(config.data, template=template))
@@ -218,6 +220,23 @@ def _checked(tables: dict[str, Any], root: Path) -> Config:
                 f"{CONFIG_FILE}: [cache] {name} must be positive", hint=f"correct {CONFIG_FILE}"
             )
     return config
+
+
+def _files(root: Path, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the data files, with what patterns such as `data/*.parquet` match."""
+    found: list[str] = []
+    for name in names:
+        if not any(mark in name for mark in "*?[") or (root / name).exists():
+            found.append(name)
+            continue
+        matches = sorted(glob(name, root_dir=root, recursive=True))  # noqa: PTH207
+        if not matches:
+            raise InputError(
+                f"{CONFIG_FILE}: [data] files: nothing matches {name}",
+                hint=f"correct {CONFIG_FILE}",
+            )
+        found += matches
+    return tuple(dict.fromkeys(found))
 
 
 def _template_of(path: Path, name: str) -> str:

@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from rapidin_cli.data.examples import IGNORED
+from rapidin_cli.data.examples import IGNORED, Example
+from rapidin_cli.data.reading import read_rows
+from rapidin_cli.data.rows import BadRow
 from rapidin_cli.errors import InputError
 from rapidin_cli.influence.tokens import token_texts
 from rapidin_cli.workspace.project_checkpoint import ProjectCheckpoint
@@ -39,7 +41,6 @@ def row_facts(opened: ProjectCheckpoint, identity: str) -> dict[str, Any]:
                 for n in np.argsort(-norm)[:_LARGEST_LAYERS]
             ],
         }
-    texts = token_texts(opened.tokenizer, example.input_ids.tolist())
     return {
         "schema": "rin.row/1",
         "id": example.row.id,
@@ -52,8 +53,31 @@ def row_facts(opened: ProjectCheckpoint, identity: str) -> dict[str, Any]:
         "learnt": example.learnt,
         "truncated": example.truncated,
         "cached": cached,
-        "text": [
-            {"text": text, "learnt": bool(label != IGNORED)}
-            for text, label in zip(texts, example.labels, strict=True)
-        ],
+        "text": _marked(opened, example),
     }
+
+
+def first_row(opened: ProjectCheckpoint) -> dict[str, Any]:
+    """Return the first row of the data that can be used, without reading the others.
+
+    Raises:
+        InputError: the first of the rows that training would not have dropped cannot be used.
+    """
+    rows = read_rows(opened.folder, opened.config.data)
+    for row in rows:
+        made = row if isinstance(row, BadRow) else next(opened.encoder.examples([row]))
+        if isinstance(made, Example):
+            return {"id": made.row.id, "tokens": len(made.input_ids), "learnt": made.learnt,
+                    "text": _marked(opened, made)}  # fmt: skip
+        if not made.dropped:
+            raise InputError(str(made), hint="correct [data] in rin.toml, or the row")
+    raise InputError("no row is left to learn from", hint="correct [data] in rin.toml")
+
+
+def _marked(opened: ProjectCheckpoint, example: Example) -> list[dict[str, Any]]:
+    """The tokens of an example, each with whether it is learnt."""
+    texts = token_texts(opened.tokenizer, example.input_ids.tolist())
+    return [
+        {"text": text, "learnt": bool(label != IGNORED)}
+        for text, label in zip(texts, example.labels, strict=True)
+    ]

@@ -64,8 +64,8 @@ def ask(folder: Path, base: Path, template: str, learn: str) -> str:
         '[[checkpoints]]\nname = "tuned"\npath = "adapter"\n'
     )
     found = examine_rendering(Project.open(folder).opened(), "cpu")
-    learnt = found.learnt
-    share = "" if learnt is None else f"share {learnt.share:.2f}"
+    words = found.words
+    share = "" if words is None else f"own words {words.base:.2f} -> {words.tuned:.2f}"
     best = min(found.fits, key=lambda fit: fit.loss)
     return (
         f"  set {template:7} {learn:10} {share}  best {best.name[:12]!r:16} {best.loss:.3f} "

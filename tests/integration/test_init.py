@@ -9,8 +9,10 @@ import time
 import tomllib
 from dataclasses import dataclass, field
 
+import datasets
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.utils.data import Dataset as TorchDataset
 from transformers import Trainer, TrainingArguments
 
@@ -170,7 +172,67 @@ def a_tree_with_much_else(folder, parts):
 def pickled(folder, parts):
     tiny.write_jsonl(folder / "train.jsonl", tiny.rows(30))
     adapter_on(folder / "adapter", parts / "adapter", HUB)
-    (folder / "adapter/adapter_model.safetensors").rename(folder / "adapter/adapter_model.bin")
+    weights = folder / "adapter/adapter_model.safetensors"
+    torch.save(load_file(weights), folder / "adapter/adapter_model.bin")
+    weights.unlink()
+
+
+def a_run_that_fsdp_divided(folder, parts):
+    """Its base must not be taken for what was trained."""
+    tiny.write_jsonl(folder / "train.jsonl", tiny.rows(30))
+    shutil.copytree(parts / "base", folder / "base")
+    run = folder / "out/checkpoint-4"
+    run.mkdir(parents=True)
+    shutil.copy(parts / "base/config.json", run)
+    write(run / "trainer_state.json", {"global_step": 4})
+    write(run / "pytorch_model_fsdp_0/__0_0.distcp", "")
+
+
+def an_adapter_without_weights(folder, parts):
+    tiny.write_jsonl(folder / "train.jsonl", tiny.rows(30))
+    shutil.copytree(parts / "base", folder / "base")
+    adapter_on(folder / "adapter", parts / "adapter", "base")
+    (folder / "adapter/adapter_model.safetensors").unlink()
+
+
+def shards(folder, parts):
+    for number in (0, 1, 3):
+        rows = tiny.rows(40)[10 * number : 10 * number + 10]
+        tiny.write_jsonl(folder / f"data/train-0000{number}-of-00004.jsonl", rows)
+    adapter_on(folder / "adapter", parts / "adapter", HUB)
+
+
+def a_folder_of_splits(folder, parts):
+    rows = datasets.Dataset.from_list(tiny.rows(12))
+    splits = datasets.DatasetDict({"train": rows, "test": rows.select(range(3))})
+    splits.save_to_disk(folder / "data")
+    adapter_on(folder / "adapter", parts / "adapter", HUB)
+
+
+def a_broken_first_row(folder, parts):
+    write(
+        folder / "train.jsonl", "nonsense\n" + "".join(json.dumps(r) + "\n" for r in tiny.rows(9))
+    )
+    adapter_on(folder / "adapter", parts / "adapter", HUB)
+
+
+def rows_that_cannot_be_used(folder, parts):
+    tiny.write_jsonl(folder / "train.jsonl", [{"prompt": 1, "response": 2}] * 3)
+    tiny.write_jsonl(folder / "odd.jsonl", [{"question": "a", "answer": "b"}])
+    adapter_on(folder / "adapter", parts / "adapter", HUB)
+
+
+def two_shapes_in_one(folder, parts):
+    rows = [{**row, "text": "Below is ..."} for row in alpaca(9)]
+    tiny.write_jsonl(folder / "train.jsonl", rows)
+    adapter_on(folder / "adapter", parts / "adapter", HUB)
+
+
+def completions(folder, parts):
+    rows = [{"prompt": r["prompt"], "completion": r["response"]} for r in tiny.rows(9)]
+    tiny.write_jsonl(folder / "train.jsonl", rows)
+    shutil.copytree(parts / "base", folder / "base")
+    adapter_on(folder / "adapter", parts / "adapter", "base")
 
 
 def nothing(folder, _):
@@ -286,13 +348,68 @@ CASES = [
         said=["(full model, step 7)"],
     ),
     Case(a_tree_with_much_else, ["data/chats.jsonl"], {"adapter": "adapter"}, "chat"),
+    Case(pickled, ["train.jsonl"], {"adapter": "adapter"}, "plain"),
     Case(
-        pickled,
+        a_run_that_fsdp_divided,
         ["train.jsonl"],
         {},
         "plain",
-        said=["adapter has no safetensors, and rin does not read pickles"],
+        said=["out/checkpoint-4 cannot be used: ", "accelerate merge-weights"],
         next="rin status",
+    ),
+    Case(
+        an_adapter_without_weights,
+        ["train.jsonl"],
+        {},
+        "plain",
+        said=["adapter cannot be used: ", "has no adapter_model.safetensors"],
+        next="rin status",
+    ),
+    Case(
+        shards,
+        [f"data/train-0000{n}-of-00004.jsonl" for n in (0, 1, 3)],
+        {"adapter": "adapter"},
+        "plain",
+        said=["1 of its parts are missing"],
+    ),
+    Case(
+        a_folder_of_splits,
+        ["data"],
+        {"adapter": "adapter"},
+        "plain",
+        said=["prompt rows of the split train"],
+    ),
+    Case(
+        a_broken_first_row,
+        ["train.jsonl"],
+        {"adapter": "adapter"},
+        "plain",
+        said=["prompt rows; train.jsonl:1: broken JSON"],
+    ),
+    Case(
+        rows_that_cannot_be_used,
+        [],
+        {"adapter": "adapter"},
+        "plain",
+        said=[
+            "train.jsonl cannot be used: train.jsonl:1: field 'prompt' must be text",
+            "odd.jsonl cannot be used: odd.jsonl:1: its fields ('question', 'answer')",
+        ],
+        next="rin status",
+    ),
+    Case(
+        two_shapes_in_one,
+        ["train.jsonl"],
+        {"adapter": "adapter"},
+        "alpaca",
+        said=["format      alpaca  (its rows also have the fields of text)"],
+    ),
+    Case(
+        completions,
+        ["train.jsonl"],
+        {"adapter": "adapter"},
+        "plain",
+        said=["TRL joins prompt and completion as they are", "tokens, "],
     ),
     Case(nothing, [], {}, "plain", said=["no training data was found"], next="rin status"),
 ]

@@ -1,20 +1,28 @@
 """Data files of every kind give the same rows, and say what is wrong with them."""
 
 import builtins
+import bz2
 import csv
 import gzip
 import json
+import lzma
+import os
+import pickle
+import sqlite3
+import zipfile
 
 import datasets
 import pyarrow
 import pytest
+import zstandard
 from pyarrow import parquet
 
-from rapidin_cli.data.files import read_values
+from rapidin_cli.data.files import data_stamp, read_values
 from rapidin_cli.data.reading import read_rows
 from rapidin_cli.data.rows import BadRow, DataSettings
 from rapidin_cli.errors import InputError
 from rapidin_cli.setup.search import survey
+from rapidin_cli.workspace.config import load_config
 from tests.support import tiny
 
 ROWS = [{"id": f"r{n}", **row} for n, row in enumerate(tiny.rows(6))]
@@ -51,6 +59,51 @@ def write_csv_gz(path, rows):
     path.with_suffix("").unlink()
 
 
+def packed(pack):
+    def make(path, rows):
+        lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        half = len(lines) // 2
+        # Several streams in one file, as parallel compressors write them.
+        path.write_bytes(pack(lines[:half]) + pack(lines[half:]))
+
+    return make
+
+
+def write_wrapped(path, rows):
+    path.write_text(json.dumps({"version": "1.0", "data": rows}, indent=1))
+
+
+def write_wrapped_line(path, rows):
+    path.write_text(json.dumps({"train": rows}))
+
+
+def write_divided(mark):
+    def make(path, rows):
+        with path.open("w", encoding="utf-8", newline="") as file:
+            table = csv.DictWriter(file, list(rows[0]), delimiter=mark)
+            table.writeheader()
+            table.writerows(rows)
+
+    return make
+
+
+def write_arrow(path, rows):
+    table = pyarrow.Table.from_pylist(rows)
+    with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as out:
+        out.write_table(table)
+
+
+def write_feather(path, rows):
+    table = pyarrow.Table.from_pylist(rows)
+    with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as out:
+        out.write_table(table)
+
+
+def write_splits(path, rows):
+    made = datasets.Dataset.from_list(rows)
+    datasets.DatasetDict({"test": made.select(range(2)), "train": made}).save_to_disk(path)
+
+
 def write_parquet(path, rows):
     parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=2)
 
@@ -67,6 +120,20 @@ KINDS = {
     "data.csv.gz": write_csv_gz,
     "data.parquet": write_parquet,
     "data": write_folder,
+    "data.jsonl.bz2": packed(bz2.compress),
+    "data.jsonl.xz": packed(lzma.compress),
+    "data.jsonl.zst": packed(zstandard.compress),
+    "zipped-without-saying.jsonl": packed(gzip.compress),
+    "wrapped.json": write_wrapped,
+    "line.json": write_wrapped_line,
+    "lines.json": write_jsonl,
+    "semicolons.csv": write_divided(";"),
+    "tabs.tsv": write_divided("\t"),
+    "bars.csv": write_divided("|"),
+    "data.arrow": write_arrow,
+    "feather.arrow": write_feather,
+    "parquet-without-saying.json": write_parquet,
+    "splits": write_splits,
 }
 
 
@@ -130,7 +197,39 @@ def twice_named(path):
 
 
 def splits(path):
-    datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(path)
+    rows = datasets.Dataset.from_list(ROWS)
+    datasets.DatasetDict({"one": rows, "other": rows}).save_to_disk(path)
+
+
+def utf16(path):
+    path.write_text(json.dumps(ROWS[0]), encoding="utf-16")
+
+
+def latin(path):
+    path.write_bytes('{"prompt": "é", "response": "b"}'.encode("latin-1"))
+
+
+def a_zip(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("train.jsonl", "{}")
+
+
+def a_pickle(path):
+    path.write_bytes(pickle.dumps(ROWS))
+
+
+def a_database(path):
+    with sqlite3.connect(path) as database:
+        database.execute("create table rows (prompt text)")
+
+
+def broken_zst(path):
+    path.write_bytes(zstandard.compress(b"a" * 9999)[:-4])
+
+
+def broken_arrow(path):
+    write_arrow(path, ROWS)
+    path.write_bytes(b"nothing")
 
 
 def any_folder(path):
@@ -150,7 +249,14 @@ def lost_shard(path):
         ("data.parquet", broken_parquet, "is not a valid Parquet file"),
         ("data.csv", broken_csv, "data.csv:2: broken CSV"),
         ("data.csv", twice_named, "must name its columns, each only once"),
-        ("data", splits, "several splits (train)"),
+        ("data", splits, "several splits (one, other)"),
+        ("data.jsonl", utf16, "data.jsonl is UTF-16 text, not UTF-8"),
+        ("data.jsonl", latin, "data.jsonl is not UTF-8 text (byte"),
+        ("data.jsonl", a_zip, "data.jsonl is a ZIP archive"),
+        ("data.json", a_pickle, "data.json is a Python pickle"),
+        ("data.jsonl", a_database, "is an SQLite database"),
+        ("data.jsonl.zst", broken_zst, "is not a valid zst file"),
+        ("data.arrow", broken_arrow, "is not a valid Arrow file"),
         ("data", any_folder, "is a folder, but not one that"),
         ("data", lost_shard, "cannot read data"),
     ],
@@ -164,8 +270,27 @@ def test_what_cannot_be_read_is_said(name, make, told, tmp_path):
 
 
 def test_a_split_can_be_named(tmp_path):
-    splits(tmp_path / "data")
-    assert len(rows_of(tmp_path, "data/train")) == len(ROWS)
+    write_splits(tmp_path / "data", ROWS)
+    assert len(rows_of(tmp_path, "data/test")) == 2
+    before = data_stamp(tmp_path / "data")
+    arrow = next((tmp_path / "data/train").glob("*.arrow"))
+    os.utime(arrow, (1, 1))
+    assert data_stamp(tmp_path / "data") != before
+
+
+def test_patterns_name_the_files_that_they_match(tmp_path):
+    for name in ("b", "a"):
+        write_jsonl(tmp_path / f"{name}.jsonl", ROWS[:2])
+    (tmp_path / "rin.toml").write_text('[data]\nfiles = ["*.jsonl", "a.jsonl"]\n')
+    assert load_config(tmp_path).data.files == ("a.jsonl", "b.jsonl")
+    (tmp_path / "rin.toml").write_text('[data]\nfiles = ["*.csv"]\n')
+    with pytest.raises(InputError, match=r"nothing matches \*\.csv"):
+        load_config(tmp_path)
+
+
+def test_lines_of_a_wrapped_list_are_those_of_the_file(tmp_path):
+    (tmp_path / "data.json").write_text('{"a": [1],\n "rows": [\n{"text": "x"},\n\n{"text": "y"}]}')
+    assert [line for line, _ in read_values(tmp_path / "data.json", "data.json")] == [3, 5]
 
 
 def test_a_missing_package_is_named_with_its_command(tmp_path, monkeypatch):
@@ -187,4 +312,4 @@ def test_a_missing_package_is_named_with_its_command(tmp_path, monkeypatch):
 def test_rin_init_finds_it(name, tmp_path):
     KINDS[name](tmp_path / name, ROWS)
     [found] = survey(tmp_path).data
-    assert (found.path.name, found.shape) == (name, "prompt")
+    assert (found.path.name, found.look.shape) == (name, "prompt")
