@@ -16,6 +16,7 @@ from rapidin_cli.output.console import duration, size
 
 if TYPE_CHECKING:
     from rapidin_cli.api import Project
+    from rapidin_cli.data.examples import Dataset
     from rapidin_cli.work.caching import Part
     from rapidin_cli.work.forecast import Forecast
     from rapidin_cli.workspace.runs import Cached
@@ -81,11 +82,8 @@ def cache(
         )
     for result in done:
         console.say(_summary(result))
-    for bad in done[-1].dataset.unusable if done else ():
-        console.warn(f"skipped {bad}")
-    if done and (dropped := done[-1].dataset.dropped):
-        rows = console.count(len(dropped), "row")
-        console.warn(f"left out {rows}, as in training; the first is {dropped[0]}")
+    if done:
+        _name_left_out(done[-1].dataset)
     if share != WHOLE:
         console.say("next: rin cache, once all parts have finished: it updates rin.lock")
         return
@@ -138,6 +136,14 @@ def _forecast(found: Forecast) -> str:
         f"{text}, {found.tokens:,} tokens: about {duration(found.seconds)}, "
         f"{size(found.store_bytes)} in the store, {memory}"
     )
+
+
+def _name_left_out(dataset: Dataset) -> None:
+    for bad in dataset.unusable:
+        console.warn(f"skipped {bad}")
+    if dropped := dataset.dropped:
+        rows = console.count(len(dropped), "row")
+        console.warn(f"left out {rows}, as in training; the first is {dropped[0]}")
 
 
 def _summary(result: Cached) -> str:

@@ -34,7 +34,7 @@ _SURE, _MARGIN = 3.0, 0.02
 # What is left of the loss of the template's own words, as a share of the base model's: see
 # tests/benchmarks/fit.py. Between the two nothing is said, nor of words that the base knew.
 _BY_HEART, _AS_BEFORE, _KNOWN = 0.25, 0.5, 0.3
-_FEWEST_WORDS = 4
+_FEWEST_WORDS, _FEWEST_ROWS = 4, 5
 _PROMPT = "### Instruction:\n{prompt}\n\n### Response:\n"
 
 
@@ -159,7 +159,7 @@ def examine_rendering(opened: ProjectCheckpoint, device: str = "auto") -> Render
     if not used:
         raise InputError("no row can be rendered for the comparison", hint="rin show ROW shows one")
     return Rendering(
-        used, settings.learn, _fits(chosen, table), _learnt(gains), _ending(settings, endings)
+        used, settings.learn, _fits(chosen, table), _own_words(prompts), _ending(settings, endings)
     )
 
 
@@ -234,7 +234,7 @@ def _prompt(engine: Any, pair: tuple[Example, Example], losses: Array) -> _Promp
 
 def _own_words(prompts: Sequence[_Prompt]) -> OwnWords | None:
     """Compare the losses of what every prompt begins with and ends in."""
-    if any(base is None for _, _, base in prompts):
+    if len(prompts) < _FEWEST_ROWS or any(base is None for _, _, base in prompts):
         return None
     start = _shared([ids for ids, _, _ in prompts])
     shortest = min(len(ids) for ids, _, _ in prompts)

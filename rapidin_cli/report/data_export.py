@@ -211,12 +211,6 @@ def write_rows(
                 place = row.file, row.line
                 was_found = place in wanted
                 if was_found:
-                    if isinstance(row, Row) and Extras.TOKENS in row.extras:
-                        raise InputError(
-                            f"{place[0]}:{place[1]} holds tokens, not text: rin cannot tell "
-                            "whether it has changed since it was scored",
-                            hint="rin export --csv lists the rows, to leave them out by hand",
-                        )
                     if _digest_of(row) != wanted.pop(place):
                         raise _moved(place)
                     changed += 1
@@ -246,7 +240,15 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _digest_of(row: Row | BadRow) -> str:
-    return _text_digest(row.prompt, row.response) if isinstance(row, Row) else ""
+    if not isinstance(row, Row):
+        return ""
+    if Extras.TOKENS in row.extras:
+        raise InputError(
+            f"{row.file}:{row.line} holds tokens, not text: rin cannot tell whether it has changed "
+            "since it was scored",
+            hint="rin export --csv lists the rows, to leave them out by hand",
+        )
+    return _text_digest(row.prompt, row.response)
 
 
 def _moved(place: Place) -> InputError:

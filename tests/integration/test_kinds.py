@@ -246,13 +246,6 @@ def test_a_value_head_is_beside_the_language_model(tmp_path):
     assert torch.equal(logits(loaded(tmp_path)), logits(model))
 
 
-def of_no_architecture(folder: Path) -> None:
-    path = folder / "model/config.json"
-    config = json.loads(path.read_text())
-    config.pop("architectures")
-    path.write_text(json.dumps(config))
-
-
 SMALL = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 OTHERS = {
     "LlamaForSequenceClassification": lambda: LlamaForSequenceClassification(LlamaConfig(**COMMON)),
@@ -274,7 +267,8 @@ def test_what_is_no_causal_language_model_is_refused_by_name(kind, tmp_path):
 
 def test_a_classifier_that_does_not_say_so_is_known_by_its_head(tmp_path):
     OTHERS["LlamaForSequenceClassification"]().save_pretrained(tmp_path / "model")
-    of_no_architecture(tmp_path)
+    path = tmp_path / "model/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "architectures": None}))
     with pytest.raises(InputError, match=r"has score\.weight: it is a classifier"):
         loaded(tmp_path)
 
