@@ -10,6 +10,7 @@ from rapidin_cli.errors import RinError
 from rapidin_cli.output import console
 
 _SHOWN_TOKENS = 400
+_ASKED_ROWS = 10
 
 Data = Annotated[list[str] | None, opt("FILE", "Training data. Default: what is found here.")]
 Checkpoint = Annotated[
@@ -51,13 +52,13 @@ def init(
         raise typer.Exit(1)
     initialise(root, proposal)
     console.say("wrote rin.toml; commit it")
-    if proposal.data and proposal.checkpoints:
-        _show_first_row(root)
+    if proposal.data and proposal.checkpoints and _show_first_row(root):
+        _ask_model(root)
     console.say(f"next: {proposal.next}")
 
 
-def _show_first_row(root: Path) -> None:
-    """Show what training learnt of the first row, by what was written."""
+def _show_first_row(root: Path) -> bool:
+    """Show what training learnt of the first row, by what was written; return whether it could."""
     from rapidin_cli.api import Project
     from rapidin_cli.report.look import Look
     from rapidin_cli.report.rows import marked_text
@@ -69,9 +70,32 @@ def _show_first_row(root: Path) -> None:
         console.warn(f"the first row cannot be shown: {error.message}")
         if error.hint:
             console.say(f"try: {error.hint}")
-        return
+        return False
     console.say(f"row {row['id']}: {row['tokens']:,} tokens, {row['learnt']:,} learnt (marked):")
     console.show(marked_text(row["text"][:_SHOWN_TOKENS], Look.of(console.stderr())))
     if (more := len(row["text"]) - _SHOWN_TOKENS) > 0:
         console.say(f"... and {more:,} more tokens: rin show {row['id']}")
-    console.say("if training learnt other words, correct [data]; rin doctor --data asks the model")
+    console.say("if training learnt other words, correct [data] in rin.toml")
+    return True
+
+
+def _ask_model(root: Path) -> None:
+    """Ask the checkpoint whether other settings fit better, where that takes seconds."""
+    from rapidin_cli.api import Project
+    from rapidin_cli.evaluation.fit import examine_rendering
+    from rapidin_cli.models.weights import is_small
+
+    try:
+        opened = Project.open(root).opened()
+        if not is_small(opened.checkpoint.base or opened.checkpoint.path):
+            console.say("to ask the model whether these settings are training's: rin doctor --data")
+            return
+        found = examine_rendering(opened, rows=_ASKED_ROWS)
+    except RinError as error:
+        console.say(f"the model was not asked about these settings: {error.message}")
+        return
+    for complaint in found.complaints:
+        console.warn(complaint)
+    if not found.complaints:
+        rows = console.count(found.rows, "row")
+        console.say(f"the model was asked on {rows}: no other setting fits better")

@@ -232,7 +232,7 @@ class Encoder:
         if Extras.TOKENS in row.extras:
             ids, labels = row.extras[Extras.TOKENS]
             self._check_ids(ids)
-            return _Rendered("", tokens=(ids, ids if everything else labels))
+            return _Rendered("", tokens=(ids, labels))
         if Extras.PARTS in row.extras:
             pieces = tuple((text, learnt) for text, learnt in row.extras[Extras.PARTS])
             return _Rendered("".join(text for text, _ in pieces), pieces=pieces)

@@ -58,14 +58,14 @@ def parse_tokens(value: dict[str, Any], settings: DataSettings) -> Parts:
         raise RowError(
             f"labels[{wrong[0]}] is neither {IGNORED} nor its token: labels must not be shifted"
         )
-    extras: dict[str, Any] = {}
-    if any(field in value for field in ("position_ids", "seq_lengths")):
-        extras["lengths"] = _lengths(value, len(ids), settings)
-    real = given.get("attention_mask")
-    if real is not None and "lengths" not in extras:  # padding
-        ids = [token for token, kept in zip(ids, real, strict=True) if kept]
-        labels = [label for label, kept in zip(labels, real, strict=True) if kept]
-    return "", "", None, {}, {Extras.TOKENS: [ids, labels], **extras}
+    sequences = _sequences(value, len(ids), given.get("attention_mask"), settings)
+    if sequences is None:
+        return "", "", None, {}, {Extras.TOKENS: [ids, labels]}
+    kept = [n for part in sequences for n in part]
+    tokens = [[ids[n] for n in kept], [labels[n] for n in kept]]
+    lengths = [len(part) for part in sequences]
+    extras: dict[str, Any] = {Extras.LENGTHS: lengths} if len(lengths) > 1 else {}
+    return "", "", None, {}, {Extras.TOKENS: tokens, **extras}
 
 
 def _numbers(value: dict[str, Any], name: str, length: int | None = None) -> list[int]:
@@ -77,20 +77,36 @@ def _numbers(value: dict[str, Any], name: str, length: int | None = None) -> lis
     return found
 
 
-def _lengths(value: dict[str, Any], total: int, settings: DataSettings) -> list[int]:
-    """The lengths of the sequences of a pack."""
+def _sequences(
+    value: dict[str, Any], total: int, mask: list[int] | None, settings: DataSettings
+) -> list[list[int]] | None:
+    """The places of the tokens of each sequence of a pack, without padding; None: it is none.
+
+    Told by TRL's `seq_lengths`, by an `attention_mask` that numbers the sequences, or by
+    `position_ids` that begin again.
+    """
+    lengths = positions = None
     if value.get("seq_lengths") is not None and "seq_lengths" not in settings.ignore_fields:
         lengths = _numbers(value, "seq_lengths")
         if sum(lengths) != total or min(lengths, default=0) < 1:
             raise RowError(f"field 'seq_lengths' does not add up to {total} tokens")
-        return lengths
-    if value.get("position_ids") is None or "position_ids" in settings.ignore_fields:
-        return [total]
-    places = _numbers(value, "position_ids", total)
-    starts = [n for n, place in enumerate(places) if place == 0]
-    if not starts or starts[0] != 0:
-        raise RowError("field 'position_ids' does not begin with 0")
-    return [stop - start for start, stop in pairwise([*starts, total])]
+    elif mask is not None and max(mask) > 1:
+        positions = [int(n == 0 or mask[n] != mask[n - 1]) for n in range(total)]
+    elif value.get("position_ids") is not None and "position_ids" not in settings.ignore_fields:
+        places = _numbers(value, "position_ids", total)
+        if places[0] != 0:
+            raise RowError("field 'position_ids' does not begin with 0")
+        positions = [int(place == 0) for place in places]
+    if lengths is None and positions is None and mask is None:
+        return None
+    if lengths is not None:
+        ends = list(accumulate(lengths))
+        parts = [list(range(end - size, end)) for end, size in zip(ends, lengths, strict=True)]
+    else:
+        starts = [n for n, first in enumerate(positions or [1] + [0] * (total - 1)) if first]
+        parts = [list(range(*pair)) for pair in pairwise([*starts, total])]
+    real = [[n for n in part if mask is None or mask[n]] for part in parts]
+    return [part for part in real if part]
 
 
 def unpacked(row: Row) -> list[Row]:
@@ -99,14 +115,13 @@ def unpacked(row: Row) -> list[Row]:
     The first token of a sequence has no loss: in a pack, too, trainers do not learn it from the
     sequence before.
     """
-    lengths = row.extras.get("lengths")
+    lengths = row.extras.get(Extras.LENGTHS)
     if lengths is None:
         return [row]
     ids, labels = row.extras[Extras.TOKENS]
     ends = [0, *accumulate(lengths)]
     found = []
     for number, (start, stop) in enumerate(pairwise(ends), 1):
-        name = row.id if len(lengths) == 1 else f"{row.id}/{number}"
         tokens = {Extras.TOKENS: [ids[start:stop], labels[start:stop]]}
-        found.append(Row(row.file, row.line, name, "", "", None, {}, tokens))
+        found.append(Row(row.file, row.line, f"{row.id}/{number}", "", "", None, {}, tokens))
     return found

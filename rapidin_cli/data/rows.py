@@ -105,7 +105,7 @@ class Extras:
     SILENT: numbers of assistant turns that were not learnt. CONTEXT: how many of the messages
     are the prompt; all that follows them is learnt. AFTER: whatever follows the tokens of the
     prompt is learnt. PARTS: texts, each with whether it is learnt, tokenised one by one.
-    TOKENS: [input_ids, labels], as training made them.
+    TOKENS: [input_ids, labels], as training made them; LENGTHS: of the sequences of a pack.
     """
 
     TOOLS = "tools"
@@ -115,6 +115,7 @@ class Extras:
     AFTER = "after"
     PARTS = "parts"
     TOKENS = "tokens"
+    LENGTHS = "lengths"
 
 
 @dataclass(frozen=True)

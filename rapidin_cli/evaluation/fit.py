@@ -128,21 +128,23 @@ class Rendering:
         return found
 
 
-def examine_rendering(opened: ProjectCheckpoint, device: str = "auto") -> Rendering:
-    """Compare the renderings that fit the rows, on some of them.
+def examine_rendering(
+    opened: ProjectCheckpoint, device: str = "auto", rows: int = ROWS
+) -> Rendering:
+    """Compare the renderings that fit the rows, on at most so many of them.
 
     Raises:
         InputError: no row can be read as the settings say.
     """
     settings = opened.config.data
-    rows = _some_rows(opened, settings)
+    chosen_rows = _some_rows(opened, settings, rows)
     engine = build_engine(opened.jobs(device, 1)[0])
-    chosen = [settings, *_others(settings, opened.tokenizer, rows[0])]
+    chosen = [settings, *_others(settings, opened.tokenizer, chosen_rows[0])]
     table: list[list[float]] = [[] for _ in chosen]
     prompts: list[_Prompt] = []
     endings = []
     used = 0
-    for row in rows:
+    for row in chosen_rows:
         pairs = [_encoded(opened.tokenizer, each, row) for each in chosen]
         if any(pair is None for pair in pairs):
             continue
@@ -163,7 +165,7 @@ def examine_rendering(opened: ProjectCheckpoint, device: str = "auto") -> Render
     )
 
 
-def _some_rows(opened: ProjectCheckpoint, settings: DataSettings) -> list[Row]:
+def _some_rows(opened: ProjectCheckpoint, settings: DataSettings, most: int) -> list[Row]:
     """Rows with a prompt and a response, spread over the beginning of the data."""
     found = []
     for number, row in enumerate(read_rows(opened.folder, settings)):
@@ -176,8 +178,8 @@ def _some_rows(opened: ProjectCheckpoint, settings: DataSettings) -> list[Row]:
             "the rows have no prompts, so there is nothing to compare",
             hint="rin show ROW shows what is learnt of one",
         )
-    gap = max(1, len(found) // ROWS)
-    return found[::gap][:ROWS]
+    gap = max(1, len(found) // most)
+    return found[::gap][:most]
 
 
 def _others(settings: DataSettings, tokenizer: Any, row: Row) -> list[DataSettings]:

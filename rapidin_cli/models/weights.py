@@ -11,6 +11,7 @@ from typing import Any
 from rapidin_cli.errors import InputError
 
 ADAPTER_CONFIG = "adapter_config.json"
+_SMALL = 700 * 10**6
 _SAVE = "save the checkpoint again with safe_serialization=True"
 
 
@@ -45,6 +46,14 @@ def weights_of(folder: Path) -> Weights:
         if index.exists() and not adapter:
             return _indexed(index, pickled=ending == "bin")
     raise _none(folder, "adapter_model" if adapter else "model")
+
+
+def is_small(folder: Path) -> bool:
+    """Whether a model runs a few rows in seconds here: by its size, or since there is a GPU."""
+    import torch
+
+    size = sum(file.stat().st_size for file in weights_of(folder).files)
+    return size <= _SMALL or torch.cuda.is_available()
 
 
 def _names(*, adapter: bool) -> list[tuple[str, str]]:

@@ -192,9 +192,16 @@ def test_rows_of_tokens_are_taken_as_they_are(tmp_path):
     assert load(tmp_path, [masked]).examples[0].digest == example.digest
     pack = {"input_ids": row["input_ids"] * 2, "labels": row["labels"] * 2,
             "position_ids": [0, 1, 2, 3, 4] * 2}  # fmt: skip
-    found = load(tmp_path, [pack]).examples
-    assert [each.digest for each in found] == [example.digest] * 2
-    assert [each.row.id for each in found] == ["data.jsonl:1/1", "data.jsonl:1/2"]
+    numbered = {**pack, "attention_mask": [1] * 5 + [2] * 5}
+    del numbered["position_ids"]
+    ended = {name: [*values, 0] for name, values in pack.items()} | {
+        "attention_mask": [1] * 10 + [0]
+    }
+    ended["labels"][-1] = IGNORED
+    for made in (pack, numbered, ended):
+        found = load(tmp_path, [made], learn="all").examples
+        assert [each.digest for each in found] == [example.digest] * 2
+        assert [each.row.id for each in found] == ["data.jsonl:1/1", "data.jsonl:1/2"]
 
 
 def test_segments_are_joined_and_tokenised_one_by_one(tmp_path):
