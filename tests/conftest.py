@@ -31,6 +31,7 @@ LONG = (
     *("test_influence", "test_killed", "test_sharing", "test_bad_inputs", "test_html_use"),
     *("test_mishaps", "test_terminal_report", "test_network", "test_doors", "test_disks"),
     *("test_copies", "test_collected", "test_store_model", "test_walk", "test_packaging"),
+    *("test_kinds", "test_init", "test_rows", "test_people_models", "test_trl", "test_trainers"),
 )
 
 
