@@ -1,6 +1,7 @@
 """From rows and questions to tokens, exactly as the template says."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeVar
@@ -144,11 +145,12 @@ class Encoder:
         Raises:
             InputError: the response has no token.
         """
-        if self._settings.chat:
-            turns = _one_turn(prompt, response)
-            text = self._chat.before_answer(Conversation(turns), 1)
-        else:
-            text = self.prompt_text(prompt)
+        with _as_question():
+            if self._settings.chat:
+                turns = _one_turn(prompt, response)
+                text = self._chat.before_answer(Conversation(turns), 1)
+            else:
+                text = self.prompt_text(prompt)
         return self._query(prompt, response, text, response, special=not self._settings.chat)
 
     def query_of_row(self, row: Row, contrast: str = "") -> Example:
@@ -170,13 +172,15 @@ class Encoder:
             return _query_example(row.prompt, row.response, ids, labels)
         response = contrast or row.response
         if row.messages is not None:
-            text, said = self._last_answer(_conversation(row))
+            with _as_question():
+                text, said = self._last_answer(_conversation(row))
             return self._query(row.prompt, response, text, contrast or said, special=False)
         if not row.fields:  # plain text has no template
             return self._query(row.prompt, response, "", response, special=True)
         if self._settings.chat:
             return self.query(row.prompt, response)
-        text = self._prefix(row.fields, row.prompt)
+        with _as_question():
+            text = self._prefix(row.fields, row.prompt)
         return self._query(row.prompt, response, text, response, special=True)
 
     def _last_answer(self, chat: Conversation) -> tuple[str, str]:
@@ -201,7 +205,8 @@ class Encoder:
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Return the tokens of `prompt_text`."""
-        text = self.prompt_text(prompt)
+        with _as_question():
+            text = self.prompt_text(prompt)
         special = not self._settings.chat
         ids = list(self._tokenizer(text, add_special_tokens=special).input_ids)
         # A tokenizer that adds EOS must not end the text that is to be continued.
@@ -308,6 +313,18 @@ class Encoder:
             ids += part
             labels += part if learnt else [IGNORED] * len(part)
         return ids, labels
+
+
+@contextmanager
+def _as_question() -> Iterator[None]:
+    """Say of a question what would be said of a row."""
+    try:
+        yield
+    except RowError as error:
+        raise InputError(
+            f"the question cannot be rendered as a row of training: {error}",
+            hint="rin retrieve --queries FILE takes rows with all fields, --row one of the data",
+        ) from None
 
 
 def _query_example(prompt: str, response: str, ids: list[int], labels: list[int]) -> Example:

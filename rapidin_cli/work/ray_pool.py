@@ -74,7 +74,14 @@ class RayPool:
         nodes = sum(node["Alive"] for node in cluster.nodes())
         # Each sees only the GPU that Ray gives it.
         count = len(jobs) if len(jobs) > 1 else gpus or nodes
-        job = replace(jobs[0], device="cuda:0" if gpus else "cpu", threads=0 if gpus else 1)
+        # Another node may have a copy of the checkpoint: only here are its files the same ones.
+        checkpoint = replace(jobs[0].checkpoint, stamps=())
+        job = replace(
+            jobs[0],
+            checkpoint=checkpoint,
+            device="cuda:0" if gpus else "cpu",
+            threads=0 if gpus else 1,
+        )
         made = cluster.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_restarts=-1)(_Actor)
         self._actors = [made.remote(job) for _ in range(count)]
         self._failures: Counter[int] = Counter()

@@ -287,6 +287,17 @@ def test_a_template_of_one_s_own_names_any_field(tmp_path):
         load(tmp_path, [row], template="{place} {prompt} ")
 
 
+def test_a_question_that_lacks_a_field_is_told_how_to_bring_it(tmp_path):
+    settings = DataSettings(template="{context} {prompt} ")
+    encoder = Encoder(chats.tokenizer(), settings)
+    with pytest.raises(InputError, match="no field 'context'") as caught:
+        encoder.query("Where?", "Here.")
+    assert "--queries FILE" in caught.value.hint
+    row = {"prompt": "Where?", "response": "Here.", "context": "A park."}
+    found = load(tmp_path, [row], template=settings.template).examples[0]
+    assert encoder.query_of_row(found.row).learnt
+
+
 def test_a_chat_template_in_a_file_takes_the_place_of_the_tokenizer_s(tmp_path):
     found = texts(tmp_path, {"messages": TWO[:2]}, template=chats.MARKED)
     assert found == (USER + ANSWER, [LEARNT])
