@@ -93,7 +93,7 @@ def propose(
         )
     under = _find_base(root, base, named, found)
     shape = files[0].shape if files else ""
-    training = find_training(root, [root / item.path for item in named], shape)
+    training = find_training(root, [root / item.path for item in named], shape, found.configs)
     settings = dict(training.settings) if training is not None else {}
     told = settings.pop("template", None)
     template, why = (template, "given") if template else told or ("", "")

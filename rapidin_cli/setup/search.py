@@ -84,11 +84,13 @@ class Survey:
 
     Attributes:
         unreadable: files that look like data, each with what is wrong with its first rows.
+        configs: YAML files, which trainers are started with.
         complete: whether everything was searched.
     """
 
     data: list[DataFile]
     unreadable: list[tuple[Path, str]]
+    configs: list[Path]
     checkpoints: list[Candidate]
     complete: bool
 
@@ -98,7 +100,9 @@ def survey(root: Path) -> Survey:
     walk = _Walk(root)
     files: list[tuple[bool, int, str, Path]] = []
     checkpoints = []
+    configs: list[Path] = []
     for folder, names in walk.folders():
+        configs += [folder / name for name in names if name.endswith((".yaml", ".yml"))]
         found = _candidate(folder, names)
         if found is not None:
             checkpoints.append(found)
@@ -111,7 +115,7 @@ def survey(root: Path) -> Survey:
     looks = [(path, look_at(path), size) for _, size, _, path in files[:_MOST_READ]]
     data = [DataFile(path, look, size) for path, look, size in looks if look.shape]
     unreadable = [(path, look.problem) for path, look, _ in looks if look.problem]
-    return Survey(data, unreadable, checkpoints, complete)
+    return Survey(data, unreadable, configs, checkpoints, complete)
 
 
 def _data(folder: Path, names: Sequence[str]) -> Iterator[tuple[Path, int]]:

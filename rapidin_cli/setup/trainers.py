@@ -41,11 +41,14 @@ class Training:
     notes: list[str] = field(default_factory=list)
 
 
-def find_training(root: Path, checkpoints: Sequence[Path], shape: str) -> Training | None:
+def find_training(
+    root: Path, checkpoints: Sequence[Path], shape: str, configs: Sequence[Path] = ()
+) -> Training | None:
     """Look where trainers leave their settings: beside the checkpoints, then in the project.
 
     Args:
         shape: of the training rows; the same setting means another thing for each.
+        configs: YAML files of the project.
     """
     folders = list(dict.fromkeys(folder for path in checkpoints for folder in (path, path.parent)))
     folders = [each for each in folders if each.is_dir()]
@@ -53,7 +56,7 @@ def find_training(root: Path, checkpoints: Sequence[Path], shape: str) -> Traini
         if (found := _axolotl_card(folder / _CARD, shape)) is not None:
             return found
     for folder in folders:
-        for path, config in _configs(folder, depth=0):
+        for path, config in _read(sorted(folder.glob("*.y*ml"))):
             if (found := _of_config(path, config, shape)) is not None:
                 return found
     recorded = next(
@@ -61,7 +64,7 @@ def find_training(root: Path, checkpoints: Sequence[Path], shape: str) -> Traini
     )
     if recorded is not None and recorded.settings:
         return recorded
-    return _configured(root, checkpoints, shape) or recorded
+    return _configured(root, checkpoints, shape, configs) or recorded
 
 
 def _recorded(path: Path, shape: str) -> Training | None:
@@ -155,12 +158,14 @@ def _axolotl_card(path: Path, shape: str) -> Training | None:
     return _of_axolotl(config, path, shape) if "base_model" in config else None
 
 
-def _configured(root: Path, checkpoints: Sequence[Path], shape: str) -> Training | None:
+def _configured(
+    root: Path, checkpoints: Sequence[Path], shape: str, configs: Sequence[Path]
+) -> Training | None:
     """Find the YAML file whose output folder is the checkpoints'; else the only one."""
     runs = {folder.resolve() for path in checkpoints for folder in (path, path.parent)}
     known = [
         (found, config)
-        for path, config in _configs(root, depth=3)
+        for path, config in _read(configs)
         if (found := _of_config(path, config, shape)) is not None
     ]
     for found, config in known:
@@ -169,20 +174,12 @@ def _configured(root: Path, checkpoints: Sequence[Path], shape: str) -> Training
     return known[0][0] if len(known) == 1 else None
 
 
-def _configs(folder: Path, depth: int) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _read(paths: Sequence[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield YAML files with what they say."""
-    paths = [
-        path
-        for level in range(depth + 1)
-        for kind in ("yaml", "yml")
-        for path in sorted(folder.glob("/".join(["*"] * level + [f"*.{kind}"])))
-    ]
     for path in paths[:_MOST_YAML]:
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if hidden or not path.is_file() or path.stat().st_size > _YAML_BYTES:
-            continue
         try:
-            yield path, _yaml(path.read_text(encoding="utf-8", errors="replace"))
+            if path.is_file() and path.stat().st_size <= _YAML_BYTES:
+                yield path, _yaml(path.read_text(encoding="utf-8", errors="replace"))
         except OSError:
             continue
 

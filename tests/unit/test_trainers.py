@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rapidin_cli.setup.inert import read_arguments
+from rapidin_cli.setup.search import survey
 from rapidin_cli.setup.trainers import find_training
 
 AXOLOTL = """\
@@ -28,6 +29,10 @@ cutoff_len: 512
 output_dir: out
 {more}
 """
+
+
+def searched(folder, checkpoint, shape):
+    return find_training(folder, [checkpoint], shape, survey(folder).configs)
 
 
 def values(found):
@@ -154,7 +159,7 @@ def test_configurations_in_yaml(tmp_path, text, expected):
     (tmp_path / "configs/train.yaml").write_text(text)
     (tmp_path / "configs/other.yaml").write_text(text.replace("out", "elsewhere"))
     (tmp_path / "docker-compose.yml").write_text("services: {}\n")
-    found = find_training(tmp_path, [checkpoint], "alpaca")
+    found = searched(tmp_path, checkpoint, "alpaca")
     assert values(found) == expected
     assert found.source.name == "train.yaml"
 
@@ -170,16 +175,16 @@ def test_axolotl_puts_its_configuration_into_the_card(tmp_path):
 
 def test_llama_factory_s_alpaca_is_one_text(tmp_path):
     (tmp_path / "sft.yaml").write_text(FACTORY.format(template="alpaca", more=""))
-    template = values(find_training(tmp_path, [tmp_path / "out"], "alpaca"))["template"]
+    template = values(searched(tmp_path, tmp_path / "out", "alpaca"))["template"]
     assert template.endswith("### Instruction:\n{prompt}\n\n### Response:\n")
 
 
 def test_what_rin_does_not_follow_is_named(tmp_path):
     text = AXOLOTL.format(kind="chat_template", inputs="false") + "rl: dpo\n"
     (tmp_path / "a.yaml").write_text(text)
-    assert "rl: dpo" in find_training(tmp_path, [tmp_path / "out"], "messages").notes[0]
+    assert "rl: dpo" in searched(tmp_path, tmp_path / "out", "messages").notes[0]
     text = AXOLOTL.format(kind="chat_template\n    train_on_eos: all", inputs="false")
     (tmp_path / "a.yaml").write_text(text)
-    assert "train_on_eos" in find_training(tmp_path, [tmp_path / "out"], "messages").notes[0]
+    assert "train_on_eos" in searched(tmp_path, tmp_path / "out", "messages").notes[0]
     (tmp_path / "a.yaml").unlink()
-    assert find_training(tmp_path, [tmp_path / "out"], "messages") is None
+    assert searched(tmp_path, tmp_path / "out", "messages") is None
