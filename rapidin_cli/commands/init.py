@@ -38,6 +38,7 @@ def init(
         rin init
         rin init --data train.jsonl --checkpoint out/checkpoint-300 --yes
     """
+    from rapidin_cli.models.checkpoints import is_here
     from rapidin_cli.setup.proposal import describe, initialise, propose
 
     root = context.obj.directory.resolve()
@@ -52,8 +53,12 @@ def init(
         raise typer.Exit(1)
     initialise(root, proposal)
     console.say("wrote rin.toml; commit it")
-    if proposal.data and proposal.checkpoints and _show_first_row(root):
-        _ask_model(root)
+    if proposal.data and proposal.checkpoints:
+        places = [proposal.checkpoints[-1][1].path, proposal.base.place]
+        if not all(is_here(root, place) for place in places if place):
+            console.say("once the model is here, rin show shows a row with what is learnt marked")
+        elif _show_first_row(root):
+            _ask_model(root)
     console.say(f"next: {proposal.next}")
 
 

@@ -73,7 +73,7 @@ def _read_turn(turn: Any, ignored: Sequence[str]) -> tuple[Message, bool]:
     }
     for key in (*_DETAILS, *_MEDIA, "function_call"):
         if rest.get(key):
-            raise RowError(f"{key!r} is more than rin can follow: it explains whole turns of text")
+            raise RowError(f"rin cannot follow {key!r}: it explains whole turns of text")
     message: Message = {"role": role, "content": _content(turn, text_key, rest), **rest}
     if named == "function_call":
         message.update(content="", tool_calls=_calls(message["content"]))

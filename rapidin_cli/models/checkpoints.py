@@ -12,6 +12,7 @@ from rapidin_cli.errors import InputError
 from rapidin_cli.models.kinds import check_adapter
 from rapidin_cli.models.weights import ADAPTER_CONFIG, weights_of
 
+_NOT_FETCHED = ["*.bin", "*.h5", "*.msgpack", "*.gguf"]
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?\Z")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
 # Beside the weights, what decides what a checkpoint computes and reads.
@@ -135,6 +136,22 @@ def is_hub_name(place: str) -> bool:
     return bool(_HUB_NAME.match(place)) and not place.startswith(".")
 
 
+def is_here(root: Path, place: str) -> bool:
+    """Whether a folder or hub model can be opened without asking the hub."""
+    if (root / Path(place).expanduser()).is_dir():
+        return True
+    if not is_hub_name(place):
+        return False
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        snapshot_download(place, ignore_patterns=_NOT_FETCHED, local_files_only=True)
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return False
+    return True
+
+
 def _folder(root: Path, place: str, what: str) -> Path:
     local = root / Path(place).expanduser()
     if local.is_dir():
@@ -151,9 +168,7 @@ def _folder(root: Path, place: str, what: str) -> Path:
     )
 
     try:
-        return Path(
-            snapshot_download(place, ignore_patterns=["*.bin", "*.h5", "*.msgpack", "*.gguf"])
-        )
+        return Path(snapshot_download(place, ignore_patterns=_NOT_FETCHED))
     except GatedRepoError:
         raise InputError(
             f"{what}: {place} is not a folder here, and the model on the hub is gated",
