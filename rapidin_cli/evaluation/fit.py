@@ -29,6 +29,7 @@ Array = np.ndarray[Any, Any]
 ROWS = 30
 _MOST_TOKENS = 512
 _LOOKED_AT = 400
+_LONGEST = 24
 # Standard errors, and nats a token, by which another template must be better.
 _SURE, _MARGIN = 3.0, 0.02
 # What is left of the loss of the template's own words, as a share of the base model's: see
@@ -106,7 +107,7 @@ class Rendering:
         best = min(self.fits, key=lambda fit: fit.loss)
         if best.better:
             found.append(
-                f"template {best.name!r} fits better than the one that is set: "
+                f"template {shortened(best.name)} fits better than the one that is set: "
                 f"{best.loss:.3f} nats a token against {self.fits[0].loss:.3f}, difference "
                 f"{best.difference:.3f} ± {best.error:.3f} over {self.rows} rows"
             )
@@ -126,6 +127,11 @@ class Rendering:
                 "added none (append_eos = false)"
             )
         return found
+
+
+def shortened(template: str) -> str:
+    """Return a template for people: its name, or the beginning of its text."""
+    return repr(template if len(template) <= _LONGEST else f"{template[:_LONGEST]}...")
 
 
 def examine_rendering(

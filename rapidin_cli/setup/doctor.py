@@ -77,10 +77,10 @@ def rendering(start: Path, checkpoint: str, device: str) -> list[Check]:
     Raises:
         RinError: no project, or neither rows nor model can be read.
     """
-    from rapidin_cli.evaluation.fit import examine_rendering
+    from rapidin_cli.evaluation.fit import examine_rendering, shortened
 
     found = examine_rendering(Project.open(start).opened(checkpoint), device)
-    shown = [f"{fit.name!r} {fit.loss:.3f}" for fit in found.fits]
+    shown = [f"{shortened(fit.name)} {fit.loss:.3f}" for fit in found.fits]
     finding = f"mean nats a response token over {found.rows} rows: {', '.join(shown)}"
     checks = [Check("rows", True, finding)]
     if (words := found.words) is not None:

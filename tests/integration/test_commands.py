@@ -242,7 +242,7 @@ BAD = [
     (["report"], {}, 5, "rin retrieve"),
     (["show", "nobody"], {}, 4, "no training row"),
     (["status"], {"adapter/adapter_config.json": "{"}, 0, "adapter_config.json"),
-    (["cache"], {"adapter/adapter_model.safetensors": None}, 4, "not read pickled weights"),
+    (["cache"], {"adapter/adapter_model.safetensors": None}, 4, "has no adapter_model.safetensors"),
     (["frobnicate"], {}, 2, "frobnicate"),
     (["-C", "nowhere", "status"], {}, 2, "nowhere"),
     (["doctor"], {"rin.toml": '[storage]\nroot = "gone://x"'}, 1, "gone"),

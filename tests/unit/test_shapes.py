@@ -228,7 +228,10 @@ def test_segments_are_joined_and_tokenised_one_by_one(tmp_path):
         ({"text": "a", "system": "b"}, "'system': some trainers read it"),
         ({"messages": TWO, "history": [["a", "b"]]}, "'history': some trainers read it"),
         (weighted(weight=0.5), "messages[1]: weight 0.5"),
-        (weighted(train_detail=[{"begin_offset": 0}]), "messages[1]: rin cannot follow 'train_detail'"),
+        (
+            weighted(train_detail=[{"begin_offset": 0}]),
+            "messages[1]: rin cannot follow 'train_detail'",
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, TWO[1]]},
             "has a part of type 'image_url': rin explains text only",
