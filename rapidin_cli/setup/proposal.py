@@ -99,6 +99,9 @@ def propose(
     template, why = (template, "given") if template else told or ("", "")
     if not template:
         template, why = _guess_template(root, files, named, under.place)
+    if shape in _CONVERSATIONS:
+        unknown = "nothing here says so: SFTTrainer of TRL learns all, unless assistant_only_loss"
+        settings.setdefault("learn", ("assistant", unknown))
     if files and files[0].also:
         settings["format"] = (shape, f"its rows also have the fields of {files[0].also}")
     return Proposal(files, _name(named), under, template, why, settings, training, notes)

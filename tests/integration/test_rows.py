@@ -107,6 +107,11 @@ def test_preference_rows_are_a_clear_no(shape, base, tmp_path):
     assert not (tmp_path / "rin.toml").exists()
 
 
+def test_what_nothing_says_is_said(base, tmp_path):
+    done = started(tmp_path, base, ROWS["messages"])
+    assert "learn       assistant  (nothing here says so: SFTTrainer" in done.stderr
+
+
 def test_what_is_learnt_follows_what_the_trainer_left(base, tmp_path):
     """One argument less to know: SFTTrainer learns every token of conversations."""
     card = "base_model: x\ndatasets:\n- path: y\n  type: chat_template\ntrain_on_inputs: true\n"
