@@ -105,14 +105,15 @@ class Rendering:
         """What fits better than what is set, in sentences; they are hints, not proofs."""
         found = []
         best = min(self.fits, key=lambda fit: fit.loss)
+        words = None if best.better else self.words  # those of a wrong template say nothing
         if best.better:
             found.append(
                 f"template {shortened(best.name)} fits better than the one that is set: "
                 f"{best.loss:.3f} nats a token against {self.fits[0].loss:.3f}, difference "
                 f"{best.difference:.3f} ± {best.error:.3f} over {self.rows} rows"
             )
-        if self.words is not None and self.words.learnt is not None:
-            whole, words = self.learn == "all", self.words
+        if words is not None and words.learnt is not None:
+            whole = self.learn == "all"
             said = (
                 f"the template's own words cost {words.tuned:.2f} nats a token, and "
                 f"{words.base:.2f} without the adapter"
