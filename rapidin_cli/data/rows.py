@@ -9,6 +9,7 @@ from rapidin_cli.data.files import RowError
 Message = dict[str, Any]
 Learn = Literal["assistant", "last", "all"]
 Cut = Literal["right", "left", "drop"]
+Join = Literal["text", "tokens"]
 Format = Literal[
     "auto",
     "prompt",
@@ -35,6 +36,8 @@ class DataSettings:
             template), a file `NAME.jinja` with another chat template, `alpaca`, `plain`
             (joined as they are), or a text of your own that ends where the response begins
             and names fields of the row, such as `{prompt}`.
+        join: what was joined: the `text` of prompt and response, which was then tokenised as one
+            (TRL), or the `tokens` of each (LLaMA-Factory, axolotl's alpaca).
         learn: what training learnt of a row: `assistant` (the response, every assistant turn),
             `last` (the last one of them), `all` (every token, the prompt's as well).
         prompt_field, response_field, text_field, id_field: names of the row's fields.
@@ -49,6 +52,7 @@ class DataSettings:
     files: tuple[str, ...] = ()
     format: Format = "auto"
     template: str = "plain"
+    join: Join = "text"
     learn: Learn = "assistant"
     prompt_field: str = "prompt"
     response_field: str = "response"

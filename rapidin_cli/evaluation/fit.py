@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from rapidin_cli.data.encoding import LONG_ALPACA, Encoder
+from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import Example
 from rapidin_cli.data.reading import read_rows
+from rapidin_cli.data.rendering import LONG_ALPACA
 from rapidin_cli.data.rows import DataSettings, Extras, Row
 from rapidin_cli.errors import InputError
 from rapidin_cli.work.worker import build_engine

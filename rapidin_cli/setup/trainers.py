@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rapidin_cli.data.encoding import LONG_ALPACA
+from rapidin_cli.data.rendering import LONG_ALPACA
 from rapidin_cli.setup.inert import plain, read_arguments
 
 _ARGUMENTS, _CARD = "training_args.bin", "README.md"
@@ -219,6 +219,7 @@ def _of_axolotl(config: Mapping[str, Any], path: Path, shape: str) -> Training:
     kind = str(kinds[0].get("type") or "") if kinds else ""
     if kind.startswith("alpaca") and shape == "alpaca":
         settings["template"] = ("alpaca", f"type: {kind}")
+        settings["join"] = ("tokens", "axolotl tokenises prompt and response apart")
     elif kind in ("chat_template", "sharegpt"):
         settings["template"] = ("chat", f"type: {kind}")
     for each in kinds:
@@ -236,6 +237,8 @@ def _of_llama_factory(config: Mapping[str, Any], path: Path, shape: str) -> Trai
         return made
     limit = config.get("cutoff_len", 2048)
     settings["max_tokens"] = (limit, f"cutoff_len: {limit}")
+    if shape != "text":
+        settings["join"] = ("tokens", "LLaMA-Factory tokenises prompts and responses apart")
     if config.get("train_on_prompt") is True:
         settings["learn"] = ("all", "train_on_prompt: true")
     elif config.get("mask_history") is True:

@@ -83,6 +83,7 @@ ADAPTERS = {
     "DoRA": ({**EVERY, "use_dora": True}, "tied", 400),
     "PiSSA": ({**EVERY, "init_lora_weights": "pissa"}, "tied", 400),
     "OLoRA": ({**EVERY, "init_lora_weights": "olora"}, "tied", 400),
+    "EVA": ({**EVERY, "init_lora_weights": "eva"}, "tied", 400),
     "orthogonal": ({**EVERY, "init_lora_weights": "orthogonal"}, "tied", 400),
     "saved head": ({**QUERY, "modules_to_save": ["lm_head"]}, "untied", 400),
     "saved embeddings": ({**QUERY, "modules_to_save": ["embed_tokens"]}, "tied", 400),

@@ -204,6 +204,23 @@ def test_rows_of_tokens_are_taken_as_they_are(tmp_path):
         assert [each.row.id for each in found] == ["data.jsonl:1/1", "data.jsonl:1/2"]
 
 
+def test_prompt_and_response_may_be_tokenised_apart(tmp_path):
+    """LLaMA-Factory's rule: tokens of the prompt, then tokens of the response, then EOS."""
+    tokenizer = chats.tokenizer()
+    row = {"prompt": "The ca", "response": "t walks."}  # one token on the border, as one text
+    alone = [tokenizer(text).input_ids for text in (row["prompt"], row["response"])]
+    assert tokenizer("The cat walks.").input_ids != [*alone[0], *alone[1]]
+    example = load(tmp_path, [row], template="plain", join="tokens").examples[0]
+    assert example.input_ids.tolist() == [*alone[0], *alone[1], tokenizer.eos_token_id]
+    assert example.labels.tolist()[: len(alone[0])] == [IGNORED] * len(alone[0])
+    assert example.learnt == len(alone[1]) + 1
+    whole = load(tmp_path, [row], template="plain", join="tokens", learn="all").examples[0]
+    assert whole.input_ids.tolist() == example.input_ids.tolist()
+    chat = {"messages": TWO}
+    assert texts(tmp_path, chat, join="tokens") == texts(tmp_path, chat)
+    assert texts(tmp_path, chat, join="tokens", learn="all") == (WHOLE, [WHOLE])
+
+
 def test_segments_are_joined_and_tokenised_one_by_one(tmp_path):
     row = {"segments": [{"label": False, "text": "Where? "}, {"label": True, "text": "Here."}]}
     text, learnt = texts(tmp_path, row, template="plain")

@@ -136,19 +136,22 @@ def test_what_is_no_record_of_arguments_is_none(tmp_path, content):
         ),
         (
             AXOLOTL.format(kind="alpaca", inputs="true") + "excess_length_strategy: truncate\n",
-            {"max_tokens": 2048, "cut": "right", "learn": "all", "template": "alpaca"},
+            {
+                **{"max_tokens": 2048, "cut": "right", "learn": "all"},
+                **{"template": "alpaca", "join": "tokens"},
+            },
         ),
         (
             FACTORY.format(template="qwen", more=""),
-            {"max_tokens": 512, "learn": "assistant", "template": "chat"},
+            {"max_tokens": 512, "join": "tokens", "learn": "assistant", "template": "chat"},
         ),
         (
             FACTORY.format(template="qwen", more="mask_history: true"),
-            {"max_tokens": 512, "learn": "last", "template": "chat"},
+            {"max_tokens": 512, "join": "tokens", "learn": "last", "template": "chat"},
         ),
         (
             FACTORY.format(template="default", more="train_on_prompt: true"),
-            {"max_tokens": 512, "learn": "all"},
+            {"max_tokens": 512, "join": "tokens", "learn": "all"},
         ),
     ],
 )
