@@ -8,17 +8,24 @@ import io
 import lzma
 import zlib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from shlex import quote
 from typing import IO, Any
 
 from rapidin_cli.errors import InputError
 
+_HEAD = 16
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 PARQUET, ARROW = "parquet", "arrow"
 _PACKED = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ\0": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
 _TABLES = {b"PAR1": PARQUET, b"ARROW1": ARROW}
 _OTHERS = {
-    b"PK\x03\x04": "a ZIP archive",
+    b"PK\x03\x04": "a ZIP archive (as .xlsx and .pt files are, too)",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"\x04\x22\x4d\x18": "an LZ4 file",
+    b"ORC": "an ORC file",
+    b"Obj\x01": "an Avro file",
     b"SQLite format 3\0": "an SQLite database",
     b"\x89HDF": "an HDF5 file",
     b"\x93NUMPY": "a NumPy array",
@@ -31,6 +38,7 @@ _MARKS = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
+_WRITE_ROWS = "write the rows as JSONL, CSV or Parquet, and name that file in [data] files"
 # What the libraries raise of a file that is not, or not wholly, what its name says.
 BROKEN = (gzip.BadGzipFile, zlib.error, EOFError, lzma.LZMAError)
 
@@ -40,7 +48,7 @@ def bare_name(path: Path) -> str:
     return path.stem if path.suffix in COMPRESSED else path.name
 
 
-def table_kind(path: Path) -> str:
+def table_kind(path: Path, name: str) -> str:
     """Return PARQUET, ARROW or an empty text, by the first bytes and else by the name.
 
     Raises:
@@ -52,10 +60,7 @@ def table_kind(path: Path) -> str:
             return kind
     for start, what in _OTHERS.items():
         if head.startswith(start):
-            raise InputError(
-                f"{path.name} is {what}, not a file of rows",
-                hint="write the rows as JSONL, CSV or Parquet, and name that file in [data] files",
-            )
+            raise InputError(f"{name} is {what}, not a file of rows", hint=_WRITE_ROWS)
     return path.suffix[1:] if path.suffix in (f".{PARQUET}", f".{ARROW}") else ""
 
 
@@ -63,19 +68,31 @@ def _head(path: Path) -> bytes:
     if not path.is_file():  # a pipe cannot be read twice
         return b""
     with path.open("rb") as file:
-        return file.read(16)
+        return file.read(_HEAD)
 
 
-def opened(path: Path) -> IO[str]:
+def _encoding(head: bytes) -> str:
+    """Return the encoding of a text that is not UTF-8, by its mark or the zeros between letters."""
+    for mark, encoding in _MARKS.items():
+        if head.startswith(mark):
+            return encoding
+    low, high = head[0::2], head[1::2]
+    if high and not any(high) and all(low):
+        return "UTF-16LE"
+    if low and not any(low) and all(high):
+        return "UTF-16BE"
+    return ""
+
+
+def opened(path: Path, name: str) -> IO[str]:
     """Open a text file, compressed or not.
 
     Raises:
         InputError: a package is missing for it, or it says that it is not UTF-8.
     """
     head = _head(path)
-    for mark, encoding in _MARKS.items():
-        if head.startswith(mark):
-            raise not_utf8(path.name, encoding)
+    if encoding := _encoding(head):
+        raise _not_utf8(name, encoding)
     packed = next((ending for start, ending in _PACKED.items() if head.startswith(start)), "")
     match packed or path.suffix:
         case ".gz":
@@ -85,18 +102,18 @@ def opened(path: Path) -> IO[str]:
         case ".xz":
             binary = lzma.open(path)  # noqa: SIM115
         case ".zst":
-            binary = _zstandard(path)
+            binary = _zstandard(path, name)
         case _:
             return path.open(encoding="utf-8-sig", newline="")
     return io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
 
 
-def _zstandard(path: Path) -> Any:
+def _zstandard(path: Path, name: str) -> Any:
     try:
         import zstandard
     except ImportError:
         raise InputError(
-            f"{path.name} needs the package zstandard, which is not installed",
+            f"{name} needs the package zstandard, which is not installed",
             hint='pip install "rapidin[zst]"',
         ) from None
 
@@ -144,11 +161,23 @@ class _Blocks(io.RawIOBase):
         return size
 
 
-def not_utf8(name: str, encoding: str = "", at: int | None = None) -> InputError:
-    """Say that a text is in another encoding."""
+def not_text(path: Path, name: str, error: UnicodeDecodeError) -> InputError:
+    """Say where a text is not UTF-8; its reader only knows the place in its own buffer."""
+    with opened(path, name) if path.is_file() else nullcontext() as file:
+        for line, text in enumerate(getattr(file, "buffer", ()), 1):
+            try:
+                text.decode("utf-8")
+            except UnicodeDecodeError as here:
+                if b"\0" in text:
+                    return InputError(f"{name} is a binary file, not text", hint=_WRITE_ROWS)
+                return _not_utf8(name, where=f"byte {here.start + 1} of line {line}")
+    return _not_utf8(name, where=f"byte {error.start + 1}")
+
+
+def _not_utf8(name: str, encoding: str = "", where: str = "") -> InputError:
     what = f"{name} is {encoding} text, not UTF-8" if encoding else f"{name} is not UTF-8 text"
-    known = encoding or "ITS-ENCODING"
+    known, new = encoding or "ITS-ENCODING", str(Path(name).with_name(f"utf8-{Path(name).name}"))
     return InputError(
-        what + (f" (byte {at})" if at is not None else ""),
-        hint=f"convert it: iconv -f {known} -t UTF-8 {name} > utf8-{Path(name).name}",
+        what + (f" ({where})" if where else ""),
+        hint=f"convert it: iconv -f {known} -t UTF-8 {quote(name)} > {quote(new)}",
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 STATE, SPLITS = "state.json", "dataset_dict.json"
 _ROWS = 1024
 _TRAIN = "train"
+_ROWS_IN = (".json", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
+_MOST_LISTED = 5000
 
 
 def read_parquet(path: Path, name: str) -> Iterator[tuple[int, Any]]:
@@ -77,21 +80,58 @@ def read_folder(path: Path, name: str) -> Iterator[tuple[int, Any]]:
             )
         path, name = path / chosen, f"{name}/{chosen}"
     if not (path / STATE).exists():
+        kinds = [f"*{kind}" for kind in _endings(path)] or ["*.jsonl"]
         raise InputError(
             f"{name} is a folder, but not one that save_to_disk of datasets wrote",
-            hint=f'name the files in it: [data] files = ["{name}/*.jsonl"]',
+            hint=f'name the files in it: [data] files = ["{name}/{kinds[0]}"]',
         )
     _need_arrow(name)
     import pyarrow
 
     try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
-        files = [path / each["filename"] for each in state["_data_files"]]
+        files = _tables_of(path)
+        for file in files:
+            if not file.exists():
+                raise InputError(
+                    f"{name} lacks {file.name}, which its {STATE} names", hint=f"save {name} again"
+                )
         yield from _rows(chain.from_iterable(map(_batches, files)))
     except (ValueError, KeyError, TypeError, pyarrow.ArrowInvalid) as error:
         raise InputError(
             f"{name} is not a valid datasets folder: {error}", hint=f"save {name} again"
         ) from None
+
+
+def _tables_of(path: Path) -> list[Path]:
+    """Return the Arrow files of a datasets folder, in order.
+
+    Raises:
+        ValueError, KeyError, TypeError: its description is broken, or chooses among the rows.
+    """
+    state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    if state.get("_indices_data_files"):
+        raise ValueError("an old version of datasets saved it with a list of the rows to take")
+    return [path / each["filename"] for each in state["_data_files"]]
+
+
+def _endings(path: Path) -> list[str]:
+    """Return the endings of the files in a folder, the most frequent first."""
+    names = [each.name for each in islice(path.iterdir(), _MOST_LISTED) if each.is_file()]
+    found = Counter("".join(Path(name).suffixes[-2:]) for name in names)
+    return [ending for ending, _ in found.most_common() if ending.startswith(_ROWS_IN)]
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return all files that decide the rows of a folder; what is broken is left to reading."""
+    found = [path / SPLITS]
+    if found[0].exists():
+        path /= chosen_split(splits_of(path))
+    found.append(path / STATE)
+    try:
+        found += _tables_of(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        found.append(path)
+    return [each for each in found if each.exists()]
 
 
 def _batches(path: Path) -> Iterator[RecordBatch]:

@@ -1,21 +1,17 @@
 """Data files of every kind give the same rows, and say what is wrong with them."""
 
 import builtins
-import bz2
-import csv
 import gzip
 import json
-import lzma
 import os
 import pickle
 import sqlite3
+import subprocess
 import zipfile
 
 import datasets
-import pyarrow
 import pytest
 import zstandard
-from pyarrow import parquet
 
 from rapidin_cli.data.files import data_stamp, read_values
 from rapidin_cli.data.reading import read_rows
@@ -23,118 +19,17 @@ from rapidin_cli.data.rows import BadRow, DataSettings
 from rapidin_cli.errors import InputError
 from rapidin_cli.setup.search import survey
 from rapidin_cli.workspace.config import load_config
-from tests.support import tiny
-
-ROWS = [{"id": f"r{n}", **row} for n, row in enumerate(tiny.rows(6))]
-CHATS = [
-    {"messages": [{"role": "user", "content": f"Hm {n}?"}, {"role": "assistant", "content": "Ja."}]}
-    for n in range(4)
-]
-
-
-def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def write_jsonl_gz(path, rows):
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def write_list_gz(path, rows):
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        json.dump(rows, file, indent=1)
-
-
-def write_csv(path, rows):
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
-
-
-def write_csv_gz(path, rows):
-    write_csv(path.with_suffix(""), rows)
-    path.write_bytes(gzip.compress(path.with_suffix("").read_bytes()))
-    path.with_suffix("").unlink()
-
-
-def packed(pack):
-    def make(path, rows):
-        lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
-        half = len(lines) // 2
-        # Several streams in one file, as parallel compressors write them.
-        path.write_bytes(pack(lines[:half]) + pack(lines[half:]))
-
-    return make
-
-
-def write_wrapped(path, rows):
-    path.write_text(json.dumps({"version": "1.0", "data": rows}, indent=1))
-
-
-def write_wrapped_line(path, rows):
-    path.write_text(json.dumps({"train": rows}))
-
-
-def write_divided(mark):
-    def make(path, rows):
-        with path.open("w", encoding="utf-8", newline="") as file:
-            table = csv.DictWriter(file, list(rows[0]), delimiter=mark)
-            table.writeheader()
-            table.writerows(rows)
-
-    return make
-
-
-def write_arrow(path, rows):
-    table = pyarrow.Table.from_pylist(rows)
-    with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as out:
-        out.write_table(table)
-
-
-def write_feather(path, rows):
-    table = pyarrow.Table.from_pylist(rows)
-    with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as out:
-        out.write_table(table)
-
-
-def write_splits(path, rows):
-    made = datasets.Dataset.from_list(rows)
-    datasets.DatasetDict({"test": made.select(range(2)), "train": made}).save_to_disk(path)
-
-
-def write_parquet(path, rows):
-    parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=2)
-
-
-def write_folder(path, rows):
-    datasets.Dataset.from_list(rows).save_to_disk(path, num_shards=2)
-
-
-KINDS = {
-    "data.jsonl": write_jsonl,
-    "data.jsonl.gz": write_jsonl_gz,
-    "data.json.gz": write_list_gz,
-    "data.csv": write_csv,
-    "data.csv.gz": write_csv_gz,
-    "data.parquet": write_parquet,
-    "data": write_folder,
-    "data.jsonl.bz2": packed(bz2.compress),
-    "data.jsonl.xz": packed(lzma.compress),
-    "data.jsonl.zst": packed(zstandard.compress),
-    "zipped-without-saying.jsonl": packed(gzip.compress),
-    "wrapped.json": write_wrapped,
-    "line.json": write_wrapped_line,
-    "lines.json": write_jsonl,
-    "semicolons.csv": write_divided(";"),
-    "tabs.tsv": write_divided("\t"),
-    "bars.csv": write_divided("|"),
-    "data.arrow": write_arrow,
-    "feather.arrow": write_feather,
-    "parquet-without-saying.json": write_parquet,
-    "splits": write_splits,
-}
+from tests.support.data_files import (
+    CHATS,
+    KINDS,
+    ROWS,
+    write_arrow,
+    write_csv,
+    write_folder,
+    write_jsonl,
+    write_parquet,
+    write_splits,
+)
 
 
 def rows_of(folder, name):
@@ -241,6 +136,47 @@ def lost_shard(path):
     next(path.glob("*.arrow")).unlink()
 
 
+def two_lists(path):
+    path.write_text(f"{json.dumps(ROWS)}\n{json.dumps(ROWS)}")
+
+
+def two_wrapped_lists(path):
+    path.write_text(json.dumps({"train": ROWS, "examples": ROWS}, indent=1))
+
+
+def more_after_the_object(path):
+    path.write_text(json.dumps({"data": ROWS}, indent=1) * 2)
+
+
+def cut_object(path):
+    path.write_text(json.dumps({"data": ROWS}, indent=1)[:-1])
+
+
+def utf16_without_a_mark(path):
+    path.write_text(json.dumps(ROWS[0]), encoding="utf-16-le")
+
+
+def latin_far_down(path):
+    write_jsonl(path, ROWS * 500)
+    path.write_bytes(path.read_bytes() + "é\n".encode("latin-1"))
+
+
+def binary(path):
+    path.write_bytes(bytes(range(1, 256)) + bytes(range(256)))
+
+
+def lz4(path):
+    path.write_bytes(b"\x04\x22\x4d\x18 and so on")
+
+
+def chosen_rows(path):
+    """As datasets 1 saved what was selected or shuffled: rows, and which of them to take."""
+    write_folder(path, ROWS)
+    state = json.loads((path / "state.json").read_text())
+    state["_indices_data_files"] = [{"filename": "indices.arrow"}]
+    (path / "state.json").write_text(json.dumps(state))
+
+
 @pytest.mark.parametrize(
     ("name", "make", "told"),
     [
@@ -258,7 +194,16 @@ def lost_shard(path):
         ("data.jsonl.zst", broken_zst, "is not a valid zst file"),
         ("data.arrow", broken_arrow, "is not a valid Arrow file"),
         ("data", any_folder, "is a folder, but not one that"),
-        ("data", lost_shard, "cannot read data"),
+        ("data", lost_shard, "data lacks data-0000"),
+        ("data.json", two_lists, "data.json:2: there is more after the end of the list"),
+        ("data.json", two_wrapped_lists, "two lists of rows, 'train' and 'examples'"),
+        ("data.json", more_after_the_object, "there is more after the end"),
+        ("data.json", cut_object, "broken JSON"),
+        ("data.jsonl", utf16_without_a_mark, "data.jsonl is UTF-16LE text"),
+        ("data.jsonl", latin_far_down, "not UTF-8 text (byte 1 of line 3001)"),
+        ("data.jsonl", binary, "data.jsonl is a binary file"),
+        ("data.jsonl", lz4, "data.jsonl is an LZ4 file"),
+        ("data", chosen_rows, "a list of the rows to take"),
     ],
 )
 def test_what_cannot_be_read_is_said(name, make, told, tmp_path):
@@ -276,6 +221,52 @@ def test_a_split_can_be_named(tmp_path):
     arrow = next((tmp_path / "data/train").glob("*.arrow"))
     os.utime(arrow, (1, 1))
     assert data_stamp(tmp_path / "data") != before
+
+
+def test_a_split_that_is_linked_is_seen_to_change(tmp_path):
+    write_splits(tmp_path / "data", ROWS)
+    (tmp_path / "data/train").rename(tmp_path / "elsewhere")
+    (tmp_path / "data/train").symlink_to(tmp_path / "elsewhere")
+    before = data_stamp(tmp_path / "data")
+    os.utime(next((tmp_path / "elsewhere").glob("*.arrow")), (1, 1))
+    assert data_stamp(tmp_path / "data") != before
+
+
+def test_only_what_is_read_is_stamped(tmp_path):
+    write_splits(tmp_path / "data", ROWS)
+    before = data_stamp(tmp_path / "data")
+    os.utime(next((tmp_path / "data/test").glob("*.arrow")), (1, 1))
+    (tmp_path / "data/train/notes.txt").write_text("nothing of the rows")
+    assert data_stamp(tmp_path / "data") == before
+
+
+def test_a_folder_of_files_names_the_pattern_that_lists_them(tmp_path):
+    (tmp_path / "data").mkdir()
+    write_parquet(tmp_path / "data/part-0.parquet", ROWS)
+    (tmp_path / "data/README.md").write_text("rows")
+    with pytest.raises(InputError) as caught:
+        rows_of(tmp_path, "data")
+    assert caught.value.hint == 'name the files in it: [data] files = ["data/*.parquet"]'
+    assert len(rows_of(tmp_path, "data/part-0.parquet")) == 6
+
+
+def test_the_command_that_converts_can_be_pasted(tmp_path):
+    (tmp_path / "my data").mkdir()
+    utf16(tmp_path / "my data/a.jsonl")
+    with pytest.raises(InputError) as caught:
+        rows_of(tmp_path, "my data/a.jsonl")
+    command = caught.value.hint.removeprefix("convert it: ")
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    assert len(rows_of(tmp_path, "my data/utf8-a.jsonl")) == 1
+
+
+def test_a_broken_line_takes_no_others_with_it(tmp_path):
+    """Neither by what it lacks, nor by line separators inside of texts, nor by zeros at the end."""
+    row = json.dumps({"prompt": "a\u2028b", "response": "c"}, ensure_ascii=False)
+    (tmp_path / "data.json").write_text('{"prompt": "x\n' + f"{row}\n{row}\n" + "\0\0", "utf-8")
+    found = rows_of(tmp_path, "data.json")
+    assert [type(each) is BadRow for each in found] == [True, False, False, True]
+    assert str(found[3]).startswith("data.json:4: it contains NUL bytes")
 
 
 def test_patterns_name_the_files_that_they_match(tmp_path):
