@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rapidin_cli.data.files import TABLES, RowError, read_values
-from rapidin_cli.data.opening import COMPRESSED, bare_name
+from rapidin_cli.data.files import TABLES, RowError, read_values, rows_begin
+from rapidin_cli.data.opening import bare_name
 from rapidin_cli.data.rows import DataSettings
 from rapidin_cli.data.shapes import fitting_formats, parse_row
 from rapidin_cli.data.tables import chosen_split, splits_of
@@ -19,7 +19,7 @@ _HEAD_BYTES = 1 << 20
 _ROWS = 20
 # A history or tools need a chat template, which is chosen later.
 _SETTINGS = DataSettings(template="chat")
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\..+)")
+_LONGEST_WORD = 40  # of JSON: a number, \u escapes
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,9 @@ class Look:
         turns: whether its prompt is a list of messages.
         split: of a folder with several, the one that is read.
         problem: why none can be used, with its place; empty if it is no data at all.
+        hint: what to do about it.
+        unknown: whether the rows can be read, and only their fields are of no known shape.
+        likely: whether it was meant to be data for certain; a list of objects may be anything.
         skipped: of the rows before it, why the first cannot be used.
     """
 
@@ -40,6 +43,9 @@ class Look:
     turns: bool = False
     split: str = ""
     problem: str = ""
+    hint: str = ""
+    unknown: bool = False
+    likely: bool = True
     skipped: str = ""
 
     @property
@@ -49,33 +55,56 @@ class Look:
         also = f"; {self.skipped}" if self.skipped else ""
         return f"{self.shape or 'unknown'} rows{split}{also}"
 
+    @property
+    def reason(self) -> str:
+        """The problem with what to do, for people."""
+        return f"{self.problem}; {self.hint}" if self.hint else self.problem
 
-def look_at(path: Path, *, given: bool = False) -> Look:
+
+def look_at(path: Path, name: str, *, given: bool = False) -> Look:
     """Look at the first rows of a file or folder.
 
     Args:
+        name: what messages call it.
         given: somebody says that it is data, so what is wrong with it is always said.
     """
-    first, seen = "", False
+    lists: list[str] = []
+    first, hint, seen, objects, rows = "", "", False, 0, 0
     try:
-        for line, value in islice(_values(path), _ROWS):
+        for line, value in islice(_values(path, name), _ROWS):
             fits = fitting_formats(value, _SETTINGS)
             seen = seen or bool(fits)
-            reason = _problem(value, fits, path.name, line)
+            rows += 1
+            objects += isinstance(value, dict)
+            lists = lists or _lists_in(value)
+            reason = _problem(value, fits, name, line)
             if not reason:
                 split = chosen_split(splits_of(path)) if path.is_dir() else ""
                 turns = isinstance(value.get(_SETTINGS.prompt_field), list)
                 also = " and ".join(fits[1:])
                 return Look(fits[0], also, turns, split, skipped=first)
-            first = first or f"{path.name}:{line}: {reason}"
+            first = first or f"{name}:{line}: {reason}"
     except InputError as error:
-        first = first or error.message
+        if not first:
+            first, hint = error.message, error.hint or ""
         seen = seen or path.suffix != ".json"
-    except (OSError, ValueError, RecursionError):
-        return Look()
+    except (OSError, ValueError, RecursionError) as error:
+        first = first or f"{name} cannot be read: {error}"
+    if not rows and not first:
+        first = f"{name} has no rows"
+    bare = bare_name(path)
+    wrapped = rows == 1 and bool(lists) and bare.endswith(".json") and not seen
+    if wrapped:
+        first = (
+            f"{name} is one object: its list of rows must be called data or train, not {lists[0]}"
+        )
     # A .json may be anything; other files that hold no rows were meant to.
-    likely = given or seen or bare_name(path).endswith((".jsonl", *TABLES))
-    return Look(problem=first if likely else "")
+    likely = given or seen or bare.endswith((".jsonl", *TABLES))
+    doubtful = objects > 1 or wrapped or bare.endswith((".csv", ".tsv")) or _is_list(path)
+    unknown = objects == rows > 0 and not seen and not hint and not wrapped
+    if not likely and not doubtful:
+        return Look()
+    return Look(problem=first, hint=hint, unknown=unknown, likely=likely)
 
 
 def _problem(value: Any, fits: list[str], name: str, line: int) -> str:
@@ -95,37 +124,43 @@ def _fields(value: Any) -> str:
     return f"its fields ({names}) are of no known shape: [data] prompt_field and so on name others"
 
 
-def _values(path: Path) -> Iterator[tuple[int, Any]]:
-    """The first values; of a plain JSON file only its beginning is read."""
-    plain = path.is_file() and path.suffix not in (*COMPRESSED, *TABLES, ".csv", ".tsv")
-    if not plain or path.stat().st_size <= _HEAD_BYTES:
-        yield from read_values(path, path.name)
-        return
+def _lists_in(value: Any) -> list[str]:
+    """Return the names of the fields that could be lists of rows."""
+    if not isinstance(value, dict):
+        return []
+    fields = {name: each for name, each in value.items() if isinstance(each, list) and each}
+    return [name for name, each in fields.items() if isinstance(each[0], dict)]
+
+
+def _is_list(path: Path) -> bool:
+    """Whether a JSON file holds a list of objects, be it broken."""
+    if not path.is_file() or path.suffix != ".json":
+        return False
     with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
-    text = head.decode("utf-8-sig", errors="ignore")
-    opening = re.match(r"\s*(\[|\{[^\[{]*\[)", text)
-    if opening is None or path.suffix == ".jsonl" or "\n{" in text:
-        yield from islice(read_values(path, path.name), _ROWS)
+        return re.match(rb"\s*\[\s*\{", file.read(_HEAD_BYTES)) is not None
+
+
+def _values(path: Path, name: str) -> Iterator[tuple[int, Any]]:
+    """The first values; of a long JSON list only the beginning is read."""
+    at, text = None, ""
+    if path.is_file() and path.suffix == ".json" and path.stat().st_size > _HEAD_BYTES:
+        with path.open("rb") as file:
+            text = file.read(_HEAD_BYTES).decode("utf-8-sig", errors="ignore")
+        at = rows_begin(text)
+    if at is None:
+        yield from read_values(path, name)
         return
-    decoder, at = json.JSONDecoder(), opening.end()
-    while True:  # ends in a ValueError where the head is cut
+    decoder = json.JSONDecoder()
+    while True:
         while text[at : at + 1] in (" ", "\n", "\r", "\t", ","):
             at += 1
         line = text.count("\n", 0, at) + 1
-        value, at = decoder.raw_decode(text, at)
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            if error.pos + _LONGEST_WORD > len(text) or error.msg.startswith("Unterminated"):
+                return  # cut where the head ends
+            raise InputError(
+                f"{name}:{error.lineno}: broken JSON list: {error.msg}", hint=f"fix {name}"
+            ) from None
         yield line, value
-
-
-def shards_of(path: Path) -> tuple[list[Path], int]:
-    """Return all parts of a file that is named NAME-0000N-of-0000M, and how many are missing.
-
-    Of any other file, itself.
-    """
-    found = _SHARD.fullmatch(path.name)
-    if found is None:
-        return [path], 0
-    stem, _, count, ending = found.groups()
-    wanted = [path.with_name(f"{stem}-{n:05}-of-{count}{ending}") for n in range(int(count))]
-    there = [each for each in wanted if each.exists()]
-    return there, len(wanted) - len(there)

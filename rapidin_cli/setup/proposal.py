@@ -4,16 +4,17 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any
 
 from rapidin_cli.errors import InputError
 from rapidin_cli.models.checkpoints import is_hub_name
 from rapidin_cli.models.learning_rates import checkpoint_weights
-from rapidin_cli.models.weights import ADAPTER_CONFIG
+from rapidin_cli.models.weights import ADAPTER_CONFIG, weights_of
 from rapidin_cli.output.templates import template_text
 from rapidin_cli.setup.looks import look_at
-from rapidin_cli.setup.search import DataFile, Survey, read_json, survey
+from rapidin_cli.setup.search import Survey, read_json, survey
 from rapidin_cli.setup.selection import (
     Proposed,
     choose_checkpoints,
@@ -21,6 +22,7 @@ from rapidin_cli.setup.selection import (
     proposed_data,
     relative,
 )
+from rapidin_cli.setup.shards import shards_among
 from rapidin_cli.setup.trainers import Training, find_training
 from rapidin_cli.workspace.config import CONFIG_FILE
 from rapidin_cli.workspace.workspace import prepare_rin_folder
@@ -82,7 +84,7 @@ def propose(
         return None
     found = survey(root)
     notes: list[str] = []
-    files = [_named_data(root, name) for name in data] or choose_data(root, found, notes)
+    files = [_named_data(root, name, notes) for name in data] or choose_data(root, found, notes)
     if checkpoints:
         named = [_named_checkpoint(root, path) for path in checkpoints]
     else:
@@ -107,17 +109,32 @@ def propose(
     return Proposal(files, _name(named), under, template, why, settings, training, notes)
 
 
-def _named_data(root: Path, name: str) -> Proposed:
+def _named_data(root: Path, name: str, notes: list[str]) -> Proposed:
+    """Look at a file, or at the first that a pattern matches."""
     path = root / Path(name).expanduser()
-    if not path.exists():
+    matches = sorted(glob(str(path), recursive=True))  # noqa: PTH207
+    if not path.exists() and not matches:
         raise InputError(f"there is no data file {path}", hint="rin init --data FILE")
-    look = look_at(path, given=True)
-    if look.problem:
+    first = path if path.exists() else Path(matches[0])
+    look = look_at(first, name if first == path else relative(root, first), given=True)
+    if look.problem and not look.unknown:
         raise InputError(
             f"no row of {name} can be used; {look.problem}",
-            hint="fix the file, or name another one: rin init --data FILE",
+            hint=look.hint or "fix the file, or name another one: rin init --data FILE",
         )
-    return proposed_data(root, path, DataFile(path, look, 0))
+    notes += [look.problem] if look.problem else []
+    if first != path:
+        about = f"{look.about}; {len(matches)} file" + "s" * (len(matches) > 1)
+        return Proposed(name, about, look.shape, look.also, look.turns)
+    siblings = (each.name for each in path.parent.iterdir())
+    [shards] = [each for each in shards_among(siblings) if path.name in each.names]
+    if len(shards.names) > 1 or shards.missing:
+        parts = len(shards.names) + len(shards.missing)
+        notes.append(
+            f"data: {name} is one of {parts} parts; all of them: "
+            f"--data '{Path(name).with_name(shards.pattern)}'"
+        )
+    return proposed_data(root, path, look)
 
 
 def _named_checkpoint(root: Path, name: str) -> Proposed:
@@ -131,6 +148,7 @@ def _named_checkpoint(root: Path, name: str) -> Proposed:
             f"{folder} has neither {ADAPTER_CONFIG} nor config.json, so it is not a checkpoint",
             hint="rin init --checkpoint FOLDER",
         )
+    weights_of(folder)  # else it says why they cannot be read
     return Proposed(relative(root, folder), "given")
 
 

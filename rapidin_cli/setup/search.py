@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,8 @@ from rapidin_cli.data.tables import SPLITS, STATE
 from rapidin_cli.errors import InputError
 from rapidin_cli.models.learning_rates import STATE_FILE
 from rapidin_cli.models.weights import ADAPTER_CONFIG, weights_of
-from rapidin_cli.setup.looks import Look, look_at, shards_of
+from rapidin_cli.setup.looks import Look, look_at
+from rapidin_cli.setup.shards import Shards, shards_among
 from rapidin_cli.workspace.config import CONFIG_FILE
 
 _DEPTH = 5
@@ -36,16 +37,26 @@ _DATA = (*TEXTS, *TABLES)
 _NOT_DATA = {"package.json", "tokenizer.json", "vocab.json", STATE_FILE}
 _NOT_TRAINING = re.compile(r"(^|[^a-z])(val|valid|validation|dev|eval|test)([^a-z]|$)")
 _STEP = re.compile(r"(?:checkpoint|ckpt|global_step|step|epoch|iter)[-_]?(\d+)\Z", re.IGNORECASE)
+# Folders of accelerate, inside a checkpoint that FSDP has divided.
+_PARTS = ("pytorch_model_fsdp", "optimizer_")
 _CAUSAL = ("CausalLM", "LMHead", "ForConditionalGeneration")
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file, or a folder of `datasets`, whose first rows have a known shape."""
+    """A file, the parts of a set, or a folder of `datasets`, whose first rows have a known shape.
+
+    Attributes:
+        path: of several parts, the first.
+        parts: all of them, or only the path.
+        missing: numbers of parts that are not there.
+    """
 
     path: Path
     look: Look
     size: int
+    parts: tuple[Path, ...]
+    missing: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,8 @@ class Candidate:
         run: the folder that holds the checkpoints of one training.
         weights: its tensor files; empty if they cannot be loaded.
         problem: why, and what to do.
+        base: the model that an adapter names.
+        divided: whether training left its weights in parts.
     """
 
     path: Path
@@ -66,11 +79,17 @@ class Candidate:
     run: Path
     weights: tuple[Path, ...]
     problem: str = ""
+    base: str = ""
+    divided: bool = False
 
     @property
     def trained(self) -> bool:
         """Whether it was saved by a training run, and not fetched as the base of one."""
-        return self.adapter or self.step is not None
+        return self.adapter or self.divided or self.step is not None
+
+    def may_be_base(self, name: str) -> bool:
+        """Whether an adapter that names its base so may mean this, which may have been moved."""
+        return bool(name) and not self.adapter and self.path.name == Path(name).name
 
     @property
     def written(self) -> float:
@@ -83,13 +102,13 @@ class Survey:
     """What was found, the most likely first.
 
     Attributes:
-        unreadable: files that look like data, each with what is wrong with its first rows.
+        unreadable: files that look like data, whose first rows cannot be used.
         configs: YAML files, which trainers are started with.
         complete: whether everything was searched.
     """
 
     data: list[DataFile]
-    unreadable: list[tuple[Path, str]]
+    unreadable: list[DataFile]
     configs: list[Path]
     checkpoints: list[Candidate]
     complete: bool
@@ -98,39 +117,53 @@ class Survey:
 def survey(root: Path) -> Survey:
     """Search a folder, nearest first; what cannot be read is ignored."""
     walk = _Walk(root)
-    files: list[tuple[bool, int, str, Path]] = []
+    files: list[tuple[bool, int, str, Path, Shards]] = []
     checkpoints = []
     configs: list[Path] = []
-    for folder, names in walk.folders():
+    for folder, names, inner in walk.folders():
         configs += [folder / name for name in names if name.endswith((".yaml", ".yml"))]
-        found = _candidate(folder, names)
+        found = _candidate(folder, names, inner)
         if found is not None:
             checkpoints.append(found)
-        for path, size in _data(folder, names):
+        for path, size, parts in _data(folder, names):
             # The largest file of a kind is the training set far more often than not.
             training = not _NOT_TRAINING.search(path.stem.lower())
-            files.append((training, size, str(path), path))
-    files.sort(reverse=True)
+            files.append((training, size, str(path), path, parts))
+    files.sort(reverse=True, key=lambda each: each[:3])
     complete = walk.complete and len(files) <= _MOST_READ
-    looks = [(path, look_at(path), size) for _, size, _, path in files[:_MOST_READ]]
-    data = [DataFile(path, look, size) for path, look, size in looks if look.shape]
-    unreadable = [(path, look.problem) for path, look, _ in looks if look.problem]
+    looked = [
+        DataFile(
+            path,
+            look_at(path, path.relative_to(root).as_posix()),
+            size,
+            tuple(path.with_name(n) for n in parts.names),
+            parts.missing,
+        )
+        for _, size, _, path, parts in files[:_MOST_READ]
+    ]
+    data = [each for each in looked if each.look.shape]
+    unreadable = [each for each in looked if each.look.problem]
     return Survey(data, unreadable, configs, checkpoints, complete)
 
 
-def _data(folder: Path, names: Sequence[str]) -> Iterator[tuple[Path, int]]:
+def _data(folder: Path, names: Sequence[str]) -> Iterator[tuple[Path, int, Shards]]:
     """Yield what may be data in a folder, with its size; of several parts, the first."""
-    if SPLITS in names or (STATE in names and "dataset_info.json" in names):
-        yield folder, sum(_size(path) or 0 for path in folder.rglob("*.arrow"))
+    if _is_dataset(names):
+        size = sum(_size(path) or 0 for path in folder.rglob("*.arrow"))
+        yield folder, size, Shards((folder.name,), folder.name)
         return
-    for name in names:
-        path = folder / name
-        size = _size(path) if bare_name(path).endswith(_DATA) else None
-        if size is None or name in _NOT_DATA:
-            continue
-        parts, _ = shards_of(path)
-        if path == parts[0]:
-            yield path, sum(_size(part) or 0 for part in parts)
+    sizes = {
+        name: _size(folder / name)
+        for name in names
+        if bare_name(Path(name)).endswith(_DATA) and name not in _NOT_DATA
+    }
+    for parts in shards_among(name for name, size in sizes.items() if size is not None):
+        yield folder / parts.names[0], sum(sizes[name] or 0 for name in parts.names), parts
+
+
+def _is_dataset(names: Collection[str]) -> bool:
+    """Whether `datasets` saved a folder of these files."""
+    return SPLITS in names or (STATE in names and "dataset_info.json" in names)
 
 
 class _Walk:
@@ -141,8 +174,8 @@ class _Walk:
         self._left = _MOST_ENTRIES
         self.complete = True
 
-    def folders(self) -> Iterator[tuple[Path, list[str]]]:
-        """Yield folders with the names of their files."""
+    def folders(self) -> Iterator[tuple[Path, list[str], list[str]]]:
+        """Yield folders with the names of their files and of the folders in them."""
         waiting = deque([(self._root, 0)])
         while waiting:
             folder, depth = waiting.popleft()
@@ -150,10 +183,10 @@ class _Walk:
             if folder != self._root and any(entry.name in _FOREIGN for entry in entries):
                 continue
             inner = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-            if depth < _DEPTH and not {SPLITS, STATE} & {entry.name for entry in entries}:
-                waiting += [(folder / name, depth + 1) for name in inner if _wanted(name)]
             others = {entry.name for entry in entries} - set(inner)
-            yield folder, sorted(others)
+            if depth < _DEPTH and not _is_dataset(others):
+                waiting += [(folder / name, depth + 1) for name in inner if _wanted(name)]
+            yield folder, sorted(others), inner
 
     def _entries(self, folder: Path) -> list[os.DirEntry[str]]:
         most = min(self._left, _MOST_IN_FOLDER)
@@ -180,9 +213,9 @@ def _wanted(folder: str) -> bool:
     return not folder.startswith(".") and folder not in _IGNORED_FOLDERS
 
 
-def _candidate(folder: Path, names: Sequence[str]) -> Candidate | None:
+def _candidate(folder: Path, names: Sequence[str], inner: Sequence[str]) -> Candidate | None:
     adapter = ADAPTER_CONFIG in names
-    divided = STATE_FILE in names and _divided(folder)
+    divided = _is_divided(folder, names, inner)
     if not adapter and not divided and not _is_model(folder, names):
         return None
     named = _STEP.match(folder.name)
@@ -198,13 +231,21 @@ def _candidate(folder: Path, names: Sequence[str]) -> Candidate | None:
     if problem and not adapter and not divided and step is None:
         return None  # a folder with a configuration, and no model
     run = folder.parent if named else folder
-    return Candidate(folder, adapter, step, run, weights, problem)
+    config = read_json(folder / ADAPTER_CONFIG) if adapter else {}
+    base = str(config.get("base_model_name_or_path") or "")
+    return Candidate(folder, adapter, step, run, weights, problem, base, divided)
 
 
-def _divided(folder: Path) -> bool:
+def _is_divided(folder: Path, names: Sequence[str], inner: Sequence[str]) -> bool:
     """Whether FSDP or DeepSpeed left its parts of a model there."""
-    marks = ("zero_to_fp32.py", "global_step*", "pytorch_model_fsdp*", "*.distcp")
-    return any(True for mark in marks for _ in folder.glob(mark))
+    if folder.name.startswith(_PARTS):
+        return False
+    deepspeed = "zero_to_fp32.py" in names or (
+        bool({STATE_FILE, "latest"} & set(names))
+        and any(name.startswith("global_step") for name in inner)
+    )
+    fsdp = any(name.startswith(_PARTS[0]) for name in (*inner, *names))
+    return deepspeed or fsdp or any(name.endswith(".distcp") for name in names)
 
 
 def _is_model(folder: Path, names: Sequence[str]) -> bool:

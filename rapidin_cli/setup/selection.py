@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rapidin_cli.setup.looks import shards_of
-from rapidin_cli.setup.search import Candidate, DataFile, Survey
+from rapidin_cli.setup.looks import Look
+from rapidin_cli.setup.search import Candidate, Survey
 
 _MOST_CHECKPOINTS = 5
 _NAMED = 3
@@ -28,40 +28,52 @@ class Proposed:
 
 def choose_data(root: Path, found: Survey, notes: list[str]) -> list[Proposed]:
     """Take the likeliest file, or all parts of it; notes name the others, and what is broken."""
-    for path, reason in found.unreadable[:_NAMED]:
-        notes.append(f"{relative(root, path)} cannot be used: {reason}")
+    told = [each for each in found.unreadable if each.look.likely or not found.data]
+    _say_unusable(root, [(each.path, each.look.reason) for each in told], notes)
     if not found.data:
         return []
     chosen, *others = found.data
-    parts, missing = shards_of(chosen.path)
-    if missing:
-        notes.append(f"data: {missing} of its parts are missing: {chosen.path.name} is one")
-    others = [other for other in others if other.path not in parts]
+    if chosen.missing:
+        notes.append(f"data: of the set of {chosen.path.name}, {_missing(chosen.missing)}")
     if others:
         names = [relative(root, other.path) for other in others]
         notes.append(
             f"data: the largest of {len(others) + 1} candidates; use --data to choose another: "
             f"{_some(names)}"
         )
-    return [proposed_data(root, path, chosen) for path in parts]
+    return [proposed_data(root, path, chosen.look) for path in chosen.parts]
 
 
-def proposed_data(root: Path, path: Path, like: DataFile) -> Proposed:
-    """Propose a data file whose rows look like another's."""
-    look, about = like.look, like.look.about
-    return Proposed(relative(root, path), about, look.shape, look.also, look.turns)
+def _missing(numbers: Sequence[int]) -> str:
+    if len(numbers) == 1:
+        return f"part {numbers[0]} is missing"
+    return f"{len(numbers)} parts are missing: {_some([str(number) for number in numbers])}"
+
+
+def _say_unusable(root: Path, found: Sequence[tuple[Path, str]], notes: list[str]) -> None:
+    for path, reason in found[:_NAMED]:
+        notes.append(f"{relative(root, path)} cannot be used: {reason}")
+    if len(found) > _NAMED:
+        names = [relative(root, path) for path, _ in found[_NAMED:]]
+        notes.append(f"nor can {_some(names)}")
+
+
+def proposed_data(root: Path, path: Path, look: Look) -> Proposed:
+    """Propose a data file by the look of its rows, or of those of another part of its set."""
+    return Proposed(relative(root, path), look.about, look.shape, look.also, look.turns)
 
 
 def choose_checkpoints(root: Path, found: Survey, notes: list[str]) -> list[Proposed]:
     """The newest run: of adapters if there are any (full models are then their bases)."""
-    for broken in [each for each in found.checkpoints if not each.weights]:
-        notes.append(f"{relative(root, broken.path)} cannot be used: {broken.problem}")
+    broken = [each for each in found.checkpoints if not each.weights]
+    _say_unusable(root, [(each.path, each.problem) for each in broken], notes)
     usable = [each for each in found.checkpoints if each.weights]
     adapters = [each for each in usable if each.adapter]
-    trained = [each for each in usable if each.trained]
     # Beside something trained that cannot be read, a whole model is its base, and nobody's answer.
-    broken_runs = any(not each.weights and each.trained for each in found.checkpoints)
-    pool = adapters or trained or ([] if broken_runs else usable)
+    bases = {each.base for each in broken}
+    others = [each for each in usable if not any(each.may_be_base(base) for base in bases)]
+    trained = [each for each in others if each.trained]
+    pool = adapters or trained or ([] if any(each.trained for each in broken) else usable)
     if not pool:
         return []
     runs: dict[Path, list[Candidate]] = {}
@@ -69,10 +81,10 @@ def choose_checkpoints(root: Path, found: Survey, notes: list[str]) -> list[Prop
         runs.setdefault(each.run, []).append(each)
     newest = max(runs, key=lambda run: (max(each.written for each in runs[run]), str(run)))
     if len(runs) > 1:
-        others = [relative(root, run) for run in runs if run != newest]
+        older = [relative(root, run) for run in runs if run != newest]
         notes.append(
             f"checkpoints: the newest of {len(runs)} training runs; use --checkpoint to choose "
-            f"others: {_some(others)}"
+            f"others: {_some(older)}"
         )
     chosen = _steps(root, runs[newest], notes)
     about = "adapter" if chosen[0].adapter else "full model"

@@ -179,7 +179,7 @@ CASES = [
         [f"data/train-0000{n}-of-00004.jsonl" for n in (0, 1, 3)],
         {"adapter": "adapter"},
         "plain",
-        said=["1 of its parts are missing"],
+        said=["of the set of train-00000-of-00004.jsonl, part 2 is missing"],
     ),
     Case(
         folders.a_folder_of_splits,
@@ -244,6 +244,38 @@ def test_it_proposes_what_a_person_would(case, parts, tmp_path):
     assert "nothing was changed" in again.stderr
 
 
+def parts_of_a_set(folder, parts):
+    folders.shards(folder, parts)
+    (folder / "data/train-00001-of-00004.jsonl").rename(folder / "data/train-00002-of-00004.jsonl")
+
+
+def of_no_known_shape(folder, parts):
+    tiny.write_jsonl(folder / "odd.jsonl", [{"question": "a", "answer": "b"}] * 3)
+    folders.adapter_on(folder / "adapter", parts / "adapter", folders.HUB)
+
+
+@pytest.mark.parametrize(
+    ("make", "data", "said"),
+    [
+        (parts_of_a_set, "data/*.jsonl", "data/*.jsonl  (prompt rows; 3 files)"),
+        (
+            parts_of_a_set,
+            "data/train-00000-of-00004.jsonl",
+            "is one of 4 parts; all of them: --data 'data/train-*-of-00004.jsonl'",
+        ),
+        (folders.a_folder_of_splits, "data", "data  (prompt rows of the split train)"),
+        (folders.a_folder_of_splits, "data/test", "data/test  (prompt rows)"),
+        (of_no_known_shape, "odd.jsonl", "its fields ('question', 'answer') are of no known shape"),
+    ],
+)
+def test_data_is_named_as_it_lies_there(make, data, said, parts, tmp_path):
+    make(tmp_path, parts)
+    done = rin(tmp_path, "init", "--yes", "--data", data)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stderr
+    assert tomllib.loads((tmp_path / "rin.toml").read_text())["data"]["files"] == [data]
+
+
 def tree(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -279,10 +311,18 @@ def test_a_huge_tree_is_not_looked_through(parts, tmp_path):
         (("--data", "gone.json"), "there is no data file"),
         (("--checkpoint", "./gone"), "there is no folder"),
         (("--checkpoint", "data"), "so it is not a checkpoint"),
+        (("--checkpoint", "empty"), "has no adapter_model.safetensors"),
+        (("--data", "*.csv"), "there is no data file"),
+        (("--data", "utf16.jsonl"), "next:  convert it: iconv -f UTF-16 "),
+        (("--data", "numbers.jsonl"), "can be used; numbers.jsonl:1: field 'prompt' must be text"),
+        (("--data", "models"), "models is a folder, but not one that save_to_disk"),
     ],
 )
 def test_what_is_named_must_be_there(options, said, parts, tmp_path):
     folders.alpaca_with_an_adapter(tmp_path, parts)
+    folders.write(tmp_path / "empty/adapter_config.json", {})
+    (tmp_path / "utf16.jsonl").write_text("{}", encoding="utf-16")
+    tiny.write_jsonl(tmp_path / "numbers.jsonl", [{"prompt": 1, "response": 2}] * 3)
     done = rin(tmp_path, "init", "--yes", *options)
     assert (done.returncode, said in done.stderr) == (4, True), done.stderr
     assert not (tmp_path / "rin.toml").exists()
