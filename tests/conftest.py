@@ -32,6 +32,8 @@ LONG = (
     *("test_mishaps", "test_terminal_report", "test_network", "test_doors", "test_disks"),
     *("test_copies", "test_collected", "test_store_model", "test_walk", "test_packaging"),
     *("test_kinds", "test_init", "test_rows", "test_people_models", "test_trl", "test_trainers"),
+    *("test_verified", "test_html_report", "test_command_line", "test_curation", "test_objects"),
+    *("test_completion", "test_bulk", "test_fit", "test_evaluate", "test_storage", "test_exact"),
 )
 
 

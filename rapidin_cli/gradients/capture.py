@@ -17,6 +17,10 @@ _PROBE_BATCH, _PROBE_LENGTH = 2, 5
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
 
+BESIDE = "rin_beside"
+"""The attribute of a loaded model that `beside` reads."""
+
+
 @dataclass(frozen=True)
 class Target:
     """A module whose weight's gradient is captured.
@@ -109,9 +113,16 @@ def find_targets(model: nn.Module, pattern: str) -> tuple[list[Target], list[Ski
         for name, p in model.named_parameters()
         if p.requires_grad and id(p) not in captured
     ]
+    skipped += [Skipped(name, "beside the language model", size) for name, size in beside(model)]
     if not targets:
         raise _nothing_to_capture(pattern, skipped)
     return targets, skipped
+
+
+def beside(model: nn.Module) -> Sequence[tuple[str, int]]:
+    """Names and sizes of tensors in a model's files that no language model has: value heads."""
+    found: Sequence[tuple[str, int]] = getattr(model, BESIDE, ())
+    return found
 
 
 def _other(parameter: nn.Parameter) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -104,6 +105,8 @@ def load_model(checkpoint: Checkpoint, device: str, *, float32: bool = True) -> 
         _refuse_incomplete(checkpoint, folder, [key for key, *_ in found["mismatched_keys"]])
         if checkpoint.base is not None:
             model = with_adapter(model, checkpoint)
+        heads = [key for key in found["unexpected_keys"] if key.startswith("v_head.")]
+        shapes = tensor_shapes(folder) if heads else {}
         loaded: nn.Module = (model if quantised else model.to(device)).eval()
         module: Any
         for module in loaded.modules():
@@ -112,6 +115,8 @@ def load_model(checkpoint: Checkpoint, device: str, *, float32: bool = True) -> 
                 module.support_avx512bf16_for_cpu = False
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, IndexError) as error:
         raise _cannot_load("the model", checkpoint, error) from None
+    # Named among what is not captured, see `gradients.capture.beside`.
+    loaded.rin_beside = [(key, math.prod(shapes[key])) for key in heads]  # type: ignore[assignment]
     checkpoint.check_unchanged()
     return loaded
 

@@ -245,6 +245,8 @@ def test_a_value_head_is_beside_the_language_model(tmp_path):
     head = {"v_head.summary.weight": torch.ones(1, 32), "v_head.summary.bias": torch.ones(1)}
     save_file({**load_file(weights), **head}, weights, metadata={"format": "pt"})
     assert torch.equal(logits(loaded(tmp_path)), logits(model))
+    done = forked.rin(project(tmp_path), "cache")
+    assert "beside the language model" in done.stderr, done.stderr
 
 
 SMALL = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
