@@ -194,9 +194,12 @@ def _read_objects(text: str, name: str) -> Iterator[tuple[int, Any]]:
             yield line, value
             at = _after_blanks(text, at)
     except json.JSONDecodeError as error:
-        if rows or _is_open(text.lstrip().partition("\n")[0]):
+        head: list[str] = []
+        file = io.StringIO(text, newline="")
+        open_, following = _is_open(_next_text(file, head)), _next_text(file, head)
+        if rows or (open_ and isinstance(_parse_line(following), RowError)):
             raise _broken(name, error) from None
-        yield from _read_lines(io.StringIO(text, newline=""))  # its first line is a broken row
+        yield from _read_lines(chain(head, file))  # the first line is a row, and broken
     except RecursionError:
         raise InputError(f"{name}: JSON nested too deeply", hint=f"fix {name}") from None
 

@@ -218,7 +218,9 @@ def _candidate(folder: Path, names: Sequence[str], inner: Sequence[str]) -> Cand
     divided = _is_divided(folder, names, inner)
     if not adapter and not divided and not _is_model(folder, names):
         return None
-    named = _STEP.match(folder.name)
+    # PEFT saves an adapter that has a name in a folder below: checkpoint-4/sft.
+    holder = folder.parent if adapter and _STEP.match(folder.parent.name) else folder
+    named = _STEP.match(holder.name)
     step = read_json(folder / STATE_FILE).get("global_step") if STATE_FILE in names else None
     if not isinstance(step, int):
         step = int(named.group(1)) if named else None
@@ -230,7 +232,9 @@ def _candidate(folder: Path, names: Sequence[str], inner: Sequence[str]) -> Cand
         weights, problem = (), f"{error.message}; {error.hint}"
     if problem and not adapter and not divided and step is None:
         return None  # a folder with a configuration, and no model
-    run = folder.parent if named else folder
+    run = folder
+    if named:
+        run = holder.parent if holder == folder else holder.parent / folder.name
     config = read_json(folder / ADAPTER_CONFIG) if adapter else {}
     base = str(config.get("base_model_name_or_path") or "")
     return Candidate(folder, adapter, step, run, weights, problem, base, divided)

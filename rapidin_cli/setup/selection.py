@@ -81,7 +81,9 @@ def choose_checkpoints(root: Path, found: Survey, notes: list[str]) -> list[Prop
         runs.setdefault(each.run, []).append(each)
     newest = max(runs, key=lambda run: (max(each.written for each in runs[run]), str(run)))
     if len(runs) > 1:
-        older = [relative(root, run) for run in runs if run != newest]
+        # The run of an adapter that has a name is no folder: say where its last one is.
+        places = {run: run if run.is_dir() else runs[run][-1].path for run in runs}
+        older = [relative(root, place) for run, place in places.items() if run != newest]
         notes.append(
             f"checkpoints: the newest of {len(runs)} training runs; use --checkpoint to choose "
             f"others: {_some(older)}"

@@ -267,6 +267,8 @@ def test_a_broken_line_takes_no_others_with_it(tmp_path):
     found = rows_of(tmp_path, "data.json")
     assert [type(each) is BadRow for each in found] == [True, False, False, True]
     assert str(found[3]).startswith("data.json:4: it contains NUL bytes")
+    (tmp_path / "data.json").write_text('{"prompt": "x",\n' + f"{row}\n{row}\n", "utf-8")
+    assert [type(each) is BadRow for each in rows_of(tmp_path, "data.json")] == [True, False, False]
 
 
 def test_patterns_name_the_files_that_they_match(tmp_path):
@@ -284,19 +286,28 @@ def test_lines_of_a_wrapped_list_are_those_of_the_file(tmp_path):
     assert [line for line, _ in read_values(tmp_path / "data.json", "data.json")] == [3, 5]
 
 
-def test_a_missing_package_is_named_with_its_command(tmp_path, monkeypatch):
-    write_parquet(tmp_path / "data.parquet", ROWS)
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [
+        ("data.parquet", "pyarrow", "parquet"),
+        ("data.arrow", "pyarrow", "parquet"),
+        ("data", "pyarrow", "parquet"),
+        ("data.jsonl.zst", "zstandard", "zst"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_command(name, package, extra, tmp_path, monkeypatch):
+    KINDS[name](tmp_path / name, ROWS)
     load = builtins.__import__
 
     def without(name, *rest):
-        if name.startswith("pyarrow"):
+        if name.startswith(package):
             raise ImportError(name)
         return load(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match="pyarrow, which is not installed") as caught:
-        list(read_values(tmp_path / "data.parquet", "data.parquet"))
-    assert caught.value.hint == 'pip install "rapidin[parquet]"'
+    with pytest.raises(InputError, match=f"{package}, which is not installed") as caught:
+        rows_of(tmp_path, name)
+    assert caught.value.hint == f'pip install "rapidin[{extra}]"'
 
 
 @pytest.mark.parametrize("name", ["data.jsonl.gz", "data.csv", "data.parquet"])

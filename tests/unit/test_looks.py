@@ -1,6 +1,7 @@
 """What `rin init` makes of files at a first look: shapes, reasons, and which belong together."""
 
 import json
+import os
 import time
 
 import datasets
@@ -208,6 +209,24 @@ def test_a_base_is_never_taken_for_what_was_trained_on_it(make, tmp_path):
     assert choose_checkpoints(tmp_path, survey(tmp_path), notes) == []
     [note] = notes
     assert said in note
+
+
+def test_adapters_with_a_name_are_steps_of_their_run(tmp_path):
+    """As PEFT saves them below each checkpoint: with several steps, and a reference beside them."""
+    for place in ("out/checkpoint-2/sft", "out/checkpoint-10/sft", "out/sft"):
+        adapter(tmp_path / place, "base")
+        (tmp_path / place / "adapter_model.safetensors").write_text(place)
+    adapter(tmp_path / "out/checkpoint-10/ref", "base")
+    (tmp_path / "out/checkpoint-10/ref/adapter_model.safetensors").write_text("ref")
+    os.utime(tmp_path / "out/checkpoint-10/ref/adapter_model.safetensors", (1, 1))
+    notes = []
+    found = choose_checkpoints(tmp_path, survey(tmp_path), notes)
+    assert [(each.path, each.about) for each in found] == [
+        ("out/checkpoint-2/sft", "adapter, step 2"),
+        ("out/checkpoint-10/sft", "adapter, step 10"),
+        ("out/sft", "adapter"),
+    ]
+    assert "to choose others: out/checkpoint-10/ref" in notes[0]
 
 
 def test_many_that_cannot_be_used_take_few_lines(tmp_path):
