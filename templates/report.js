@@ -204,8 +204,10 @@
   function exactness({ exact, distribution }) {
     if (exact === null) return "Scores are read from compressed gradients: small differences between neighbours mean nothing.";
     const share = distribution.std > 0 ? ` (${(100 * exact.sketch_error / distribution.std).toPrecision(2)}% of the spread of all scores)` : "";
-    const doubt = exact.doubtful > 0 ? `${plural(exact.doubtful, "other example")} may be among the best too, given that error: raise --exact to find out. ` : "";
-    return `Scores of the kept examples are exact: the best ${plural(exact.shortlist, "example")} by compressed gradients were scored from whole ones, which moved totals by ${exact.sketch_error.toPrecision(2)}${share}. ${doubt}Training tokens add up to the total within ${exact.residual.toPrecision(2)}.`;
+    const doubt = exact.doubtful > 0 ? `${plural(exact.doubtful, "other example")} may be among the best too, given that error: the same question with a longer --within finds out. ` : "";
+    const sketched = model.query.examples.filter((example) => example.sketched === null).length;
+    const which = sketched === 0 ? "Scores of the kept examples are exact" : `Scores of ${sketched.toLocaleString("en")} of the kept examples, marked ~, are from compressed gradients; the others are exact`;
+    return `${which}: the best ${plural(exact.shortlist, "example")} by compressed gradients were scored from whole ones, which moved totals by ${exact.sketch_error.toPrecision(2)}${share}. ${doubt}Training tokens add up to the total within ${exact.residual.toPrecision(2)}.`;
   }
 
   function wordsText({ of, agree, matches }) {
@@ -427,10 +429,16 @@
       }
     }
 
+    // Beside exact scores: of the total, or of the tokens that are chosen.
+    function isSketched(one) {
+      if (model.query.exact === null) return false;
+      return state.from !== null && one.tokens_exact !== undefined ? !one.tokens_exact : one.sketched === null;
+    }
+
     function update(side, place_, value) {
       const [short, long] = changeText(example.digest, side, place_);
       rank.textContent = String(place_);
-      score.textContent = number(value);
+      score.textContent = `${isSketched(example) ? "~" : ""}${number(value)}`;
       score.className = `score ${signOf(value)}`;
       change.textContent = short;
       percentile.textContent = `${state.from === null ? "" : `total ${number(example.score)} · `}percentile ${percent(example.percentile)} · words ${example.bm25.rank === null ? "none" : `#${count(example.bm25.rank)}`}`;
@@ -504,6 +512,7 @@
     }
     const reply = model.clickable ? tokenScores(example) : null;
     if (example.training !== null) body.append(trainingTokens(example, reply));
+    else body.append(element("p", "muted", `Which of its words had that influence was not worked out: the same question with ${model.query.exact === null ? "exact scores (leave out --exact 0)" : "a longer --within"} shows it.`));
     if (reply) body.append(reply.node);
     const { mean, std } = model.query.distribution;
     const facts = element("dl", "exact");

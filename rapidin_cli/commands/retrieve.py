@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from dataclasses import replace
@@ -13,7 +14,7 @@ import typer
 from rapidin_cli.commands import completion
 from rapidin_cli.commands.adding import arg, opt, project_of, switch
 from rapidin_cli.commands.options import AsJson, Checkpoint, Device
-from rapidin_cli.errors import UsageError
+from rapidin_cli.errors import ExitCode, UsageError
 from rapidin_cli.output import console
 
 if TYPE_CHECKING:
@@ -39,12 +40,20 @@ Several = Annotated[
     str, opt("CHECKPOINT[,...]", "all, or a list: add their scores, weighted by learning rate.")
 ]
 ScoreName = Annotated[str, opt("SCORE", ", ".join(completion.SCORES) + ".")]
+Within = Annotated[
+    str,
+    opt(
+        "TIME",
+        "Time for exact scores of a question, the likeliest rows first, such as 20s or 5min; "
+        "what is shown of the best is worked out after that.",
+    ),
+]
 Exact = Annotated[
-    int,
+    int | None,
     opt(
         "N",
-        "Score N times --top (and --token-top) rows exactly, and up to four times as many "
-        "where the sketches leave doubt. 0: trust the sketches.",
+        "However long it takes, score N times --top (and --token-top) rows exactly, and up to "
+        "four times as many where the sketches leave doubt. 0: trust the sketches.",
         min=0,
     ),
 ]
@@ -82,7 +91,8 @@ def retrieve(
     checkpoint: Checkpoint = "",
     checkpoints: Several = "",
     score: ScoreName = "auto",
-    exact: Exact = 4,
+    within: Within = "20s",
+    exact: Exact = None,
     top: Top = 10,
     token_top: TokenTop = 5,
     cells: Cells = 0,
@@ -106,7 +116,7 @@ def retrieve(
     """
     from rapidin_cli.influence.options import Options
 
-    if cells and not (exact and tokens):
+    if cells and (exact == 0 or not tokens):
         raise UsageError(
             "--cells needs exact scores of tokens", hint="leave out --exact 0 and --no-tokens"
         )
@@ -115,11 +125,34 @@ def retrieve(
     questions = _narrowed(asked, contrast, focus, token)
     batch_tokens = project.config.cache.batch_tokens
     options = Options(
-        score, exact, top, token_top, cells, damping, tokens, max_new_tokens, batch_tokens
+        score=score,
+        exact=exact,
+        within=seconds(within),
+        top=top,
+        token_top=token_top,
+        cells=cells,
+        damping=damping,
+        tokens=tokens,
+        max_new_tokens=max_new_tokens,
+        batch_tokens=batch_tokens,
     )
     several = _several(checkpoint, checkpoints)
     report = _ask(project, questions, options, checkpoint, several, device, hold, executor)
     _show(project, report, score, as_json)
+    if report["interrupted"]:
+        raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def seconds(text: str) -> float:
+    """Read a time such as `20s`, `1.5min` or `2h`; a bare number is of seconds.
+
+    Raises:
+        UsageError: it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|)", text.strip())
+    if found is None:
+        raise UsageError(f"--within {text} is not a time", hint="rin retrieve --within 20s, or 5min")
+    return float(found[1]) * {"h": 3600, "m": 60, "min": 60}.get(found[2], 1)
 
 
 def _ask(
@@ -132,6 +165,10 @@ def _ask(
     hold: str,
     executor: str,
 ) -> dict[str, Any]:
+    from rapidin_cli.report import terminal
+
+    # Several questions, or a program that reads them, wait for what is final.
+    early = terminal.show_first if len(questions) == 1 and console.stderr().is_terminal else None
     with console.counting("loading model and cache") as progress:
         return project.retrieve(
             questions,
@@ -143,6 +180,7 @@ def _ask(
             executor=executor,
             command=shlex.join(["rin", *sys.argv[1:]]),
             progress=progress,
+            ranked=early,
         )
 
 

@@ -217,16 +217,3 @@ def padded(examples: Sequence[Example]) -> tuple[np.ndarray[Any, Any], np.ndarra
         ids[number, : len(example.input_ids)] = example.input_ids
         labels[number, : len(example.labels)] = example.labels
     return ids, labels
-
-
-def one_token_queries(query: Example) -> list[Example]:
-    """Split a query into one example per explained token, each cut after that token.
-
-    Their gradients add up to the query's, and causal attention makes the cut free.
-    """
-    parts = []
-    for position in np.flatnonzero(query.learnt_mask):
-        labels = np.full(position + 1, IGNORED, dtype=np.int32)
-        labels[position] = query.labels[position]
-        parts.append(query.with_tokens(query.input_ids[: position + 1], labels))
-    return parts

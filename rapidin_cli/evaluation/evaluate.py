@@ -110,10 +110,11 @@ class Evaluation:
 
     def _column(self, loaded: LoadedCheckpoint, query: Query, options: Options) -> Array:
         if self._plan.exact:
-            asked = loaded.ask(query, options, scan=False)
-            return loaded.scorer(asked).scores(self.examples, tokens=False).totals.numpy()
+            scorer = loaded.scorer(loaded.ask(query, options))
+            return scorer.scores(self.examples, tokens=False).totals.numpy()
         asked = loaded.ask(query, options)
-        return loaded.everything(asked, [example.digest for example in self.examples]).totals
+        digests = [example.digest for example in self.examples]
+        return loaded.everything(loaded.direction(asked), asked.score, digests).totals
 
     def retrainer(self) -> Retrainer:
         """Return what retrains on parts of the examples."""

@@ -174,12 +174,12 @@ def _probe(
     """
     unusual: set[str] = set()
     with torch.no_grad():
-        calls, others, _ = _watched(model, modules, unusual)
+        calls, others, _ = _probed(model, modules, unusual)
     mixed = dict.fromkeys(modules, False)
     if any(others.values()):
         # DoRA runs its factors on a unit matrix too, for a norm that has no gradient.
         odd = {name: modules[name] for name, outputs in others.items() if outputs}
-        _, others, logits = _watched(model, odd, unusual)
+        _, others, logits = _probed(model, odd, unusual)
         names = [name for name, outputs in others.items() for _ in outputs]
         outputs = [output for each in others.values() for output in each]
         found = torch.autograd.grad(logits.float().sum(), outputs, allow_unused=True)
@@ -188,7 +188,7 @@ def _probe(
     return calls, mixed, unusual
 
 
-def _watched(
+def _probed(
     model: nn.Module, modules: dict[str, nn.Module], unusual: set[str]
 ) -> tuple[dict[str, int], dict[str, list[torch.Tensor]], torch.Tensor]:
     """Run two short sequences; return calls on them, other calls' outputs, and the logits."""
@@ -229,64 +229,89 @@ Consumer = Callable[[int, torch.Tensor, torch.Tensor], None]
 """Called with a target's number, its inputs (B, T, I) and output gradients (B, T, O)."""
 
 
+class Capture:
+    """What a backward pass has reached of the targets; `watched` makes it."""
+
+    def __init__(self, targets: list[Target], consume: Consumer) -> None:
+        self._targets = targets
+        self._consume = consume
+        self._parts: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        self._reached: set[int] = set()
+        self._like: torch.Tensor | None = None
+
+    def start(self, embedded: torch.Tensor) -> None:
+        """Begin with a forward pass, whose input embeddings are these."""
+        self._like = embedded
+
+    def arrive(self, number: int, x: torch.Tensor, d: torch.Tensor) -> None:
+        """Take one use of a target."""
+        calls = self._targets[number].calls
+        self._reached.add(number)
+        if calls == 1:
+            self._consume(number, x, d)
+            return
+        pairs = self._parts.setdefault(number, [])
+        pairs.append((x, d))
+        if len(pairs) == calls:
+            self._hand_over(number)
+
+    def finish(self) -> None:
+        """End a backward pass: hand over what is left, and zeros for what it did not reach."""
+        if self._like is None:
+            return
+        for number in sorted(self._parts):  # of several calls, only some have a gradient
+            self._hand_over(number)
+        for number, target in enumerate(self._targets):
+            if number not in self._reached:
+                count, layer = len(self._like), target.layer
+                x = self._like.new_zeros(count, 1, layer.in_features)
+                self._consume(number, x, self._like.new_zeros(count, 1, layer.out_features))
+        self._reached.clear()
+
+    def _hand_over(self, number: int) -> None:
+        xs, ds = zip(*self._parts.pop(number), strict=True)
+        self._consume(number, torch.cat(xs, 1), torch.cat(ds, 1))
+
+
 @contextmanager
 def captured(model: nn.Module, targets: list[Target], consume: Consumer) -> Iterator[None]:
-    """While active, every backward pass hands each target's (x, d) to `consume`.
+    """While active, a backward pass hands each target's (x, d) to `consume`; see `watched`."""
+    with watched(model, targets, consume) as capture:
+        yield
+    capture.finish()
+
+
+@contextmanager
+def watched(model: nn.Module, targets: list[Target], consume: Consumer) -> Iterator[Capture]:
+    """While active, a forward pass is watched: passes back through it hand (x, d) to `consume`.
 
     No weight needs a gradient: the input embeddings' output is made to require one, which
     is enough for autograd to compute output gradients everywhere. Inputs and gradients are
     released layer by layer as the backward pass goes. A target that the pass did not reach has
-    a gradient of zero, and is handed over last: every target is, so that no list closes up.
+    a gradient of zero, and `Capture.finish` hands it over: every target is, so that no list
+    closes up.
     """
-    parts: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-    reached: set[int] = set()
-    seen: list[torch.Tensor] = []
-
-    def hand_over(number: int) -> None:
-        xs, ds = zip(*parts.pop(number), strict=True)
-        consume(number, torch.cat(xs, 1), torch.cat(ds, 1))
-
-    def arrive(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
-        calls = targets[number].calls
-        reached.add(number)
-        if calls == 1:
-            consume(number, x, d)
-            return
-        pairs = parts.setdefault(number, [])
-        pairs.append((x, d))
-        if len(pairs) == calls:
-            hand_over(number)
-
-    def finish(like: torch.Tensor) -> None:
-        for number in sorted(parts):  # of several calls, only some have a gradient
-            hand_over(number)
-        for number, target in enumerate(targets):
-            if number not in reached:
-                layer = target.layer
-                x = like.new_zeros(len(like), 1, layer.in_features)
-                consume(number, x, like.new_zeros(len(like), 1, layer.out_features))
+    capture = Capture(targets, consume)
 
     def watch(number: int) -> Any:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
             del module
             if of_sequences(inputs):
                 x = inputs[0].detach()
-                output.register_hook(lambda d: arrive(number, x, d))
+                output.register_hook(lambda d: capture.arrive(number, x, d))
 
         return hook
 
     def start_graph(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         del module, inputs
-        seen.append(output.detach())
+        capture.start(output.detach())
         return output if output.requires_grad else output.requires_grad_()
 
     handles = [t.module.register_forward_hook(watch(n)) for n, t in enumerate(targets)]
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     handles.append(embedding.register_forward_hook(start_graph))
     try:
-        yield
-        if seen:
-            finish(seen[0])
+        yield capture
     finally:
         for handle in handles:
             handle.remove()

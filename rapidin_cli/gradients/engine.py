@@ -1,6 +1,6 @@
 """A batch of examples in, their compressed gradients out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -22,6 +22,8 @@ class Maker(Protocol):
     """Compresses gradients, layer by layer, each layer divided by a norm."""
 
     layout: RowLayout
+    numbers: int
+    """Floats of a row that is being made."""
 
     def start(self, batch: int) -> None:
         """Begin with B new rows."""
@@ -44,6 +46,9 @@ class Maker(Protocol):
 
 QUERY_RANK = 16
 """Rank to which a query's direction is cut for the scan over factor rows."""
+
+# Floats of directions that are made at a time.
+_PROBED_NUMBERS = 2**24
 
 Change = Callable[[int, torch.Tensor], torch.Tensor]
 """Maps the gradients of a target (number, (B, O, I)) to others: a preconditioner."""
@@ -101,35 +106,54 @@ class GradientEngine:
             [-part for part in losses],
         )
 
-    def directions(
+    def each_direction(
         self,
+        passes: Passes,
         batch: Batch,
         divisors: torch.Tensor,
+        sign: float = 1.0,
         change: Change | None = None,
-        weights: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Return what cached rows are multiplied by, one for each sequence, (B, W) on the CPU.
+    ) -> Iterator[torch.Tensor]:
+        """Yield what cached rows are multiplied by for each labelled token, (W,) on the CPU.
 
         Args:
-            batch: queries, or single tokens of one.
+            passes: those of this engine, or their `exactly`.
+            batch: one sequence.
             divisors: (L,) what each layer is divided by, 0 for a layer that does not count:
                 tokens are divided by the norms of their whole query, so that their
                 directions add up to its direction.
+            sign: factor of the losses.
             change: applied to the gradients before they are compressed.
-            weights: (B,) factors of the sequences' losses.
         """
         divisors = divisors.to(self._device)
-        self._prober.start(len(batch.input_ids))
 
         def consume(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
             if change is None:
-                self._prober.add(number, x, d, divisors[number])
+                self._prober.add(number, x, d * sign, divisors[number])
             else:
-                gradient = change(number, d.float().transpose(1, 2) @ x.float())
+                gradient = change(number, (d.float() * sign).transpose(1, 2) @ x.float())
                 self._prober.add_matrix(number, gradient, divisors[number])
 
-        self.passes.backward(batch, consume, weights)
-        return self._prober.finish()[0].cpu()
+        self._prober.start(1)
+        for _ in passes.each_token(batch, consume):
+            yield self._prober.finish()[0][0].cpu()
+            self._prober.start(1)
+
+    def probe_matrices(
+        self, gradients: Sequence[torch.Tensor], divisors: torch.Tensor
+    ) -> torch.Tensor:
+        """Do the same for n directions that exist, (n, O, I) for each layer: (n, W)."""
+        divisors = divisors.to(self._device)
+        count = len(gradients[0])
+        step = max(1, _PROBED_NUMBERS // self._prober.numbers)
+        rows = []
+        for first in range(0, count, step):
+            part = slice(first, first + step)
+            self._prober.start(len(gradients[0][part]))
+            for number, layer in enumerate(gradients):
+                self._prober.add_matrix(number, layer[part], divisors[number])
+            rows.append(self._prober.finish()[0].cpu())
+        return torch.cat(rows)
 
     @property
     def direction_width(self) -> int:
@@ -143,7 +167,7 @@ class GradientEngine:
         return self._maker.blocks
 
     def probe(self, gradients: Sequence[Direction], divisors: torch.Tensor) -> torch.Tensor:
-        """Do the same as `directions` for one existing direction, layer by layer: (W,)."""
+        """Do the same for one direction that exists, layer by layer: (W,)."""
         divisors = divisors.to(self._device)
         self._prober.start(1)
         for number, gradient in enumerate(gradients):
@@ -168,6 +192,7 @@ class _TensorSketchRows:
                 f"[gradient] {error}: each needs at least 16", hint="raise dimensions in rin.toml"
             ) from None
         self.layout = RowLayout(spec, layers, tuple(sizes))
+        self.numbers = self.layout.dimensions
         self._device = device
         self.blocks = [
             BlockSketch(
@@ -206,6 +231,7 @@ class _OporpRows:
     def __init__(self, targets: list[Target], spec: GradientSpec, device: torch.device) -> None:
         layers = tuple(target.layer for target in targets)
         self.layout = RowLayout(spec, layers, (spec.dimensions,))
+        self.numbers = self.layout.parameters
         self._device = device
         self._oporp = Oporp(self.layout.parameters, spec.dimensions, spec.rounds, spec.seed, device)
         self._starts = [sum(layer.size for layer in layers[:n]) for n in range(len(layers))]

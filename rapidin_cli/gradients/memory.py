@@ -1,11 +1,13 @@
 """How much memory a batch takes, estimated before the first one runs."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from rapidin_cli.data.examples import IGNORED
+from rapidin_cli.errors import out_of_memory
 from rapidin_cli.gradients.capture import captured
 from rapidin_cli.gradients.passes import Passes
 
@@ -61,9 +63,34 @@ def kept_bytes(passes: Passes, length: int) -> int:
     return sum(kept.values())
 
 
-def batch_limit(device: torch.device, each: int) -> int:
-    """Return how many padded tokens, each of `each` bytes, a batch may have; 16 or more."""
-    room = _CPU_BYTES
+def room(device: torch.device) -> int:
+    """Return the bytes that work may take at a time, beside the process and the model."""
     if device.type == "cuda":
-        room = int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0])
-    return max(16, room // max(1, each) // 16 * 16)
+        return int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0])
+    return _CPU_BYTES
+
+
+def batch_limit(device: torch.device, each: int, taken: int = 0) -> int:
+    """Return how many padded tokens, each of `each` bytes, a batch may have; 16 or more.
+
+    Args:
+        taken: bytes of the room that are in use for as long as batches are run.
+    """
+    return max(16, (room(device) - taken) // max(1, each) // 16 * 16)
+
+
+def in_halves(items: list[int], run: Callable[[list[int]], None]) -> bool:
+    """Run a batch, or its halves where it does not fit in memory; return whether it was halved."""
+    try:
+        run(items)
+    except (MemoryError, RuntimeError) as error:
+        if len(items) < 2 or not out_of_memory(error):
+            raise
+    else:
+        return False
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = len(items) // 2
+    in_halves(items[:half], run)
+    in_halves(items[half:], run)
+    return True

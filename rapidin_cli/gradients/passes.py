@@ -23,6 +23,7 @@ from rapidin_cli.gradients.capture import (
     find_targets,
     of_sequences,
     share_left_out,
+    watched,
 )
 
 Compute = Literal["float32", "bfloat16"]
@@ -113,13 +114,42 @@ class Passes:
             factors = weights.to(self.device).repeat_interleave(counts)
         with captured(self.model, self.targets, consume):
             if self._separate is not None:
-                losses = self._backward_in_parts(*self._separate, ids, labels, factors, sampler)
+                hidden, gradients, losses = self._above(
+                    *self._separate, ids, labels, factors, sampler
+                )
+                hidden.backward(gradients)
             else:
                 losses = self.token_losses(ids, labels, sampler)
                 _weighted(losses, factors).backward()
         return list(losses.detach().split(counts.tolist()))
 
-    def _backward_in_parts(
+    def each_token(self, batch: Batch, consume: Consumer) -> Iterator[float]:
+        """Hand over what `backward` does, of one labelled token after the other.
+
+        One forward pass of a single sequence, and a backward pass for each token's loss.
+
+        Args:
+            batch: one sequence.
+            consume: gets (number, x (1, T, I), d (1, T, O)), layer by layer.
+
+        Yields:
+            The loss of a labelled token, nats, once its gradients have been handed over.
+        """
+        ids, labels = self._moved(batch)
+        with watched(self.model, self.targets, consume) as capture:
+            if self._separate is not None:
+                ends, gradients, losses = self._above(*self._separate, ids, labels, None, None)
+            else:
+                ends = losses = self.token_losses(ids, labels)
+                gradients = torch.ones_like(losses)
+        for token, loss in enumerate(losses.detach().tolist()):
+            alone = torch.zeros_like(gradients)
+            alone[token] = gradients[token]
+            ends.backward(alone, retain_graph=token + 1 < len(losses))
+            capture.finish()
+            yield loss
+
+    def _above(
         self,
         decoder: nn.Module,
         head: nn.Module,
@@ -127,16 +157,17 @@ class Passes:
         labels: torch.Tensor,
         factors: torch.Tensor | None,
         sampler: torch.Generator | None,
-    ) -> torch.Tensor:
-        """Run both passes with the logits of a few tokens at a time, and of no unlabelled one.
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Run the decoder, and above it both passes, a few tokens at a time.
 
-        Logits are the largest tensors by far, and several copies of them are needed at once.
+        Logits are the largest tensors by far, and several copies of them are needed at once: they
+        are made of labelled tokens only.
+
+        Returns:
+            What the decoder says of each labelled token (n, H), the gradients of the weighted loss
+            by that, and the losses (n,).
         """
-        wanted = labels[:, 1:] != IGNORED
-        targets = labels[:, 1:][wanted]
-        with self._autocast():
-            hidden = decoder(input_ids=ids, use_cache=False)[0][:, :-1][wanted]
-        size = max(1, _LOGITS[self.device.type] // self.vocabulary)
+        hidden, targets, size = self._ends(decoder, ids, labels)
         losses = torch.empty(len(targets), device=self.device)
         gradients = torch.empty_like(hidden)
         for first in range(0, len(targets), size):
@@ -148,8 +179,17 @@ class Passes:
             total = _weighted(loss, None if factors is None else factors[part])
             gradients[part] = torch.autograd.grad(total, leaf)[0]
             losses[part] = loss.detach()
-        hidden.backward(gradients)
-        return losses
+        return hidden, gradients, losses
+
+    def _ends(
+        self, decoder: nn.Module, ids: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """What the decoder says of each labelled token, the tokens, and how many to take at once."""
+        wanted = labels[:, 1:] != IGNORED
+        with self._autocast():
+            hidden = decoder(input_ids=ids, use_cache=False)[0][:, :-1][wanted]
+        size = max(1, _LOGITS[self.device.type] // self.vocabulary)
+        return hidden, labels[:, 1:][wanted], size
 
     def tangents(self, batch: Batch, perturb: Perturbation) -> list[torch.Tensor]:
         """Differentiate each token's loss along a change of the target layers' weights.
@@ -183,16 +223,26 @@ class Passes:
 
             handles = [t.module.register_forward_hook(watch(n)) for n, t in enumerate(self.targets)]
             try:
-                losses = self.token_losses(ids, labels)
+                tangent = torch.cat([_tangent(part) for part in self._losses_in_parts(ids, labels)])
             except NotImplementedError as error:
                 raise NoForwardModeError(str(error).split("\n")[0]) from error
             finally:
                 for handle in handles:
                     handle.remove()
-            tangent = forward_ad.unpack_dual(losses).tangent
-        if tangent is None:  # nothing labelled depends on any target
-            tangent = torch.zeros_like(losses)
         return list(tangent.split((labels[:, 1:] != IGNORED).sum(1).tolist()))
+
+    def _losses_in_parts(self, ids: torch.Tensor, labels: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield the losses of all labelled tokens, in reading order, a few of them at a time."""
+        if self._separate is None:
+            yield self.token_losses(ids, labels)
+            return
+        decoder, head = self._separate
+        hidden, targets, size = self._ends(decoder, ids, labels)
+        for first in range(0, len(targets), size):
+            part = slice(first, first + size)
+            with self._autocast():
+                logits = head(hidden[part])
+            yield _cross_entropy(logits.float(), targets[part], None)
 
     def exactly(self) -> Passes:
         """Return the same passes in float32, where the weights are: without autocast."""
@@ -278,6 +328,12 @@ def _cross_entropy(
     if sampler is not None:
         targets = torch.multinomial(logits.detach().softmax(1), 1, generator=sampler)[:, 0]
     return F.cross_entropy(logits, targets, reduction="none")
+
+
+def _tangent(values: torch.Tensor) -> torch.Tensor:
+    """The derivative of dual numbers; zero where nothing depends on what is changed."""
+    tangent = forward_ad.unpack_dual(values).tangent
+    return torch.zeros_like(values) if tangent is None else tangent
 
 
 def _weighted(losses: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:

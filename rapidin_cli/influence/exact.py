@@ -1,14 +1,14 @@
 """Exact scores: computed from whole gradients, not read from sketches.
 
-For a direction V in weight space the influence on every token of a sequence is a
-directional derivative of its per-token losses, and one forward-mode pass gives all of
-them (DESIGN 4.4). The score of query q and example g is symmetric in both,
-sum_l a_l b_l <P_l q_l, g_l>, so it is taken three times, each in one pass a batch:
+The score of query q and example g is symmetric in both, sum_l a_l b_l <P_l q_l, g_l>:
 
-- along V = a P q, by inner products with the captured gradients of the examples: the
-  totals, layer by layer, and the examples' true norms, which give b;
-- along a b P g, by forward mode through the query: each generated token's share;
-- along a b P q, by forward mode through the example: each training token's share.
+- where the gradients of the query and of its tokens fit in memory, as those of an adapter do,
+  one backward pass of an example gives its products with all of them;
+- else totals are taken by products with the captured gradients of the examples, along
+  V = a P q, and each generated token's share by forward mode through the query, along a b P g.
+  For a direction V in weight space the influence on every token of a sequence is a directional
+  derivative of its per-token losses, and one forward-mode pass gives all of them (DESIGN 4.4);
+- each training token's share, by forward mode through the example, along a b P q.
 """
 
 from __future__ import annotations
@@ -18,16 +18,20 @@ from dataclasses import dataclass, field
 
 import torch
 
-from rapidin_cli.data.examples import Example, one_token_queries
+from rapidin_cli.data.examples import Example
 from rapidin_cli.gradients.directions import Direction, LayerGradient
+from rapidin_cli.gradients.memory import in_halves
 from rapidin_cli.gradients.passes import NoForwardModeError, Passes, as_batch
 from rapidin_cli.gradients.scaling import reciprocal
 from rapidin_cli.influence.preconditioners import Preconditioner
-from rapidin_cli.influence.queries import Query, QueryGradient
+from rapidin_cli.influence.queries import Query
+from rapidin_cli.influence.query_gradients import QueryGradient, gradient_bytes
 from rapidin_cli.influence.score import Array, Score
 
-# Numbers of gradients that are kept of a batch of examples, 4 bytes each.
-_KEPT_NUMBERS = 2**27
+# Bytes of gradients that are kept of a batch of examples.
+_KEPT_BYTES = 2**27
+# A layer whose direction is no larger is multiplied as a matrix.
+_DENSE = 2**18
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class ExactScores:
 
     Attributes:
         layers: (m, L) each layer's part of the total.
-        tokens: (m, T) each explained token's; (m, 0) if not wanted.
+        tokens: (m, T) each explained token's; NaN if not known.
         factors: (m, L) b, the examples' own divisors inverted: `training_tokens` needs them.
     """
 
@@ -82,7 +86,8 @@ class ExactScorer:
         score: normalisation.
         preconditioner: P; None for the unit matrix.
         query, gradient: what is asked.
-        batch_tokens: padded tokens of a batch.
+        limit: padded tokens of a batch.
+        matrices: of each layer (T, O, I), see `TokenGradients`; None if they do not fit.
 
     Attributes:
         forward_mode: false once the model turns out to have an operator without a
@@ -94,16 +99,22 @@ class ExactScorer:
     preconditioner: Preconditioner | None
     query: Query
     gradient: QueryGradient
-    batch_tokens: int
+    limit: int
+    matrices: list[torch.Tensor] | None = None
     forward_mode: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
         device = self.passes.device
         self._inverse = reciprocal(self.score.divisors(self.gradient.norm.to(device)))
         self._directions = [
-            self._changed(number, part).scaled(self._inverse[number : number + 1])
-            for number, part in enumerate(self.gradient.layers)
+            self._along(number, part) for number, part in enumerate(self.gradient.layers)
         ]
+
+    def _along(self, number: int, gradient: LayerGradient) -> Direction:
+        """V of a layer; a small one as a matrix, so that P is used once, not for every example."""
+        direction = self._changed(number, gradient).scaled(self._inverse[number : number + 1])
+        small = self.passes.targets[number].layer.size <= _DENSE
+        return LayerGradient.of_matrix(direction.dense()) if small else direction
 
     def _changed(self, number: int, gradient: LayerGradient) -> Direction:
         if self.preconditioner is None:
@@ -117,41 +128,63 @@ class ExactScorer:
         tokens: bool,
         progress: Callable[[int], None] = lambda _: None,
     ) -> ExactScores:
-        """Score examples, in order; `progress` is called with how many more are done."""
+        """Score examples, in order; `progress` is called with how many more are done.
+
+        Args:
+            tokens: whether every explained token is scored, even at the price of another pass.
+        """
         layers = torch.zeros(len(examples), len(self._directions))
-        parts = torch.zeros(len(examples), self.query.explained if tokens else 0)
+        parts = torch.full((len(examples), self.query.explained), torch.nan)
         kept = torch.zeros_like(layers)
-        for chosen in self._batches(examples):
-            batch = [examples[n] for n in chosen]
-            inner, factors, gradients = self._capture(batch, keep=tokens)
-            layers[chosen] = (inner * factors).cpu()
-            kept[chosen] = factors.cpu()
-            if tokens:
-                field = Field(gradients, factors * self._inverse)
-                parts[chosen] = self._query_tokens(field).cpu()
-            progress(len(batch))
+
+        def score(chosen: list[int]) -> None:
+            found = self._score([examples[n] for n in chosen], forward=forward)
+            layers[chosen], kept[chosen] = found.layers.cpu(), found.factors.cpu()
+            parts[chosen] = found.tokens.cpu()
+            progress(len(chosen))
+
+        forward = tokens and self.matrices is None
+        self._in_batches(examples, score, keep=forward)
         return ExactScores(layers, parts, kept)
 
-    def _capture(
-        self, examples: Sequence[Example], *, keep: bool
-    ) -> tuple[torch.Tensor, torch.Tensor, list[Direction]]:
-        """Return <V_l, g_bl> and b (B, L), and P g_l for each layer if they are to be kept."""
-        shape = (len(examples), len(self._directions))
+    def _score(self, examples: Sequence[Example], *, forward: bool) -> ExactScores:
+        """Score a batch by a backward pass; with `forward`, tokens by forward mode after it."""
+        shape = len(examples), len(self._directions)
         inner = torch.zeros(shape, device=self.passes.device)
         norm = torch.zeros_like(inner)
+        missing = torch.nan if self.matrices is None else 0.0
+        tokens = inner.new_full((len(examples), self.query.explained), missing)
         kept: dict[int, Direction] = {}
+        layered = self.score.normalise == "layer"
 
         def consume(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
             x, d = x.float(), d.float()
-            inner[:, number] = (d * self._directions[number].along(x)).sum((1, 2))
             gradient = LayerGradient.of(x, d)
             norm[:, number] = gradient.norm()
-            if keep:
+            inner[:, number] = self._inner(number, gradient, x, d)
+            if forward:
                 kept[number] = self._changed(number, gradient)
+            if self.matrices is not None:
+                part = gradient.dense().flatten(1) @ self.matrices[number].flatten(1).T
+                tokens.add_(part * reciprocal(norm[:, number, None]) if layered else part)
 
         self.passes.backward(as_batch(examples), consume)
         factors = reciprocal(self.score.divisors(norm))
-        return inner, factors, [kept[n] for n in sorted(kept)]
+        if forward:
+            field = Field([kept[n] for n in sorted(kept)], factors * self._inverse)
+            tokens = self._query_tokens(field)
+        elif not layered:
+            tokens = tokens * factors[:, :1]
+        return ExactScores(inner * factors, tokens, factors)
+
+    def _inner(
+        self, number: int, gradient: LayerGradient, x: torch.Tensor, d: torch.Tensor
+    ) -> torch.Tensor:
+        """Return <V_l, g_bl>, (B,)."""
+        direction = self._directions[number]
+        if isinstance(direction, LayerGradient) and None not in (direction.matrix, gradient.matrix):
+            return gradient.dense().flatten(1) @ direction.dense().flatten()
+        return (d * direction.along(x)).sum((1, 2))
 
     def _query_tokens(self, field: Field) -> torch.Tensor:
         """Return each example's influence on each explained token, (B, T)."""
@@ -172,39 +205,49 @@ class ExactScorer:
         """
         factors = factors.to(self.passes.device)
         found: dict[int, torch.Tensor] = {}
-        for chosen in self._batches(examples):
+
+        def differentiate(chosen: list[int]) -> None:
             batch = [examples[n] for n in chosen]
             derivatives = self._derivatives(batch, Field(self._directions, factors[chosen]))
             found.update(zip(chosen, (part.cpu() for part in derivatives), strict=True))
+
+        self._in_batches(examples, differentiate)
         return [found[n] for n in range(len(examples))]
 
     def cells(self, example: Example, factors: torch.Tensor) -> torch.Tensor:
         """Return the influence of each learnt token on each explained one, (T, S).
 
-        A forward-mode pass through the example for each explained token.
+        A forward-mode pass through the example for each explained token, whose gradients take a
+        backward pass each where they do not fit in memory.
 
         Args:
             factors: (L,) of this example, as `scores` found them.
         """
         factors = factors.to(self.passes.device)[None]
-        rows = []
+        fields = self._token_fields(factors)
+        return torch.stack([self._derivatives([example], field)[0].cpu() for field in fields])
+
+    def _token_fields(self, factors: torch.Tensor) -> Iterator[Field]:
+        """Yield, for each explained token of the query, its direction a b P g."""
+        if self.matrices is not None:
+            for token in range(self.query.explained):
+                parts = [layer[token : token + 1] for layer in self.matrices]
+                yield Field([LayerGradient.of_matrix(part) for part in parts], factors)
+            return
         for part, sign in self.query.parts:
-            for single in one_token_queries(part):
-                gradients: dict[int, Direction] = {}
+            gradients: dict[int, Direction] = {}
 
-                def keep(
-                    number: int,
-                    x: torch.Tensor,
-                    d: torch.Tensor,
-                    gradients: dict[int, Direction] = gradients,
-                ) -> None:
-                    gradients[number] = self._changed(number, LayerGradient.of(x, d))
+            def keep(
+                number: int,
+                x: torch.Tensor,
+                d: torch.Tensor,
+                gradients: dict[int, Direction] = gradients,
+            ) -> None:
+                gradients[number] = self._changed(number, LayerGradient.of(x, d))
 
-                self.passes.backward(as_batch([single]), keep)
+            for _ in self.passes.each_token(as_batch([part]), keep):
                 directions = [gradients[n] for n in sorted(gradients)]
-                field = Field(directions, sign * factors * self._inverse)
-                rows.append(self._derivatives([example], field)[0].cpu())
-        return torch.stack(rows)
+                yield Field(directions, sign * factors * self._inverse)
 
     def _derivatives(self, examples: Sequence[Example], field: Field) -> list[torch.Tensor]:
         """Return the derivative of each labelled token's loss along the field."""
@@ -216,35 +259,39 @@ class ExactScorer:
         return [self._by_backward(example, field.pick(row)) for row, example in enumerate(examples)]
 
     def _by_backward(self, example: Example, field: Field) -> torch.Tensor:
-        """Do what forward mode does, with one backward pass per token, several at a time."""
-        singles = one_token_queries(example)
+        """Do what forward mode does, with one backward pass per token."""
+        inner = torch.zeros((), device=self.passes.device)
+
+        def consume(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
+            inner.add_((d.float() * field.along(number, x)).sum())
+
         done = []
-        for start in range(0, len(singles), 8):
-            batch = as_batch(singles[start : start + 8])
-            inner = torch.zeros(len(batch.input_ids), device=self.passes.device)
+        for _ in self.passes.each_token(as_batch([example]), consume):
+            done.append(inner.clone())
+            inner.zero_()
+        return torch.stack(done)
 
-            def consume(
-                number: int, x: torch.Tensor, d: torch.Tensor, inner: torch.Tensor = inner
-            ) -> None:
-                inner += (d.float() * field.along(number, x)).sum((1, 2))
+    def _in_batches(
+        self, examples: Sequence[Example], run: Callable[[list[int]], None], *, keep: bool = False
+    ) -> None:
+        """Run batches of examples, and what does not fit in memory after all in halves."""
+        for chosen in self._batches(examples, keep=keep):
+            if in_halves(chosen, run):
+                self.limit = max(16, self.limit // 2)
 
-            self.passes.backward(batch, consume)
-            done.append(inner)
-        return torch.cat(done)
+    def _batches(self, examples: Sequence[Example], *, keep: bool) -> Iterator[list[int]]:
+        """Yield the numbers of examples of similar length, as many as should fit in memory.
 
-    def _batches(self, examples: Sequence[Example]) -> Iterator[list[int]]:
-        """Yield the numbers of examples of similar length, as many as should fit in memory."""
+        Args:
+            keep: whether gradients are kept and the query is run beside them.
+        """
         order = sorted(range(len(examples)), key=lambda n: -len(examples[n].input_ids))
         asked = max(len(part.input_ids) for part, _ in self.query.parts)
         while order:
-            longest = max(len(examples[order[0]].input_ids), asked)
-            size = max(1, min(self.batch_tokens // longest, _KEPT_NUMBERS // self._kept(longest)))
+            longest = examples[order[0]]
+            size = max(1, self.limit // len(longest.input_ids))
+            if keep:
+                fitting = _KEPT_BYTES // gradient_bytes(self.passes, longest)
+                size = max(1, min(size, self.limit // asked, fitting))
             yield order[:size]
             order = order[size:]
-
-    def _kept(self, length: int) -> int:
-        """Numbers that are kept of an example's gradient."""
-        return sum(
-            min(length * (t.layer.in_features + t.layer.out_features), t.layer.size)
-            for t in self.passes.targets
-        )

@@ -14,20 +14,20 @@ from rapidin_cli.errors import InputError, MissingError
 from rapidin_cli.gradients.directions import Direction
 from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.layout import RowLayout
+from rapidin_cli.gradients.memory import batch_limit, room, token_bytes
 from rapidin_cli.gradients.passes import Passes
 from rapidin_cli.gradients.rows.kinds import row_kind
 from rapidin_cli.gradients.stored_curvature import CollectedCurvature
 from rapidin_cli.influence.exact import ExactScorer
 from rapidin_cli.influence.options import Options
 from rapidin_cli.influence.preconditioners import Adam, Ekfac, Gram, Preconditioner
-from rapidin_cli.influence.queries import (
-    Query,
+from rapidin_cli.influence.queries import Query, Question, generate, narrowed
+from rapidin_cli.influence.query_gradients import (
     QueryGradient,
-    Question,
-    generate,
-    narrowed,
+    TokenGradients,
+    gradient_bytes,
     query_gradient,
-    token_directions,
+    token_gradients,
 )
 from rapidin_cli.influence.ranking import Ranked
 from rapidin_cli.influence.scan import CachedRows, Scan, chunk_scores, scan
@@ -37,7 +37,11 @@ from rapidin_cli.models.loading import most_tokens
 from rapidin_storage import Snapshot
 
 
-@dataclass(frozen=True)
+# Gradients of a query's tokens are kept if they leave this share of the room to batches.
+_FOR_BATCHES = 0.4
+
+
+@dataclass
 class PreparedQuery:
     """A query prepared for one checkpoint.
 
@@ -45,18 +49,23 @@ class PreparedQuery:
         query: what is asked.
         score, inverse: how gradients are compared, and P.
         gradient: the query's.
-        directions: (1 + T, W), what cached rows are multiplied by; None if none are.
-        passes: the model as the exact scores need it.
-        batch_tokens: padded tokens of a batch.
+        passes: the model as the scores need it.
+        batch_tokens: padded tokens of a batch, at most.
+        tokens: the gradients of its tokens, once they have been computed.
     """
 
     query: Query
     score: Score
     inverse: Preconditioner | None
     gradient: QueryGradient
-    directions: torch.Tensor | None
     passes: Passes
     batch_tokens: int
+    tokens: TokenGradients | None = None
+
+    @property
+    def divisors(self) -> torch.Tensor:
+        """(L,) what the query's layers are divided by."""
+        return self.score.divisors(self.gradient.norm)
 
 
 class LoadedCheckpoint:
@@ -90,6 +99,7 @@ class LoadedCheckpoint:
         self._curvature = curvature
         self._second_moments = second_moments
         self._inverses: dict[tuple[str, float], Preconditioner] = {}
+        self._bytes: dict[str, int] = {}
         self._rows = CachedRows(snapshot, row_kind(engine.layout), hold, engine.passes.device)
         self._scan = scan
         stored = snapshot.attributes.get("rin", {}).get("layout")
@@ -179,22 +189,40 @@ class LoadedCheckpoint:
         )
         return Query(question.id, "generated", made)
 
-    def ask(self, query: Query, options: Options, *, scan: bool = True) -> PreparedQuery:
-        """Prepare a query for this checkpoint.
-
-        Args:
-            scan: whether to score cached rows too, or only whole gradients.
-        """
+    def ask(self, query: Query, options: Options) -> PreparedQuery:
+        """Prepare a query for this checkpoint: compute its gradient."""
         score = choose_score(options.score, self.layout, options.damping)
         inverse = self._preconditioner(score, options.damping or score.damping)
-        passes = self._engine.passes.exactly() if options.exact else self._engine.passes
+        passes = self._engine.passes.exactly() if options.refines else self._engine.passes
         gradient = query_gradient(passes, query)
-        directions = None
-        if scan:
-            directions = self._directions(query, gradient, score, inverse, options)
-        return PreparedQuery(
-            query, score, inverse, gradient, directions, passes, options.batch_tokens
-        )
+        return PreparedQuery(query, score, inverse, gradient, passes, options.batch_tokens)
+
+    def direction(self, asked: PreparedQuery) -> torch.Tensor:
+        """Return what cached rows are multiplied by for the whole query, (1, W)."""
+        inverse, gradient = asked.inverse, asked.gradient
+        layers: Sequence[Direction] = gradient.layers
+        if inverse and not inverse.on_rows:
+            layers = [inverse.direction(n, layer) for n, layer in enumerate(gradient.layers)]
+        rows = self._engine.probe(layers, asked.divisors)[None]
+        return inverse.apply_to_rows(rows) if inverse and inverse.on_rows else rows
+
+    def tokens(
+        self, asked: PreparedQuery, progress: Callable[[int], None] = lambda _: None
+    ) -> TokenGradients:
+        """Return the gradients of the query's tokens, computed once."""
+        if asked.tokens is None:
+            bytes_needed = 4 * self.layout.parameters * (1 + asked.query.explained)
+            space = room(asked.passes.device)
+            asked.tokens = token_gradients(
+                self._engine,
+                asked.passes,
+                asked.query,
+                asked.divisors,
+                asked.inverse,
+                keep=bytes_needed <= (1 - _FOR_BATCHES) * space,
+                progress=progress,
+            )
+        return asked.tokens
 
     def best(
         self,
@@ -209,7 +237,7 @@ class LoadedCheckpoint:
         Each query's best overall and for each token are kept.
 
         Args:
-            directions: of each query, see `PreparedQuery`.
+            directions: of each query, (1 + T, W): `direction`, and those of its tokens.
             digests: of the examples; the slots of the results count these.
         """
         slots, places = self._places(digests)
@@ -223,19 +251,21 @@ class LoadedCheckpoint:
             made.append(replace(whole, slots=slots_of, scores=found.scores[order]))
         return made
 
-    def direction_bytes(self, query: Query, options: Options) -> int:
-        """Return the memory of what cached rows are multiplied by for a query."""
+    def prepared_bytes(self, query: Query, options: Options) -> int:
+        """Return the memory of a prepared query: of its gradient, and of all its directions."""
+        whole = sum(gradient_bytes(self._engine.passes, part) for part, _ in query.parts)
         width = self._engine.direction_width
-        return 4 * width * (1 + (query.explained if options.tokens else 0))
+        return whole + 4 * width * (1 + (query.explained if options.tokens else 0))
 
-    def everything(self, asked: PreparedQuery, digests: Sequence[bytes]) -> Ranked:
-        """Do the same as `best`, but keep all that have a row."""
-        assert asked.directions is not None
+    def everything(
+        self, directions: torch.Tensor, score: Score, digests: Sequence[bytes]
+    ) -> Ranked:
+        """Do the same as `best` for one query, but keep all that have a row."""
         slots, places = self._places(digests)
         wanted, place_of = self._wanted(slots, places)
-        made = Ranked.nothing(len(digests), len(asked.directions))
-        table = np.empty((len(digests), len(asked.directions)), dtype=np.float32)
-        for at, scores, sizes in chunk_scores(self._rows, asked.directions, asked.score, wanted):
+        made = Ranked.nothing(len(digests), len(directions))
+        table = np.empty((len(digests), len(directions)), dtype=np.float32)
+        for at, scores, sizes in chunk_scores(self._rows, directions, score, wanted):
             chosen = place_of[at]
             table[chosen] = scores
             made.totals[chosen], made.sizes[chosen] = scores[:, 0], sizes
@@ -257,14 +287,31 @@ class LoadedCheckpoint:
 
     def scorer(self, asked: PreparedQuery) -> ExactScorer:
         """Return what scores examples exactly against a query."""
+        matrices = None if asked.tokens is None else asked.tokens.matrices
+        taken = 4 * sum(layer.numel() for layer in matrices or ())
+        limit = batch_limit(asked.passes.device, self._token_bytes(asked.passes), taken)
         return ExactScorer(
             asked.passes,
             asked.score,
             asked.inverse,
             asked.query,
             asked.gradient,
-            asked.batch_tokens,
+            min(limit, asked.batch_tokens),
+            matrices,
         )
+
+    def _token_bytes(self, passes: Passes) -> int:
+        """Memory of a padded token of a batch, measured once."""
+        if passes.compute not in self._bytes:
+            self._bytes[passes.compute] = token_bytes(passes)
+        return self._bytes[passes.compute]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of all cached rows that a scan reads."""
+        arrays = self._rows.kind.arrays()
+        each = sum(arrays[name].row_bytes for name in self._rows.kind.scored)
+        return each * self.snapshot.commit.slots
 
     def texts(self, example: Example) -> list[str]:
         """Return the text of each token."""
@@ -279,7 +326,8 @@ class LoadedCheckpoint:
         """Return the sketched score of every cached row, by the row's digest."""
         digests = list(self.snapshot.index)
         asked = self.ask(query, replace(options, tokens=False, exact=0))
-        return dict(zip(digests, self.everything(asked, digests).totals.tolist(), strict=True))
+        totals = self.everything(self.direction(asked), asked.score, digests).totals
+        return dict(zip(digests, totals.tolist(), strict=True))
 
     def _preconditioner(self, score: Score, damping: float) -> Preconditioner | None:
         """Return what a score multiplies gradients by, made once."""
@@ -297,26 +345,3 @@ class LoadedCheckpoint:
                     self.snapshot, self.layout, self._engine.sketches, damping, device
                 )
         return self._inverses[key]
-
-    def _directions(
-        self,
-        query: Query,
-        gradient: QueryGradient,
-        score: Score,
-        preconditioner: Preconditioner | None,
-        options: Options,
-    ) -> torch.Tensor:
-        """Return what rows are multiplied by: (1 + T, W), or (1, W) without tokens."""
-        divisors = score.divisors(gradient.norm)
-        in_weights = preconditioner if preconditioner and not preconditioner.on_rows else None
-        layers: Sequence[Direction] = gradient.layers
-        if in_weights:
-            layers = [in_weights.direction(n, layer) for n, layer in enumerate(gradient.layers)]
-        rows = self._engine.probe(layers, divisors)[None]
-        if options.tokens:
-            change = in_weights.change if in_weights else None
-            tokens = token_directions(self._engine, query, divisors, change, options.batch_tokens)
-            rows = torch.cat([rows, tokens])
-        if preconditioner and preconditioner.on_rows:
-            rows = preconditioner.apply_to_rows(rows)
-        return rows

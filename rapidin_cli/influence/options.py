@@ -1,5 +1,6 @@
 """The options of a question."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +17,10 @@ class Options:
     Attributes:
         score: a key of `SCORES`, or `auto`: `Project.retrieve` chooses.
         exact: this many times the number of kept examples are scored exactly, and up to four
-            times that where sketches leave doubt; 0: sketches decide.
+            times that where sketches leave doubt, however long it takes; 0: sketches decide;
+            None: what is likeliest to matter, for as long as `within` says.
+        within: seconds for the exact scores of a question; what is shown of the best is worked
+            out after that, for at most as long again.
         top: examples to keep overall, of each sign.
         token_top: examples to keep for each explained token, of each sign.
         cells: for this many examples of each sign, compute the influence of each training token
@@ -29,7 +33,8 @@ class Options:
     """
 
     score: str = AUTO
-    exact: int = 4
+    exact: int | None = None
+    within: float = 20.0
     top: int = 10
     token_top: int = 5
     cells: int = 0
@@ -37,3 +42,13 @@ class Options:
     tokens: bool = True
     max_new_tokens: int = 64
     batch_tokens: int = 4096
+
+    @property
+    def refines(self) -> bool:
+        """Whether any example is scored exactly."""
+        return self.within > 0 if self.exact is None else self.exact > 0
+
+    @property
+    def budget(self) -> float:
+        """Seconds for the exact scores of a question."""
+        return self.within if self.exact is None else math.inf

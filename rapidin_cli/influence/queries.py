@@ -1,4 +1,4 @@
-"""Queries: from the user's words to tokens, and from tokens to directions."""
+"""Queries: from the user's words to tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +9,12 @@ import numpy as np
 import torch
 
 from rapidin_cli.data.encoding import Encoder
-from rapidin_cli.data.examples import IGNORED, Example, one_token_queries
+from rapidin_cli.data.examples import IGNORED, Example
 from rapidin_cli.data.files import RowError, read_values
 from rapidin_cli.data.rows import DataSettings, Row
 from rapidin_cli.data.shapes import guess_format, parse_row
 from rapidin_cli.errors import InputError, UsageError
-from rapidin_cli.gradients.directions import LayerGradient
-from rapidin_cli.gradients.engine import Change, GradientEngine
-from rapidin_cli.gradients.passes import Passes, as_batch
+from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.models.loading import most_tokens
 
 Source = Literal["given", "generated", "row"]
@@ -71,26 +69,6 @@ class Query:
         return sum(part.learnt for part, _ in self.parts)
 
 
-@dataclass(frozen=True)
-class QueryGradient:
-    """The gradient of a query.
-
-    Attributes:
-        layers: one gradient for each layer; with a contrast, that of the difference.
-        norm: (L,) their norms.
-        losses: of each part, the loss of each explained token, nats.
-    """
-
-    layers: list[LayerGradient]
-    norm: torch.Tensor
-    losses: list[list[float]]
-
-    @property
-    def loss(self) -> float:
-        """Summed over the explained tokens of the response, nats."""
-        return sum(self.losses[0])
-
-
 def generate(
     engine: GradientEngine, encoder: Encoder, tokenizer: Any, prompt: str, max_new_tokens: int
 ) -> Example:
@@ -134,49 +112,6 @@ def _stop_tokens(engine: GradientEngine, tokenizer: Any) -> list[int] | None:
     named = getattr(engine.passes.model.generation_config, "eos_token_id", None)
     stops = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
     return sorted(stops) or None
-
-
-def query_gradient(passes: Passes, query: Query) -> QueryGradient:
-    """Compute the gradient of a query's loss, or of the difference of two."""
-    examples, signs = zip(*query.parts, strict=True)
-    layers: dict[int, LayerGradient] = {}
-
-    def consume(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
-        # Both responses as one sequence: the gradient sums over its tokens.
-        layers[number] = LayerGradient.of(x.flatten(0, 1)[None], d.flatten(0, 1)[None])
-
-    losses = passes.backward(as_batch(examples), consume, torch.tensor(signs))
-    ordered = [layers[number] for number in sorted(layers)]
-    return QueryGradient(
-        ordered,
-        torch.cat([layer.norm() for layer in ordered]).cpu(),
-        [[float(value) for value in part] for part in losses],
-    )
-
-
-def token_directions(
-    engine: GradientEngine,
-    query: Query,
-    divisors: torch.Tensor,
-    change: Change | None,
-    batch_tokens: int,
-) -> torch.Tensor:
-    """Return the direction of each explained token, (T, W).
-
-    All are divided by the same `divisors` (L,), so that they add up to the query's.
-    """
-    found = []
-    for example, sign in query.parts:
-        pending = one_token_queries(example)
-        while pending:
-            # Longest last, so the first of a batch is never longer than its last.
-            size = max(1, batch_tokens // len(pending[0].input_ids))
-            while size > 1 and size * len(pending[:size][-1].input_ids) > batch_tokens:
-                size -= 1
-            batch, signs = as_batch(pending[:size]), torch.full((len(pending[:size]),), sign)
-            found.append(engine.directions(batch, divisors, change, signs))
-            pending = pending[size:]
-    return torch.cat(found)
 
 
 def read_questions(path: Path, settings: DataSettings, *, generate: bool) -> list[Question]:

@@ -6,10 +6,11 @@ from functools import cached_property
 
 from rapidin_cli.data.examples import Dataset
 from rapidin_cli.gradients.spec import GradientSpec
-from rapidin_cli.influence.answering import Answer, Answering, Panel
+from rapidin_cli.influence.answering import Answer, Answering
 from rapidin_cli.influence.lexical import Lexical
 from rapidin_cli.influence.loaded_checkpoint import LoadedCheckpoint
 from rapidin_cli.influence.options import Options, StageProgress
+from rapidin_cli.influence.panel import Panel
 from rapidin_cli.influence.queries import Question
 from rapidin_cli.influence.score import AUTO
 from rapidin_storage import Snapshot
@@ -40,13 +41,14 @@ class Answered:
     """What was asked, and what was found.
 
     Attributes:
-        answers: one for each question.
+        answers: one for each question; for the first of them, if it was interrupted.
         options: as they were used: `auto` has been resolved.
         members: the checkpoints whose scores were added.
         weights_source: where their weights come from.
         last: the last one, loaded.
         dataset: the training data.
         words_compared: whether BM25 scores were made.
+        interrupted: whether the user ended it before it was done.
     """
 
     answers: Sequence[Answer]
@@ -56,6 +58,7 @@ class Answered:
     last: LoadedCheckpoint
     dataset: Dataset
     words_compared: bool
+    interrupted: bool = False
 
 
 class Session:
@@ -90,17 +93,32 @@ class Session:
         return Lexical.of(self._dataset)
 
     def ask(
-        self, questions: Sequence[Question], options: Options, progress: StageProgress
+        self,
+        questions: Sequence[Question],
+        options: Options,
+        progress: StageProgress,
+        ranked: Callable[[Answered], None] | None = None,
     ) -> Answered:
         """Answer questions.
+
+        Args:
+            ranked: called with what the sketches say of a question, before exact scores.
 
         Raises:
             MissingError: a checkpoint lacks the curvature for the score.
             UsageError: the rows cannot answer the score.
         """
         options = replace(options, score=self._resolve(options.score))
-        answering = Answering(self._panel, self._dataset, self._lexical, options, progress)
+
+        def first(answer: Answer) -> None:
+            if ranked is not None:
+                ranked(self._answered([answer], options))
+
+        answering = Answering(self._panel, self._dataset, self._lexical, options, progress, first)
         answers = answering.answers(questions)
+        return replace(self._answered(answers, options), interrupted=answering.interrupted)
+
+    def _answered(self, answers: Sequence[Answer], options: Options) -> Answered:
         return Answered(
             answers,
             options,

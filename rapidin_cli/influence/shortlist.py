@@ -29,8 +29,8 @@ GROWTH = 4
 """At most this many times the first shortlist's `top` of each sign are scored exactly."""
 
 
-def fitted(found: Ranked, slots: Array, exact: Array) -> Ranked:
-    """Multiply sketched totals by the factor that fits the exact ones best.
+def fit(found: Ranked, slots: Array, exact: Array) -> float:
+    """Return the factor of sketched totals that fits the exact ones best; 1 if none does.
 
     Least squares over the shortlist, with errors in proportion to sizes. A shortlist is chosen
     by its sketched totals, and that leaves the slope of exact on sketched ones as it is.
@@ -39,7 +39,7 @@ def fitted(found: Ranked, slots: Array, exact: Array) -> Ranked:
     """
     sketched, true = _by_size(found, slots, found.totals[slots], exact)
     factor = float(sketched @ true / max(float(sketched @ sketched), 1e-30))
-    return found.times(factor) if factor > 0 else found
+    return factor if factor > 0 else 1.0
 
 
 def doubtful(found: Ranked, slots: Array, exact: Array, top: int) -> Array:
@@ -50,7 +50,7 @@ def doubtful(found: Ranked, slots: Array, exact: Array, top: int) -> Array:
         slots: (m,) the examples that have been scored exactly.
         exact: (m,) their exact totals.
     """
-    found = fitted(found, slots, exact)
+    found = found.times(fit(found, slots, exact))
     count = min(top, len(exact))
     outside = ~np.isnan(found.totals)
     outside[slots] = False
@@ -80,7 +80,7 @@ class Shortlist:
 
     Attributes:
         slots: (m,) their places.
-        scores: (m, 1 + T): total and each explained token's.
+        scores: (m, 1 + T): total and each explained token's; NaN where not known.
         layers: (m, L) each layer's part of the total; (m, 0) if checkpoints differ in layers.
         factors: for each checkpoint, their own divisors inverted, (m, L).
         forward_mode: whether forward mode was used.
@@ -100,7 +100,7 @@ class Shortlist:
 
     def add(self, weight: float, exact: ExactScores, forward_mode: bool) -> None:
         """Add the scores of a checkpoint."""
-        self.scores += weight * exact.table
+        self.scores += weight * exact.table[:, : self.scores.shape[1]]
         layers = weight * exact.layers.numpy()
         if not self.factors:
             self.layers = layers
@@ -113,12 +113,12 @@ class Shortlist:
 
     def extended(self, more: Shortlist) -> Shortlist:
         """Return both, in the order of their places."""
-        if not len(more.slots):
-            return self
         slots = np.concatenate([self.slots, more.slots])
         order = np.argsort(slots, kind="stable")
-        factors = [torch.cat(pair)[order] for pair in zip(self.factors, more.factors, strict=True)]
+        pairs = zip(self.factors or [part[:0] for part in more.factors], more.factors, strict=True)
+        factors = [torch.cat(pair)[order] for pair in pairs]
         scores = np.concatenate([self.scores, more.scores])[order]
-        layers = np.concatenate([self.layers, more.layers])[order]
+        before = self.layers if len(self.slots) else more.layers[:0]
+        layers = np.concatenate([before, more.layers])[order]
         forward_mode = self.forward_mode and more.forward_mode
         return Shortlist(slots[order], scores, layers, factors, forward_mode)

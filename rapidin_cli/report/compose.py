@@ -19,32 +19,36 @@ from rapidin_cli.report.view import make_report, query_view, short
 _TOLD = 0.02
 
 
-def compose(asked: Answered, files: Sequence[str], command: str) -> dict[str, Any]:
+def compose(
+    answered: Answered, files: Sequence[str], command: str, asked: int = 0
+) -> dict[str, Any]:
     """Return the report (`rin.report/1`) of what was answered.
 
     Args:
         files: of the data.
         command: what was typed.
+        asked: how many questions there were, if it was interrupted.
     """
-    last, dataset = asked.last, asked.dataset
+    last, dataset = answered.last, answered.dataset
     views = []
-    for found in asked.answers:
+    for found in answered.answers:
         texts = [last.texts(part) for part, _ in found.query.parts]
         learnt = [last.learnt_texts(rows[0]) for rows in found.examples]
         views.append(query_view(found, texts, learnt, dataset.distinct))
     return make_report(
         provenance=_provenance(command),
-        checkpoints=_checkpoints(asked),
+        checkpoints=_checkpoints(answered),
         data={
             "files": list(files),
             "digest": dataset.digest,
             "rows": len(dataset.examples),
             "examples": len(dataset.by_digest),
         },
-        score=_score(asked),
-        warnings=list(_warnings(asked)),
+        score=_score(answered),
+        warnings=[*_interrupted(answered, asked), *_warnings(answered)],
         layers=[layer.name for layer in last.layout.layers],
         queries=views,
+        interrupted=answered.interrupted,
     )
 
 
@@ -73,6 +77,14 @@ def _score(asked: Answered) -> dict[str, Any]:
         "damping": damping if score.curvature else None,
         "row": asked.last.layout.describe(),
     }
+
+
+def _interrupted(answered: Answered, asked: int) -> Iterator[str]:
+    if not answered.interrupted:
+        return
+    yield "interrupted: this is what was known by then"
+    if left := asked - len(answered.answers):
+        yield f"{left:,} of {asked:,} questions were not answered"
 
 
 def _warnings(asked: Answered) -> Iterator[str]:

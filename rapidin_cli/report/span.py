@@ -1,5 +1,7 @@
 """Which generated tokens are meant: all, one, or a span of them."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +30,19 @@ class Span:
             return float(example["score"])
         return float(sum(example["tokens"][self.first : self.last + 1]))
 
+    def is_sketched(self, query: View, example: View) -> bool:
+        """Whether that is a sketch's, where others' are exact."""
+        if query["exact"] is None:
+            return False
+        exact = example["sketched"] is not None
+        return not (exact if self.everything else example.get("tokens_exact", exact))
+
+    @classmethod
+    def whole(cls, query: View) -> Span:
+        """All explained tokens of a query."""
+        count = sum(token["explained"] for token in query["tokens"])
+        return cls(0, count - 1, everything=True)
+
 
 def parse_span(text: str, query: View) -> Span:
     """Read `12` or `12:15`; empty means the whole response.
@@ -37,7 +52,7 @@ def parse_span(text: str, query: View) -> Span:
     """
     count = sum(token["explained"] for token in query["tokens"])
     if not text:
-        return Span(0, count - 1, everything=True)
+        return Span.whole(query)
     first, _, last = text.partition(":")
     try:
         span = Span(int(first), int(last or first), everything=False)

@@ -1,5 +1,7 @@
 """The report in a terminal: heat-mapped generation, what raised it and what lowered it."""
 
+import math
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +25,7 @@ _SIDE_BY_SIDE, _CARDS = 100, 60
 # Columns of a table before its text: rank, score, percentile, and the space between them.
 _NUMBERS = 24
 _SNIPPET_LINES = 3
+_FIRST = 3
 _PAIRS = 10
 _LAYERS = 5
 # A good match by words is worth a mention if its influence is not in the top or bottom tenth.
@@ -45,10 +48,25 @@ def show(
     spans = [parse_span(token, item) for item in report["queries"]]
     console.data(_header(report, look))
     for item, span in zip(report["queries"], spans, strict=True):
-        console.data(_query(item, span, top, look))
+        console.data(_query(item, span, top, look, report["provenance"]["command"]))
     for warning in report["warnings"]:
         console.warn(warning)
     console.say(f"next: rin report {report['id']} --html report.html")
+
+
+def show_first(report: View) -> None:
+    """Print on stderr what the cached rows say of a question, before exact scores follow."""
+    look = Look.of(console.stderr())
+    (query,) = report["queries"]
+    sides = ranked(query, Span.whole(query))
+    lines = Text(f"ranking by cached rows, of {query['scored']:,}; exact scores follow", "bold")
+    for name, sign in zip(("raised", "lowered"), look.signs(), strict=True):
+        lines.append(f"\n{name} {sign}", "bold")
+        for rank, example in enumerate(sides[name][:_FIRST], 1):
+            head = f"\n  {rank}  {example['score']:+.3g}  {visible(example['id'])}  "
+            room = max(20, look.width - len(head))
+            lines.append(head + look.plain(snippet(example, room)))
+    console.show(lines)
 
 
 def _header(report: View, look: Look) -> RenderableType:
@@ -67,7 +85,7 @@ def _header(report: View, look: Look) -> RenderableType:
     return Panel(text, title=f"rin report {report['id']}", title_align="left", box=box.ROUNDED)
 
 
-def _query(query: View, span: Span, top: int, look: Look) -> RenderableType:
+def _query(query: View, span: Span, top: int, look: Look, command: str) -> RenderableType:
     title = Text(f"query {visible(query['id'])}", style="bold")
     title.append(f"   loss {query['loss']:.3f} nats", style="not bold")
     parts: list[RenderableType] = [Text(), title]
@@ -76,7 +94,7 @@ def _query(query: View, span: Span, top: int, look: Look) -> RenderableType:
     if query["distribution"]["counts"]:
         parts.append(_histogram(query["distribution"], look))
     if query["exact"] is not None:
-        parts.append(_exactness(query))
+        parts.append(_exactness(query, command))
     if query["words"]["of"]:
         parts.append(words_told(query["words"]))
     what = "all tokens" if span.everything else str(span)
@@ -88,7 +106,7 @@ def _query(query: View, span: Span, top: int, look: Look) -> RenderableType:
     side_by_side = look.boxed and look.width >= _SIDE_BY_SIDE
     width = look.width // 2 - 1 if side_by_side else look.width
     tables = [
-        _table(f"{name:<7} {sign}", sides[name][:top], span, look, width)
+        _table(f"{name:<7} {sign}", query, sides[name][:top], span, look, width)
         for name, sign in zip(("raised", "lowered"), look.signs(), strict=True)
     ]
     if side_by_side:
@@ -102,16 +120,40 @@ def _query(query: View, span: Span, top: int, look: Look) -> RenderableType:
     return Group(*parts)
 
 
-def _exactness(query: View) -> Text:
+def _exactness(query: View, command: str) -> Text:
     exact, spread = query["exact"], query["distribution"]["std"]
     share = f" ({exact['sketch_error'] / spread:.1%} of the scores' sd)" if spread else ""
     text = (
-        f"{exact['shortlist']:,} shortlisted examples scored exactly; sketches were off by "
+        f"{console.count(exact['shortlist'], 'example')} scored exactly; sketches were off by "
         f"{exact['sketch_error']:.3g}{share}"
     )
+    if any(Span.whole(query).is_sketched(query, example) for example in query["examples"]):
+        text += "; ~ marks a score that is still a sketch's"
     if exact["doubtful"]:
-        text += f"; {exact['doubtful']:,} more may be among the best: raise --exact to find out"
+        text += f"; {exact['doubtful']:,} more may be among the best: {settling(exact, command)}"
     return Text(text)
+
+
+def settling(exact: View, command: str) -> str:
+    """Say how to score the examples that are in doubt, and what that takes."""
+    needed = exact.get("settling")
+    if needed is None:  # an older result
+        return "raise --exact to find out"
+    # What scores tokens costs as much again, and a guess should not fall short.
+    asked = "--within", f"{max(10, 10 * math.ceil(2.5 * needed / 10))}s"
+    again = shlex.join([*_without(shlex.split(command), "--exact", "--within"), *asked])
+    return f"{visible(again)} settles that"
+
+
+def _without(words: Sequence[str], *options: str) -> list[str]:
+    """Leave options of a command out, with their values."""
+    kept, value = [], False
+    for word in words:
+        if not value and not word.startswith(tuple(f"{option}=" for option in options)):
+            if word not in options:
+                kept.append(word)
+        value = not value and word in options
+    return kept
 
 
 def _unmoved(match: View) -> bool:
@@ -162,7 +204,7 @@ def _histogram(distribution: View, look: Look) -> Text:
 
 
 def _table(
-    title: str, examples: Sequence[View], span: Span, look: Look, width: int
+    title: str, query: View, examples: Sequence[View], span: Span, look: Look, width: int
 ) -> RenderableType:
     """A table, or cards where that would leave no room for text."""
     if not examples:
@@ -180,7 +222,8 @@ def _table(
         words = example["bm25"]["rank"]
         matched = "" if words is None else f"  words #{words}"
         snip = look.plain(snippet(example, room))
-        numbers = f"{rank}", f"{span.score(example):+.4g}", f"{example['percentile']:.1f}%"
+        mark = "~" if span.is_sketched(query, example) else ""
+        numbers = f"{rank}", f"{mark}{span.score(example):+.4g}", f"{example['percentile']:.1f}%"
         if cards:
             first = "  ".join(numbers)
             text = Text.assemble((first, "bold"), f"  {name}", (matched, "dim"), f"\n{snip}\n")

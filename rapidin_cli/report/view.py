@@ -56,6 +56,8 @@ def query_view(
     ]
     kept.sort(key=lambda item: (-item["score"], item["digest"]))
     residual = found.scores[:, 0] - found.scores[:, 1:].sum(1)
+    if answer.exact is not None:  # an exact total is not the sum of sketched scores
+        residual = residual[answer.exact.totals == answer.exact.tokens]
     contrast = None if query.contrast is None else query.contrast.row.response
     return {
         "id": query.id,
@@ -78,13 +80,15 @@ def _exact_view(answer: Answer) -> View | None:
     exact = answer.exact
     if exact is None:
         return None
+    totals = answer.found.scores[:, 0]
     apart = [
-        abs(float(total) - float(part.sum(dtype=np.float64)))
-        for total, part in zip(answer.found.scores[:, 0], exact.training, strict=True)
+        abs(float(totals[number]) - float(part.sum(dtype=np.float64)))
+        for number, part in exact.training.items()
     ]
     return {
         "shortlist": exact.shortlist,
         "doubtful": exact.doubtful,
+        "settling": short(exact.settling),
         "sketch_error": short(exact.sketch_error),
         "residual": short(max(apart, default=0)),
         "forward_mode": exact.forward_mode,
@@ -132,9 +136,10 @@ def _example_view(
     rows, exact = answer.examples[number], answer.exact
     first, scores = rows[0], answer.found.scores[number]
     training = None
-    if exact is not None:
+    if exact is not None and number in exact.training:
         parts = zip(learnt, exact.training[number], strict=True)
         training = [[text, short(value)] for text, value in parts]
+    known = exact is not None and bool(exact.totals[number])
     place = answer.found.slots[number]
     return {
         "digest": first.digest.hex(),
@@ -143,13 +148,14 @@ def _example_view(
         "prompt": first.row.prompt,
         "response": first.row.response,
         "score": short(scores[0]),
-        "sketched": None if exact is None else short(exact.sketched[number]),
+        "sketched": short(exact.sketched[number]) if exact is not None and known else None,
         "percentile": _percentile(scores[0], ranked),
         "bm25": {"score": short(answer.words[place]), "rank": int(ranks[place]) or None},
         "tokens": [short(value) for value in scores[1:]] if len(scores) > 1 else None,
+        "tokens_exact": exact is not None and bool(exact.tokens[number]),
         "training": training,
         "cells": None if exact is None else _cells(exact.cells.get(number)),
-        "layers": None if exact is None else _layers(exact.layers[number]),
+        "layers": None if exact is None else _layers(exact.layers.get(number, ())),
     }
 
 
@@ -240,6 +246,8 @@ def make_report(
     warnings: Sequence[str],
     layers: Sequence[str],
     queries: Sequence[View],
+    *,
+    interrupted: bool = False,
 ) -> View:
     """Put a report together; its id is a hash of all but the provenance."""
     body: View = {
@@ -251,6 +259,7 @@ def make_report(
         "warnings": list(warnings),
         "layers": list(layers),
         "queries": list(queries),
+        "interrupted": interrupted,
     }
     identity = hashlib.sha256(canonical_json(body)).hexdigest()[:12]
     return {**body, "id": identity, "provenance": dict(provenance)}

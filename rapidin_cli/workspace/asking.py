@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -78,10 +78,12 @@ def retrieve(
     executor: str = LOCAL,
     command: str = "",
     progress: StageProgress = lambda *_: None,
+    ranked: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Answer questions and save the result; return the report (`rin.report/1`).
 
-    Loads everything for these questions; see `session`, which has the same arguments.
+    Loads everything for these questions; see `session`, which has the same arguments, and
+    `Session.retrieve`.
 
     Raises:
         UsageError: an unknown score, or a damping for one that has none.
@@ -93,7 +95,7 @@ def retrieve(
     asked = session(
         project, checkpoint, checkpoints=checkpoints, device=device, hold=hold, executor=executor
     )
-    return asked.retrieve(questions, options, command=command, progress=progress)
+    return asked.retrieve(questions, options, command=command, progress=progress, ranked=ranked)
 
 
 class Session:
@@ -110,20 +112,33 @@ class Session:
         *,
         command: str = "",
         progress: StageProgress = lambda *_: None,
+        ranked: Callable[[dict[str, Any]], None] | None = None,
     ) -> dict[str, Any]:
         """Answer questions and save the result; return the report (`rin.report/1`).
+
+        An interruption ends it with what is known by then: see `interrupted` of the report.
+
+        Args:
+            ranked: called with a report of what the cached rows say about a question, as soon as
+                that is known; it is not saved.
 
         Raises:
             MissingError: a checkpoint lacks the curvature for the score.
             UsageError: the rows cannot answer the score.
         """
         from rapidin_cli.influence.options import Options
+        from rapidin_cli.influence.session import Answered
         from rapidin_cli.report.compose import compose
 
         config = self._project.config
+
+        def first(answered: Answered) -> None:
+            if ranked is not None:
+                ranked(compose(answered, config.data.files, command))
+
         options = options or Options(batch_tokens=config.cache.batch_tokens)
-        answered = self._asking.ask(questions, options, progress)
-        report = compose(answered, config.data.files, command)
+        answered = self._asking.ask(questions, options, progress, first)
+        report = compose(answered, config.data.files, command, asked=len(questions))
         self._project.results.save(report)
         return report
 

@@ -43,7 +43,8 @@ from rapidin_cli.gradients.passes import as_batch
 from rapidin_cli.gradients.rows.kinds import RowKind, row_kind
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.influence.preconditioners import Ekfac
-from rapidin_cli.influence.queries import Query, query_gradient
+from rapidin_cli.influence.queries import Query
+from rapidin_cli.influence.query_gradients import query_gradient
 from rapidin_cli.influence.ranking import Ranked, extremes
 from rapidin_cli.influence.score import SCORES
 from rapidin_cli.influence.shortlist import GROWTH, doubtful

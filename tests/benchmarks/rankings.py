@@ -20,7 +20,8 @@ from rapidin_cli.gradients.rows.kinds import RowKind, row_kind
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.influence.lexical import Lexical
 from rapidin_cli.influence.preconditioners import Adam, Ekfac, Gram, Preconditioner
-from rapidin_cli.influence.queries import Query, QueryGradient, query_gradient
+from rapidin_cli.influence.queries import Query
+from rapidin_cli.influence.query_gradients import QueryGradient, query_gradient
 from rapidin_cli.influence.score import SCORES
 from rapidin_cli.models.checkpoints import Checkpoint
 from rapidin_cli.models.loading import load_model, quiet_loading

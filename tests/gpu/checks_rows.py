@@ -10,7 +10,7 @@ from rapidin_cli.gradients.layout import GradientRows, RowLayout
 from rapidin_cli.gradients.passes import as_batch
 from rapidin_cli.gradients.rows.kinds import SketchRows, row_kind
 from rapidin_cli.gradients.spec import GradientSpec
-from rapidin_cli.influence.queries import query_gradient
+from rapidin_cli.influence.query_gradients import query_gradient
 from rapidin_cli.influence.score import SCORES
 from tests.gpu.lab import CPU, EXACT, KINDS, Lab, apart
 

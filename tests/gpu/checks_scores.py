@@ -14,7 +14,8 @@ from rapidin_cli.gradients.passes import Passes, as_batch
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.influence.exact import ExactScorer
 from rapidin_cli.influence.preconditioners import Ekfac
-from rapidin_cli.influence.queries import Query, query_gradient
+from rapidin_cli.influence.queries import Query
+from rapidin_cli.influence.query_gradients import query_gradient
 from rapidin_cli.influence.score import SCORES
 from rapidin_cli.models.checkpoints import Checkpoint
 from rapidin_cli.work.worker import Job, Worker

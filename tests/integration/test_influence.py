@@ -47,7 +47,7 @@ def test_a_session_reads_the_cache_once_and_answers_as_single_questions_do(prepa
     monkeypatch.setattr(Snapshot, "stream", watched)
     assert found(project) == expected
     assert len(reads) == 1, "both queries in one pass"
-    monkeypatch.setattr(asking, "_DIRECTION_BYTES", 1)  # a group for each query
+    monkeypatch.setattr(asking, "_PREPARED_BYTES", 1)  # a group for each query
     assert found(project) == expected
     assert len(reads) == 3
     session = project.session(hold="cpu")
@@ -71,7 +71,9 @@ def test_the_default_uses_the_curvature_and_is_exact(prepared):
     assert report["score"]["damping"] == 1.0
     query = report["queries"][0]
     assert query["exact"]["forward_mode"]
-    assert query["exact"]["shortlist"] == query["scored"] == 24
+    assert query["exact"]["shortlist"] <= query["scored"] == 24
+    assert query["exact"]["doubtful"] == 0
+    assert all(e["sketched"] is not None and e["tokens_exact"] for e in query["examples"])
     scale = max(abs(e["score"]) for e in query["examples"])
     assert query["residual"] < 1e-3 * scale
     assert query["exact"]["residual"] < 1e-3 * scale
@@ -257,7 +259,9 @@ def test_the_shortlist_grows_while_coarse_rows_leave_doubt(tmp_path):
     asked = "--prompt", ASKED.prompt, "--response", ASKED.response, "--score", "cosine"
     done = rin(folder, "retrieve", *asked, "--top", "1", "--exact", "1", "--no-tokens")
     assert '[gradient] row = "factors"' in rin(folder, "curvature").stderr
-    told = f"{narrow['doubtful']} more may be among the best: raise --exact to find out"
+    asked = "--score cosine --top 1 --no-tokens --within 10s settles that"
+    told = f"{narrow['doubtful']} more may be among the best: rin retrieve "
+    assert asked in " ".join(done.stdout.split())
     assert told in " ".join(done.stdout.split())
 
 

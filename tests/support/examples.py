@@ -1,5 +1,6 @@
 """Examples of several lengths, questions, and their gradients by ordinary parameters."""
 
+import numpy as np
 import torch
 
 from rapidin_cli.data.examples import IGNORED, Example
@@ -40,3 +41,16 @@ def plain_gradients(model: torch.nn.Module, item: Example) -> list[torch.Tensor]
         logits, batch.labels[0, 1:], reduction="sum", ignore_index=IGNORED
     )
     return list(torch.autograd.grad(loss, weights))
+
+
+def one_token_queries(query: Example) -> list[Example]:
+    """Split a query into one example per explained token, each cut after that token.
+
+    Their gradients add up to the query's, and causal attention makes the cut free.
+    """
+    parts = []
+    for position in np.flatnonzero(query.learnt_mask):
+        labels = np.full(position + 1, IGNORED, dtype=np.int32)
+        labels[position] = query.labels[position]
+        parts.append(query.with_tokens(query.input_ids[: position + 1], labels))
+    return parts

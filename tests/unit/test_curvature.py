@@ -13,7 +13,7 @@ from rapidin_cli.gradients.rows.kinds import SketchRows
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.influence.exact import ExactScorer
 from rapidin_cli.influence.preconditioners import Adam, Ekfac, Gram
-from rapidin_cli.influence.queries import query_gradient
+from rapidin_cli.influence.query_gradients import query_gradient
 from rapidin_cli.influence.score import SCORES
 from rapidin_storage import Cache, CacheWriter, cache_name, open_root
 from tests.support import tiny

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rapidin_cli.data.encoding import Encoder, labels_of_spans
-from rapidin_cli.data.examples import IGNORED, one_token_queries, padded
+from rapidin_cli.data.examples import IGNORED, padded
 from rapidin_cli.data.files import read_values
 from rapidin_cli.data.loading import load_dataset
 from rapidin_cli.data.rendering import ALPACA

@@ -3,13 +3,20 @@
 import pytest
 import torch
 
-from rapidin_cli.data.examples import one_token_queries
 from rapidin_cli.gradients.passes import Batch, NoForwardModeError, Passes
 from rapidin_cli.influence.exact import ExactScorer
-from rapidin_cli.influence.queries import Query, query_gradient
+from rapidin_cli.influence.queries import Query
+from rapidin_cli.influence.query_gradients import query_gradient
 from rapidin_cli.influence.score import SCORES
 from tests.support import tiny
-from tests.support.examples import CONTRAST, EXAMPLES, MODELS, QUERY, plain_gradients
+from tests.support.examples import (
+    CONTRAST,
+    EXAMPLES,
+    MODELS,
+    QUERY,
+    one_token_queries,
+    plain_gradients,
+)
 
 CPU = torch.device("cpu")
 PLAIN = ["rapidin", "dot", "cosine"]

@@ -10,7 +10,7 @@ from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.passes import as_batch
 from rapidin_cli.gradients.rows.kinds import FactorRows, row_kind
 from rapidin_cli.gradients.spec import GradientSpec
-from rapidin_cli.influence.queries import query_gradient
+from rapidin_cli.influence.query_gradients import query_gradient
 from rapidin_cli.influence.score import SCORES, choose_score
 from tests.support import tiny
 from tests.support.examples import EXAMPLES, QUERY, plain_gradients

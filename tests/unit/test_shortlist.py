@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rapidin_cli.influence.ranking import Ranked, extremes
-from rapidin_cli.influence.shortlist import doubtful, fitted
+from rapidin_cli.influence.shortlist import doubtful, fit
 
 TOP, FIRST = 20, 40
 
@@ -53,10 +53,10 @@ def test_one_factor_makes_signs_comparable():
     noise = 0.02 * sizes * generator.standard_normal(4000)
     found = sketched(0.6 * (exact + noise), sizes)
     slots = extremes(found.totals[:, None], 100, 0)
-    better = fitted(found, slots, exact[slots])
+    better = found.times(fit(found, slots, exact[slots]))
     np.testing.assert_allclose(better.totals, exact + noise, rtol=0.02)
     assert len(doubtful(found, slots, exact[slots], 20)) < 20
-    assert fitted(found, slots, -exact[slots]).totals is found.totals
+    assert fit(found, slots, -exact[slots]) == 1, "no factor fits"
 
 
 def test_the_likeliest_come_first():

@@ -124,6 +124,7 @@ class FactorMaker:
         sides = RowLayout(spec, layers, ()).sides
         self._widths = [rank * sum(pair) for pair in sides]
         self.layout = RowLayout(spec, layers, tuple(self._widths))
+        self.numbers = self.layout.dimensions
         self._device = device
         self._hashes = [
             (
