@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ import typer
 
 from rapidin_cli.commands import completion
 from rapidin_cli.commands.adding import arg, opt, project_of, switch
+from rapidin_cli.commands.lines import answer_lines
 from rapidin_cli.commands.options import AsJson, Checkpoint, Device
 from rapidin_cli.errors import ExitCode, UsageError
 from rapidin_cli.output import console
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
     from rapidin_cli.influence.queries import Question
 
 
-Stdin = Annotated[str | None, arg("[-]", "`-` reads queries (JSONL) from stdin.")]
+Stdin = Annotated[
+    str | None, arg("[-]", "`-` answers each line of stdin (JSON) as it comes, until the end.")
+]
 Prompt = Annotated[str | None, opt("TEXT", "What the model was asked.")]
 Response = Annotated[str | None, opt("TEXT", "What it said. This is what gets explained.")]
 Generate = Annotated[
@@ -116,31 +120,33 @@ def retrieve(
     """
     from rapidin_cli.influence.options import Options
 
-    if cells and (exact == 0 or not tokens):
-        raise UsageError(
-            "--cells needs exact scores of tokens", hint="leave out --exact 0 and --no-tokens"
-        )
     project = project_of(context)
-    asked = _questions(project, stdin, prompt, response, generate, queries, row)
-    questions = _narrowed(asked, contrast, focus, token)
-    batch_tokens = project.config.cache.batch_tokens
+    batch_tokens, time = project.config.cache.batch_tokens, seconds(within)
     options = Options(
-        score=score,
-        exact=exact,
-        within=seconds(within),
-        top=top,
-        token_top=token_top,
-        cells=cells,
-        damping=damping,
-        tokens=tokens,
-        max_new_tokens=max_new_tokens,
-        batch_tokens=batch_tokens,
+        score, exact, time, top, token_top, cells, damping, tokens, max_new_tokens, batch_tokens
     )
-    several = _several(checkpoint, checkpoints)
-    report = _ask(project, questions, options, checkpoint, several, device, hold, executor)
-    _show(project, report, score, as_json)
-    if report["interrupted"]:
-        raise typer.Exit(ExitCode.INTERRUPTED)
+    if cells and not (options.refines and tokens):
+        hint = "leave out --exact 0 and --no-tokens"
+        raise UsageError("--cells needs exact scores of tokens", hint=hint)
+    where = _Where(checkpoint, _several(checkpoint, checkpoints), device, hold, executor)
+    narrow = partial(_narrowed, contrast=contrast, focus=focus, token=token)
+    asked = _questions(project, stdin, prompt, response, generate, queries, row)
+    if asked is None:
+        session = partial(project.session, **asdict(where))
+        answer_lines(project, session, options, narrow, generate=generate, as_json=as_json)
+    else:
+        _ask(project, narrow(asked), options, where, as_json=as_json)
+
+
+@dataclass(frozen=True)
+class _Where:
+    """What is asked, and where it is answered: arguments of `Project.session`."""
+
+    checkpoint: str
+    checkpoints: list[str] | None
+    device: str
+    hold: str
+    executor: str
 
 
 def seconds(text: str) -> float:
@@ -151,37 +157,31 @@ def seconds(text: str) -> float:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|)", text.strip())
     if found is None:
-        raise UsageError(f"--within {text} is not a time", hint="rin retrieve --within 20s, or 5min")
+        raise UsageError(
+            f"--within {text} is not a time", hint="rin retrieve --within 20s, or 5min"
+        )
     return float(found[1]) * {"h": 3600, "m": 60, "min": 60}.get(found[2], 1)
 
 
 def _ask(
-    project: Project,
-    questions: list[Question],
-    options: Options,
-    checkpoint: str,
-    checkpoints: list[str] | None,
-    device: str,
-    hold: str,
-    executor: str,
-) -> dict[str, Any]:
+    project: Project, questions: list[Question], options: Options, where: _Where, *, as_json: bool
+) -> None:
     from rapidin_cli.report import terminal
 
     # Several questions, or a program that reads them, wait for what is final.
     early = terminal.show_first if len(questions) == 1 and console.stderr().is_terminal else None
     with console.counting("loading model and cache") as progress:
-        return project.retrieve(
+        report = project.retrieve(
             questions,
             options,
-            checkpoint=checkpoint,
-            checkpoints=checkpoints,
-            device=device,
-            hold=hold,
-            executor=executor,
+            **asdict(where),
             command=shlex.join(["rin", *sys.argv[1:]]),
             progress=progress,
             ranked=early,
         )
+    _show(project, report, options.score, as_json)
+    if report["interrupted"]:
+        raise typer.Exit(ExitCode.INTERRUPTED)
 
 
 def _show(project: Project, report: dict[str, Any], score: str, as_json: bool) -> None:
@@ -254,7 +254,8 @@ def _questions(
     generate: bool,
     queries: Path | None,
     row: str | None,
-) -> list[Question]:
+) -> list[Question] | None:
+    """Return what is asked; None: lines of stdin, as they come."""
     from rapidin_cli.influence.queries import Question, read_questions
 
     ways = [prompt is not None, queries is not None, row is not None, stdin is not None]
@@ -281,4 +282,6 @@ def _questions(
         raise UsageError(
             f"unexpected argument {stdin!r}", hint="rin retrieve --prompt TEXT --response TEXT"
         )
-    return read_questions(queries or Path("/dev/stdin"), project.config.data, generate=generate)
+    if queries is None:
+        return None
+    return read_questions(queries, project.config.data, generate=generate)

@@ -1,5 +1,6 @@
 """How much memory a batch takes, estimated before the first one runs."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,17 @@ _GPU_SHARE = 0.5
 # what the allocator cannot use again. Measured with SmolLM2-135M: 2.0 to 2.3 in float32, and 4.7
 # in bfloat16, of which less is kept and copies in float32 are taken.
 _OVERHEAD = {"float32": 2.1, "bfloat16": 4.7}
+
+
+# oneDNN keeps a kernel for every shape that it has met, a thousand of them: with rows of many
+# lengths, some 30 MB for each length of SmolLM2-135M in bfloat16. These are those of a few.
+_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
+
+
+def bound_kernels() -> None:
+    """Bound the memory of kernels; has to be called before the first product of matrices."""
+    for name, most in _KERNELS.items():
+        os.environ.setdefault(name, most)
 
 
 def token_bytes(passes: Passes) -> int:

@@ -184,7 +184,7 @@ class Passes:
     def _ends(
         self, decoder: nn.Module, ids: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """What the decoder says of each labelled token, the tokens, and how many to take at once."""
+        """What the decoder says of labelled tokens, the tokens, and how many to take at once."""
         wanted = labels[:, 1:] != IGNORED
         with self._autocast():
             hidden = decoder(input_ids=ids, use_cache=False)[0][:, :-1][wanted]

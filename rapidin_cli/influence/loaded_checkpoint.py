@@ -36,7 +36,6 @@ from rapidin_cli.influence.tokens import token_texts
 from rapidin_cli.models.loading import most_tokens
 from rapidin_storage import Snapshot
 
-
 # Gradients of a query's tokens are kept if they leave this share of the room to batches.
 _FOR_BATCHES = 0.4
 

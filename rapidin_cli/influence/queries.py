@@ -129,12 +129,7 @@ def read_questions(path: Path, settings: DataSettings, *, generate: bool) -> lis
     except InputError as error:  # its hint is about training data
         raise InputError(error.message, hint="give --queries a JSONL file of UTF-8 text") from None
     for line, value in values:
-        try:
-            if isinstance(value, RowError):
-                raise value
-            questions.append(_question(value, settings, name, line, generate=generate))
-        except RowError as error:
-            raise InputError(f"{name}:{line}: {error}", hint=f"fix {name}") from None
+        questions.append(read_question(value, settings, name, line, generate=generate))
     if not questions:
         raise InputError(f"{name} has no queries", hint='one per line: {"prompt": "...", ...}')
     repeated = {q.id for q in questions if [p.id for p in questions].count(q.id) > 1}
@@ -143,6 +138,25 @@ def read_questions(path: Path, settings: DataSettings, *, generate: bool) -> lis
             f"{name}: two queries have the id {sorted(repeated)[0]!r}", hint=f"fix {name}"
         )
     return questions
+
+
+def read_question(
+    value: Any, settings: DataSettings, name: str, line: int, *, generate: bool
+) -> Question:
+    """Read one query; see `read_questions`.
+
+    Args:
+        value: of a line, or why it is none.
+
+    Raises:
+        InputError: it cannot be a query.
+    """
+    try:
+        if isinstance(value, RowError):
+            raise value
+        return _question(value, settings, name, line, generate=generate)
+    except RowError as error:
+        raise InputError(f"{name}:{line}: {error}", hint=f"fix {name}") from None
 
 
 def _question(

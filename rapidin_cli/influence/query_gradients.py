@@ -104,14 +104,14 @@ def _kept(
         torch.empty(query.explained, t.layer.out_features, t.layer.in_features, device=device)
         for t in passes.targets
     ]
-    token = 0
+    done: list[float] = []
     for example, sign in query.parts:
 
         def consume(number: int, x: torch.Tensor, d: torch.Tensor, sign: float = sign) -> None:
-            torch.matmul(d[0].float().T * sign, x[0].float(), out=matrices[number][token])
+            torch.matmul(d[0].float().T * sign, x[0].float(), out=matrices[number][len(done)])
 
-        for _ in passes.each_token(as_batch([example]), consume):
-            token += 1
+        for loss in passes.each_token(as_batch([example]), consume):
+            done.append(loss)
             progress(1)
     if inverse is not None and not inverse.on_rows:
         # Layer by layer, for all tokens: P is much larger than they are.

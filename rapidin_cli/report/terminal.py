@@ -147,12 +147,13 @@ def settling(exact: View, command: str) -> str:
 
 def _without(words: Sequence[str], *options: str) -> list[str]:
     """Leave options of a command out, with their values."""
+    joined = tuple(f"{option}=" for option in options)
     kept, value = [], False
     for word in words:
-        if not value and not word.startswith(tuple(f"{option}=" for option in options)):
-            if word not in options:
-                kept.append(word)
-        value = not value and word in options
+        named = not value and word in options
+        if not (value or named or word.startswith(joined)):
+            kept.append(word)
+        value = named
     return kept
 
 

@@ -61,7 +61,9 @@ def build_engine(job: Job) -> GradientEngine:
     import torch
 
     from rapidin_cli.gradients.engine import GradientEngine
+    from rapidin_cli.gradients.memory import bound_kernels
 
+    bound_kernels()
     if job.threads:
         torch.set_num_threads(job.threads)
     compute: Any = compute_dtype(job.dtype, job.device)

@@ -12,6 +12,7 @@ from rapidin_cli.data.rows import DataSettings
 from rapidin_cli.errors import InputError
 from rapidin_cli.influence.tokens import token_texts
 from tests.support import tiny
+from tests.support.examples import one_token_queries
 
 PAIR = {"prompt": "Where is the cat?", "response": "In the park."}
 CHAT = {
