@@ -1,10 +1,14 @@
 """How much memory a batch takes, estimated before the first one runs."""
 
+import contextlib
+import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import psutil
 import torch
+from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from rapidin_cli.data.examples import IGNORED
@@ -16,6 +20,9 @@ _PROBE_TOKENS = 32, 64
 # What a batch takes on a CPU beyond the process and the model; of a GPU, a share of what is free.
 _CPU_BYTES = 3 * 2**28
 _GPU_SHARE = 0.5
+# What a process takes beyond the model while it answers questions, a little less than 1.5 GB, and
+# what it may take in any case.
+_CPU_PROCESS, _LEAST_BYTES = 1_400_000_000, 2**28
 # What a batch takes as a multiple of what its forward pass keeps: gradients on their way, and
 # what the allocator cannot use again. Measured with SmolLM2-135M: 2.0 to 2.3 in float32, and 4.7
 # in bfloat16, of which less is kept and copies in float32 are taken.
@@ -75,20 +82,38 @@ def kept_bytes(passes: Passes, length: int) -> int:
     return sum(kept.values())
 
 
-def room(device: torch.device) -> int:
-    """Return the bytes that work may take at a time, beside the process and the model."""
+def batch_limit(device: torch.device, each: int) -> int:
+    """Return how many padded tokens, each of `each` bytes, a batch may have; 16 or more."""
+    room = _CPU_BYTES
     if device.type == "cuda":
-        return int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0])
-    return _CPU_BYTES
+        room = int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0])
+    return max(16, room // max(1, each) // 16 * 16)
 
 
-def batch_limit(device: torch.device, each: int, taken: int = 0) -> int:
-    """Return how many padded tokens, each of `each` bytes, a batch may have; 16 or more.
+def room_left(passes: Passes) -> int:
+    """Return the bytes that may be taken now: up to the model and 1.5 GB, or half of a GPU's rest.
 
-    Args:
-        taken: bytes of the room that are in use for as long as batches are run.
+    What was freed is given back to the system first, so that it does not count.
     """
-    return max(16, (room(device) - taken) // max(1, each) // 16 * 16)
+    if passes.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(passes.device)
+        return int(_GPU_SHARE * free)
+    give_back()
+    weights = {p.untyped_storage().data_ptr(): p.untyped_storage() for p in _tensors(passes.model)}
+    model = sum(storage.nbytes() for storage in weights.values())
+    taken = int(psutil.Process().memory_info().rss)
+    return max(_LEAST_BYTES, model + _CPU_PROCESS - taken)
+
+
+def give_back() -> None:
+    """Give freed memory back to the system, where the C library can."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
 
 
 def in_halves(items: list[int], run: Callable[[list[int]], None]) -> bool:

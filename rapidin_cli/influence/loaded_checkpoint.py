@@ -14,7 +14,7 @@ from rapidin_cli.errors import InputError, MissingError
 from rapidin_cli.gradients.directions import Direction
 from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.layout import RowLayout
-from rapidin_cli.gradients.memory import batch_limit, room, token_bytes
+from rapidin_cli.gradients.memory import room_left, token_bytes
 from rapidin_cli.gradients.passes import Passes
 from rapidin_cli.gradients.rows.kinds import row_kind
 from rapidin_cli.gradients.stored_curvature import CollectedCurvature
@@ -51,6 +51,7 @@ class PreparedQuery:
         passes: the model as the scores need it.
         batch_tokens: padded tokens of a batch, at most.
         tokens: the gradients of its tokens, once they have been computed.
+        scorer: what scores examples exactly, once it has been made.
     """
 
     query: Query
@@ -60,6 +61,7 @@ class PreparedQuery:
     passes: Passes
     batch_tokens: int
     tokens: TokenGradients | None = None
+    scorer: ExactScorer | None = None
 
     @property
     def divisors(self) -> torch.Tensor:
@@ -210,15 +212,14 @@ class LoadedCheckpoint:
     ) -> TokenGradients:
         """Return the gradients of the query's tokens, computed once."""
         if asked.tokens is None:
-            bytes_needed = 4 * self.layout.parameters * (1 + asked.query.explained)
-            space = room(asked.passes.device)
+            needed = 4 * self.layout.parameters * asked.query.explained
             asked.tokens = token_gradients(
                 self._engine,
                 asked.passes,
                 asked.query,
                 asked.divisors,
                 asked.inverse,
-                keep=bytes_needed <= (1 - _FOR_BATCHES) * space,
+                keep=needed <= (1 - _FOR_BATCHES) * room_left(asked.passes),
                 progress=progress,
             )
         return asked.tokens
@@ -286,18 +287,18 @@ class LoadedCheckpoint:
 
     def scorer(self, asked: PreparedQuery) -> ExactScorer:
         """Return what scores examples exactly against a query."""
-        matrices = None if asked.tokens is None else asked.tokens.matrices
-        taken = 4 * sum(layer.numel() for layer in matrices or ())
-        limit = batch_limit(asked.passes.device, self._token_bytes(asked.passes), taken)
-        return ExactScorer(
-            asked.passes,
-            asked.score,
-            asked.inverse,
-            asked.query,
-            asked.gradient,
-            min(limit, asked.batch_tokens),
-            matrices,
-        )
+        if asked.scorer is None:
+            each = self._token_bytes(asked.passes)
+            asked.scorer = ExactScorer(
+                asked.passes,
+                asked.score,
+                asked.inverse,
+                asked.query,
+                asked.gradient,
+                max(1, min(room_left(asked.passes) // each, asked.batch_tokens)),
+                None if asked.tokens is None else asked.tokens.matrices,
+            )
+        return asked.scorer
 
     def _token_bytes(self, passes: Passes) -> int:
         """Memory of a padded token of a batch, measured once."""
