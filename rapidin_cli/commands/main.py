@@ -4,6 +4,8 @@ Start-up imports neither torch nor zarr nor s3fs (a test sees to it): command mo
 what they need inside their functions.
 """
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -127,6 +129,8 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run the command line; every error becomes one sentence and an exit code."""
+    # Else the interpreter looks for circles among all that torch is, to give back what ends anyway.
+    atexit.register(gc.freeze)
     for each in _SIGNALS:
         signal.signal(each, _interrupt)
     try:

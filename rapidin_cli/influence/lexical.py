@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import bm25s
 import numpy as np
 
 from rapidin_cli.data.examples import Dataset, Example
@@ -18,6 +20,20 @@ MOST_TEXT = 2**28
 """Texts of more bytes are not indexed."""
 
 Array = np.ndarray[Any, Any]
+
+# What the library takes for words, after lower().
+_WORD = re.compile(r"(?u)\b\w\w+\b")
+
+
+@dataclass(frozen=True)
+class _Index:
+    """The library's index: of each word, the scores of the texts that have it (columns of CSC)."""
+
+    words: Mapping[str, int]
+    starts: Array
+    texts: Array
+    scores: Array
+    count: int
 
 
 class Lexical:
@@ -34,12 +50,7 @@ class Lexical:
             return
         texts = [_text(example) for example in examples]
         self._count = len(texts)
-        tokens = bm25s.tokenize(texts, stopwords=None, show_progress=False)
-        if tokens.vocab:
-            self._index = bm25s.BM25()
-            self._index.index(tokens, show_progress=False)
-            if folder is not None:
-                _save(self._index, folder)
+        self._index = _made(texts, folder)
 
     @classmethod
     def of(cls, dataset: Dataset) -> Lexical | None:
@@ -57,22 +68,44 @@ class Lexical:
 
     def scores(self, example: Example) -> Array:
         """Return the score of every training text for a query's prompt and response, (N,)."""
-        words = bm25s.tokenize(
-            [_text(example)], stopwords=None, show_progress=False, return_ids=False
-        )[0]
-        if self._index is None:
+        index = self._index
+        if index is None:
             return np.zeros(self._count, dtype=np.float32)
-        if not words:
-            return np.zeros(self._index.scores["num_docs"], dtype=np.float32)
-        return np.asarray(self._index.get_scores(words), dtype=np.float32)
+        found = np.zeros(index.count, dtype=np.float32)
+        for word in _WORD.findall(_text(example).lower()):
+            number = index.words.get(word)
+            if number is not None:
+                column = slice(index.starts[number], index.starts[number + 1])
+                found[index.texts[column]] += index.scores[column]
+        return found
 
 
-def _load(folder: Path) -> Any:
-    if not folder.is_dir():
+def _made(texts: list[str], folder: Path | None) -> _Index | None:
+    """Index texts, and keep the index; None if they have no words."""
+    import bm25s  # here: with Numba installed it takes half a second, and most questions find one
+
+    tokens = bm25s.tokenize(texts, stopwords=None, show_progress=False)
+    if not tokens.vocab:
         return None
+    index = bm25s.BM25()
+    index.index(tokens, show_progress=False)
+    if folder is not None:
+        _save(index, folder)
+    made = index.scores
+    return _Index(index.vocab_dict, made["indptr"], made["indices"], made["data"], made["num_docs"])
+
+
+def _load(folder: Path) -> _Index | None:
+    """Read what `BM25.save` wrote, without the library; None if it is anything else."""
     try:
-        return bm25s.BM25.load(folder, mmap=True)
-    except (OSError, ValueError, KeyError):
+        count = json.loads((folder / "params.index.json").read_text(encoding="utf-8"))["num_docs"]
+        words = json.loads((folder / "vocab.index.json").read_text(encoding="utf-8"))
+        starts, texts, scores = (
+            np.load(folder / f"{name}.csc.index.npy", mmap_mode="r")
+            for name in ("indptr", "indices", "data")
+        )
+        return _Index(words, starts, texts, scores, count)
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

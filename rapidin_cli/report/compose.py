@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import transformers
 
 from rapidin_cli.data.examples import Dataset
 from rapidin_cli.influence.lexical import MOST_TEXT
@@ -121,6 +120,8 @@ def _of_data(missing: int, dataset: Dataset, name: str) -> Iterator[str]:
 
 
 def _provenance(command: str) -> dict[str, str]:
+    import transformers  # here, where a model has long been loaded, in its own way
+
     return {
         "rin": __version__,
         "torch": f"{torch.__version__} (Python {platform.python_version()})",

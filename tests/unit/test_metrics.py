@@ -2,6 +2,7 @@
 
 import json
 
+import bm25s
 import numpy as np
 import pytest
 
@@ -59,6 +60,25 @@ def test_bm25_finds_shared_words_and_survives_none():
     assert scores[2] > scores[0] > scores[1] == scores[3] == 0
     assert (Lexical(texts).scores(example("?")) == 0).all()
     assert (Lexical([example("?")]).scores(example("cat")) == 0).all()
+
+
+def test_bm25_is_the_library_s_to_the_bit(tmp_path):
+    words = ["Ein", "süßer", "CAT", "cat", "is", "is", "x", "naïve", "42", "東京タワー"]
+    texts = [example(" ".join(words[n % 7 : n % 10])) for n in range(40)]
+    question = example("CAT cat, Süßer! 42 東京タワー is is nowhere")
+    tokens = bm25s.tokenize([f"{t.row.prompt}\n{t.row.response}" for t in texts], stopwords=None)
+    theirs = bm25s.BM25()
+    theirs.index(tokens, show_progress=False)
+    asked = f"{question.row.prompt}\n{question.row.response}"
+    split = bm25s.tokenize([asked], stopwords=None, return_ids=False, show_progress=False)[0]
+    expected = theirs.get_scores(split)
+    assert expected.any()
+    for _ in ("made", "read"):
+        found = Lexical(texts, tmp_path / "index").scores(question)
+        assert found.dtype == expected.dtype
+        assert (found == expected).all()
+    (tmp_path / "index/params.index.json").write_text("[]")
+    assert (Lexical(texts, tmp_path / "index").scores(question) == expected).all()
 
 
 def weights_of(*rates: float, folders) -> tuple[list[float], str]:
