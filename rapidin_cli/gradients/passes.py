@@ -25,11 +25,18 @@ from rapidin_cli.gradients.capture import (
     share_left_out,
     watched,
 )
+from rapidin_cli.gradients.model_parts import (
+    absolute_positions,
+    inner,
+    plain_experts,
+    recomputed,
+    vocabulary,
+)
 
 Compute = Literal["float32", "bfloat16"]
 
 # Numbers of the logits that are computed at once.
-_LOGITS = {"cpu": 2**23, "cuda": 2**27}
+_LOGITS = {"cpu": 2**22, "cuda": 2**27}
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,8 @@ class Passes:
         targets: the watched layers. skipped: trainable parameters that are not, and why.
         left_out: what share of all trained numbers cannot be watched, and why.
         vocabulary: tokens that the model knows.
+        keeps: padded tokens of a batch whose activations fit in memory: those of a longer
+            one are computed twice. None: of any.
     """
 
     def __init__(
@@ -77,14 +86,15 @@ class Passes:
         self.model = model
         self.device = device
         self.compute = compute
-        self.vocabulary = _vocabulary(model)
-        self._positions = _absolute_positions(_inner(model))
+        self.vocabulary = vocabulary(model)
+        self.keeps: int | None = None
+        self._positions = absolute_positions(inner(model))
         self.trained = [name for name, p in model.named_parameters() if p.requires_grad]
         self.targets, self.skipped = find_targets(model, pattern)
         self.left_out = share_left_out(self.targets, self.skipped)
         model.requires_grad_(False)
         self._separate = self._find_head()
-        self._keeps_logits = "logits_to_keep" in inspect.signature(_inner(model).forward).parameters
+        self._keeps_logits = "logits_to_keep" in inspect.signature(inner(model).forward).parameters
 
     def backward(
         self,
@@ -112,7 +122,7 @@ class Passes:
         factors = None
         if weights is not None:
             factors = weights.to(self.device).repeat_interleave(counts)
-        with captured(self.model, self.targets, consume):
+        with captured(self.model, self.targets, consume), self._fitting(ids):
             if self._separate is not None:
                 hidden, gradients, losses = self._above(
                     *self._separate, ids, labels, factors, sampler
@@ -136,7 +146,7 @@ class Passes:
             The loss of a labelled token, nats, once its gradients have been handed over.
         """
         ids, labels = self._moved(batch)
-        with watched(self.model, self.targets, consume) as capture:
+        with watched(self.model, self.targets, consume) as capture, self._fitting(ids):
             if self._separate is not None:
                 ends, gradients, losses = self._above(*self._separate, ids, labels, None, None)
             else:
@@ -205,7 +215,7 @@ class Passes:
             NoForwardModeError: some operator has none.
         """
         ids, labels = self._moved(batch)
-        plain = sdpa_kernel(SDPBackend.MATH), _plain_experts(_inner(self.model))
+        plain = sdpa_kernel(SDPBackend.MATH), plain_experts(inner(self.model))
         with torch.no_grad(), forward_ad.dual_level(), plain[0], plain[1]:
             eps = forward_ad.make_dual(
                 torch.zeros((), device=self.device), torch.ones((), device=self.device)
@@ -299,12 +309,12 @@ class Passes:
         Tried, not guessed: models may scale or cap logits. Not where a target is in the output
         layer, whose inputs must be seen example by example.
         """
-        inner = _inner(self.model)
-        decoder: Any = getattr(inner, "base_model", inner)
-        find: Any = getattr(inner, "get_output_embeddings", lambda: None)
+        below = inner(self.model)
+        decoder: Any = getattr(below, "base_model", below)
+        find: Any = getattr(below, "get_output_embeddings", lambda: None)
         head: Any = find()
         watched = {target.module for target in self.targets}
-        if decoder is inner or head is None or not watched.isdisjoint(head.modules()):
+        if decoder is below or head is None or not watched.isdisjoint(head.modules()):
             return None
         ids = torch.arange(6, device=self.device).view(2, 3) % self.vocabulary
         with torch.no_grad(), self._autocast():
@@ -314,6 +324,12 @@ class Passes:
             except (IndexError, KeyError, RuntimeError, TypeError, ValueError):
                 return None  # what is called its decoder is something else
         return (decoder, head) if torch.equal(whole, apart) else None
+
+    def _fitting(self, ids: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+        """Have a forward pass keep no more than fits in memory."""
+        if self.keeps is None or ids.numel() <= self.keeps:
+            return contextlib.nullcontext()
+        return recomputed(self.model)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.compute == "float32":
@@ -338,44 +354,6 @@ def _tangent(values: torch.Tensor) -> torch.Tensor:
 
 def _weighted(losses: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
     return losses.sum() if factors is None else (losses * factors).sum()
-
-
-def _absolute_positions(model: nn.Module) -> int | None:
-    """How many positions a model with learnt position embeddings has, else None."""
-    known = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if not isinstance(known, int):
-        return None
-    # OPT keeps two more than it says.
-    sizes = (m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding))
-    return known if any(known <= size <= known + 2 for size in sizes) else None
-
-
-@contextlib.contextmanager
-def _plain_experts(model: nn.Module) -> Iterator[None]:
-    """Have a mixture's experts computed one after the other."""
-    before = getattr(getattr(model, "config", None), "_experts_implementation", None)
-    choose: Any = getattr(model, "set_experts_implementation", None)
-    if before is None or choose is None:
-        yield
-        return
-    choose("eager")
-    try:
-        yield
-    finally:
-        choose(before)
-
-
-def _vocabulary(model: nn.Module) -> int:
-    """Tokens that the model's input embedding knows, whatever an adapter put around it."""
-    table = model.get_input_embeddings()  # type: ignore[operator]
-    return next(m.num_embeddings for m in table.modules() if isinstance(m, nn.Embedding))
-
-
-def _inner(model: nn.Module) -> nn.Module:
-    get = getattr(model, "get_base_model", None)
-    inner = get() if get else model
-    assert isinstance(inner, nn.Module)
-    return inner
 
 
 def on_cpu(parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:

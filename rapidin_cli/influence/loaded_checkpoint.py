@@ -14,7 +14,7 @@ from rapidin_cli.errors import InputError, MissingError
 from rapidin_cli.gradients.directions import Direction
 from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.layout import RowLayout
-from rapidin_cli.gradients.memory import room_left, token_bytes
+from rapidin_cli.gradients.memory import room_left, spare, token_bytes
 from rapidin_cli.gradients.passes import Passes
 from rapidin_cli.gradients.rows.kinds import row_kind
 from rapidin_cli.gradients.stored_curvature import CollectedCurvature
@@ -92,6 +92,8 @@ class LoadedCheckpoint:
         hold: str = "disk",
         scan: Scan = scan,
     ) -> None:
+        if engine.passes.device.type == "cpu":
+            spare()
         self._engine = engine
         self._tokenizer = tokenizer
         self._encoder = encoder
@@ -288,14 +290,15 @@ class LoadedCheckpoint:
     def scorer(self, asked: PreparedQuery) -> ExactScorer:
         """Return what scores examples exactly against a query."""
         if asked.scorer is None:
-            each = self._token_bytes(asked.passes)
+            limit = max(1, room_left(asked.passes) // self._token_bytes(asked.passes))
+            asked.passes.keeps = limit
             asked.scorer = ExactScorer(
                 asked.passes,
                 asked.score,
                 asked.inverse,
                 asked.query,
                 asked.gradient,
-                max(1, min(room_left(asked.passes) // each, asked.batch_tokens)),
+                min(limit, asked.batch_tokens),
                 None if asked.tokens is None else asked.tokens.matrices,
             )
         return asked.scorer
