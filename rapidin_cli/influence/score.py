@@ -54,9 +54,12 @@ class Score:
 
     def row_weights(self, norm: torch.Tensor) -> torch.Tensor | None:
         """Return the weights of stored rows, whose layers have norm 1; None for all ones."""
-        if self.normalise == "layer":
-            return None
-        return norm * reciprocal(self.divisors(norm))
+        match self.normalise:
+            case "layer":
+                return None
+            case "whole":
+                return norm * reciprocal(torch.linalg.vector_norm(norm, dim=-1, keepdim=True))
+        return norm
 
     def row_sizes(self, norm: torch.Tensor) -> torch.Tensor:
         """Return the norms of the gradients that rows stand for, divided as they are scored.
@@ -64,8 +67,12 @@ class Score:
         From the norms (n, L) of their layers; (n,).
         """
         weights = self.row_weights(norm)
-        each = (norm > 0).float() if weights is None else weights
-        sizes: torch.Tensor = torch.linalg.vector_norm(each, dim=1)
+        sizes: torch.Tensor
+        if weights is None:
+            # Of so many layers with norm 1.
+            sizes = torch.linalg.vector_norm(norm, 0, dim=1).sqrt()
+        else:
+            sizes = torch.linalg.vector_norm(weights, dim=1)
         return sizes
 
 
