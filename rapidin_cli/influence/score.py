@@ -67,12 +67,11 @@ class Score:
         From the norms (n, L) of their layers; (n,).
         """
         weights = self.row_weights(norm)
-        sizes: torch.Tensor
         if weights is None:
-            # Of so many layers with norm 1.
-            sizes = torch.linalg.vector_norm(norm, 0, dim=1).sqrt()
-        else:
-            sizes = torch.linalg.vector_norm(weights, dim=1)
+            if norm.numel() and norm.amin() > 0:  # nearly always: ten times as fast
+                return norm.new_full((len(norm),), norm.shape[1] ** 0.5)
+            weights = (norm > 0).float()
+        sizes: torch.Tensor = torch.linalg.vector_norm(weights, dim=1)
         return sizes
 
 
