@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from itertools import accumulate, pairwise
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -79,18 +79,11 @@ class _Parts(NamedTuple):
     layers: Array
     steps: Array
 
-    def sums(self, count: int) -> torch.Tensor:
-        """What each of so many layers adds up to, (L,) float32."""
-        each = self.numbers.sum((1, 2), dtype=np.float64)
-        with np.errstate(invalid="ignore"):
-            each *= self.steps
-        return torch.from_numpy(np.bincount(self.layers, each, count)).float()
-
 
 class BitsWithFew:
     """Products of signs.
 
-    Directions are rounded to multiples of a step, one for each 128 columns.
+    Directions are rounded to multiples of small steps, other ones for each 128 columns.
 
     Args:
         layout: of the rows.
@@ -129,12 +122,15 @@ class BitsWithFew:
     def _parts(self, blocks: Sequence[int]) -> list[tuple[_Parts, torch.Tensor]]:
         found = []
         for direction in self._directions:
-            parts = _rounded(direction, blocks, self._loops.BYTES, self._loops.MOST)
-            found.append((parts, parts.sums(len(blocks))))
+            parts = _divided(direction, blocks, self._loops.BYTES, self._loops.WORTH[:, None])
+            each = (parts.numbers * self._loops.WORTH[:, None]).sum((1, 2), dtype=np.float64)
+            with np.errstate(invalid="ignore"):
+                sums = np.bincount(parts.layers, each * parts.steps, len(blocks))
+            found.append((parts, torch.from_numpy(sums).float()))
         return found
 
 
-def _rounded(direction: Array, blocks: Sequence[int], width: int, most: int) -> _Parts:
+def _divided(direction: Array, blocks: Sequence[int], width: int, worth: Array) -> _Parts:
     """Write a direction as parts of `width` bytes, each with its layer and step.
 
     A part with a few large numbers comes twice, the second time with what rounding left: they
@@ -147,24 +143,34 @@ def _rounded(direction: Array, blocks: Sequence[int], width: int, most: int) -> 
     columns = np.array([stop - start for *_, start, stop in places])
     starts = np.array([byte for byte, *_ in places])
     layers = np.array([layer for _, layer, *_ in places])
-    steps = _steps(values, most)
-    # As for a normal distribution, from the mean of what is not padding.
-    deviation = 1.25 * np.abs(values).sum(1) / columns
-    coarse = np.flatnonzero(steps / 12**0.5 > _ERROR * deviation)
-    # What is not finite has a step that is not, and no numbers.
-    with np.errstate(invalid="ignore"):
-        numbers = np.nan_to_num(np.rint(values / steps[:, None]))
-        rest = values[coarse] - numbers[coarse] * steps[coarse, None]
-        finer = _steps(rest, most)
-        numbers = np.concatenate([numbers, np.nan_to_num(np.rint(rest / finer[:, None]))])
     # (T, bytes, 8), the highest bit first -> (T, 8, bytes), the lowest first.
-    by_bit = numbers.astype(np.int16).reshape(-1, width, 8)[:, :, ::-1].transpose(0, 2, 1)
+    values = values.reshape(-1, width, 8)[:, :, ::-1].transpose(0, 2, 1)
+    numbers, steps = _rounded(values, worth)
+    # As for a normal distribution, from the mean of what is not padding.
+    deviation = 1.25 * np.abs(values).sum((1, 2)) / columns
+    coarse = np.flatnonzero(steps * (np.square(worth).mean() / 12) ** 0.5 > _ERROR * deviation)
+    with np.errstate(invalid="ignore"):
+        rest = values[coarse] - numbers[coarse] * (steps[coarse, None, None] * worth)
+    finer = _rounded(rest, worth)
     return _Parts(
-        np.ascontiguousarray(by_bit),
+        np.concatenate([numbers, finer[0]]),
         np.concatenate([starts, starts[coarse]]),
         np.concatenate([layers, layers[coarse]]),
-        np.concatenate([steps, finer]),
+        np.concatenate([steps, finer[1]]),
     )
+
+
+def _rounded(values: Array, worth: Array) -> tuple[Array, Array]:
+    """Write values (T, 8, bytes) as numbers of int16 times worth (8, 1) times steps (T,).
+
+    What is not finite has a step that is not, and no numbers.
+    """
+    most = np.abs(values / worth).max((1, 2), initial=0)
+    steps = np.maximum(most / np.float32(32767), np.float32(1e-30))
+    with np.errstate(invalid="ignore"):
+        numbers = np.nan_to_num(np.rint(values / (steps[:, None, None] * worth)))
+    # Rounding of the step itself must not make 32767 one more.
+    return np.ascontiguousarray(numbers.clip(-32767, 32767), np.int16), steps
 
 
 def _places(blocks: Sequence[int], width: int) -> Iterator[tuple[int, int, int, int]]:
@@ -177,8 +183,3 @@ def _places(blocks: Sequence[int], width: int) -> Iterator[tuple[int, int, int, 
             until = min(8 * (byte + width), stop)
             yield byte, layer, start, until
             start = until
-
-
-def _steps(values: Array, most: int) -> Any:
-    """Return what the whole numbers of each part count, (T,) float32."""
-    return np.maximum(np.abs(values).max(1, initial=0) / np.float32(most), np.float32(1e-30))

@@ -19,11 +19,12 @@ from numba.extending import intrinsic
 
 BYTES = 16
 """Bytes of bits that are multiplied at once: 128 columns."""
-MOST = 4095
-"""The largest number of a direction for bits: the sum of eight fits 16 bits."""
+WORTH = np.array([1, 2, 4, 8, 1, 2, 4, 8], np.float32)
+"""What each bit of a byte, the lowest first, multiplies a direction's number by."""
 # Rows at once: one fills a vector of AVX2 or NEON, two fill one of AVX-512.
 _ROWS = 2 if llvmlite.binding.get_host_cpu_features().get("avx512bw") else 1
 _LANES = _ROWS * BYTES
+_EVEN_AND_ODD = list(range(0, _LANES, 2)), list(range(1, _LANES, 2))
 # Sums may be reordered, but what is not finite stays so.
 _LOOSE = {"reassoc", "contract", "nsz"}
 
@@ -105,8 +106,8 @@ def _add_chosen(
     """Add the products of two rows' bytes with one part of a direction: vector code.
 
     LLVM makes no good one of a loop over bits. For part t, which starts at byte `start`, of the
-    rows `pair`, which count `scales`; sums is (2, BYTES) float32. Where _ROWS is 1 only the first
-    of each two counts. The other arguments are those of `multiply_bits`.
+    rows `pair`, which count `scales`; sums is (2, BYTES / 2) float32. Where _ROWS is 1 only the
+    first of each two counts. The other arguments are those of `multiply_bits`.
     """
 
     def code(context: Any, build: Any, signature: Any, values: Any) -> Any:
@@ -121,16 +122,21 @@ def _add_chosen(
             at = build.gep(rows.data, [build.add(build.mul(row, width), start)])
             bytes_of_rows.append(_load(build, at, ir.IntType(8), BYTES))
             scales.append(_spread(build, scale))
-        bits = build.zext(_joined(build, bytes_of_rows), ir.VectorType(ir.IntType(16), _LANES))
-        zero = total = bits.type([0] * _LANES)
+        short, whole = (ir.VectorType(ir.IntType(n), _LANES) for n in (16, 32))
+        low = build.zext(_joined(build, bytes_of_rows), short)
+        high = build.lshr(low, short([4] * _LANES))
         first = build.gep(numbers.data, [build.mul(part, part.type(8 * BYTES))])
+        halves = [ir.VectorType(ir.IntType(32), _LANES // 2)(order) for order in _EVEN_AND_ODD]
+        total = halves[0].type([0] * (_LANES // 2))
         for bit in range(8):
             ours = _load(build, build.gep(first, [part.type(bit * BYTES)]), ir.IntType(16), BYTES)
-            alone = build.and_(bits, bits.type([1 << bit] * _LANES))
-            is_set = build.icmp_signed("!=", alone, zero)
-            chosen = build.select(is_set, _joined(build, [ours] * _ROWS), zero)
-            total = build.add(total, chosen)
-        floats = build.sitofp(total, ir.VectorType(ir.FloatType(), _LANES))
+            alone = build.and_(high if bit > 3 else low, short([int(WORTH[bit])] * _LANES))
+            # LLVM has one instruction for these products and the sums of each two.
+            ours = build.sext(_joined(build, [ours] * _ROWS), whole)
+            products = build.mul(build.sext(alone, whole), ours)
+            even, odd = (build.shuffle_vector(products, products, order) for order in halves)
+            total = build.add(total, build.add(even, odd))
+        floats = build.sitofp(total, ir.VectorType(ir.FloatType(), _LANES // 2))
         more = build.fmul(floats, _joined(build, scales), flags=["contract"])
         place = build.bitcast(sums.data, more.type.as_pointer())
         known = build.load(place, align=4)
@@ -147,10 +153,10 @@ def _load(build: Any, address: Any, element: Any, count: int) -> Any:
 
 
 def _spread(build: Any, value: Any) -> Any:
-    """A vector of BYTES times the same number."""
-    nothing = ir.Constant(ir.VectorType(value.type, BYTES), ir.Undefined)
+    """A vector of BYTES / 2 times the same number."""
+    nothing = ir.Constant(ir.VectorType(value.type, BYTES // 2), ir.Undefined)
     first = build.insert_element(nothing, value, ir.IntType(32)(0))
-    order = ir.VectorType(ir.IntType(32), BYTES)([0] * BYTES)
+    order = ir.VectorType(ir.IntType(32), BYTES // 2)([0] * (BYTES // 2))
     return build.shuffle_vector(first, first, order)
 
 
@@ -158,7 +164,8 @@ def _joined(build: Any, parts: list[Any]) -> Any:
     """One vector of those of each row."""
     if len(parts) == 1:
         return parts[0]
-    order = ir.VectorType(ir.IntType(32), _LANES)(list(range(_LANES)))
+    count = 2 * parts[0].type.count
+    order = ir.VectorType(ir.IntType(32), count)(list(range(count)))
     return build.shuffle_vector(*parts, order)
 
 
@@ -178,15 +185,15 @@ def multiply_bits(
 
     Args:
         rows: (n, B) uint8, B at least BYTES.
-        numbers: (T, 8, BYTES) int16, at most MOST: numbers[t, b, i] belongs to bit b, 0 the
-            lowest, of the i-th byte of part t.
+        numbers: (T, 8, BYTES) int16: numbers[t, b, i] belongs to bit b, 0 the lowest, of the
+            i-th byte of part t, and counts WORTH[b] times.
         starts: (T,) int64, the first byte of each part; at most B - BYTES.
         layers: (T,) int64, the column of weights that counts for each part.
         steps: (T,) float32, what numbers of each part count.
         weights: (n, L) float32.
         into: (n,) float32, overwritten.
     """
-    sums = np.empty((2, BYTES), np.float32)
+    sums = np.empty((2, BYTES // 2), np.float32)
     last = len(rows) - 1
     for i in range(0, len(rows), _ROWS):
         j = min(i + _ROWS - 1, last)
