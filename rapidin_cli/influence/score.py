@@ -54,9 +54,12 @@ class Score:
 
     def row_weights(self, norm: torch.Tensor) -> torch.Tensor | None:
         """Return the weights of stored rows, whose layers have norm 1; None for all ones."""
-        if self.normalise == "layer":
-            return None
-        return norm * reciprocal(self.divisors(norm))
+        match self.normalise:
+            case "layer":
+                return None
+            case "whole":
+                return norm * reciprocal(torch.linalg.vector_norm(norm, dim=-1, keepdim=True))
+        return norm
 
     def row_sizes(self, norm: torch.Tensor) -> torch.Tensor:
         """Return the norms of the gradients that rows stand for, divided as they are scored.
@@ -64,8 +67,11 @@ class Score:
         From the norms (n, L) of their layers; (n,).
         """
         weights = self.row_weights(norm)
-        each = (norm > 0).float() if weights is None else weights
-        sizes: torch.Tensor = torch.linalg.vector_norm(each, dim=1)
+        if weights is None:
+            if norm.numel() and norm.amin() > 0:  # nearly always: ten times as fast
+                return norm.new_full((len(norm),), norm.shape[1] ** 0.5)
+            weights = (norm > 0).float()
+        sizes: torch.Tensor = torch.linalg.vector_norm(weights, dim=1)
         return sizes
 
 

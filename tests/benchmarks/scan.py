@@ -130,12 +130,14 @@ def cat(paths: list[Path]) -> None:
 
 
 def memory_pass(size: int, threads: int) -> Callable[[], None]:
-    """Sums as many bytes, in pieces that no cache holds, with so many threads."""
+    """Sums as many bytes, in pieces that no core's cache holds, with so many threads."""
     piece = np.ones(2**25, np.uint64)
+    whole, rest = divmod(size // threads, piece.nbytes)
 
     def work() -> None:
-        for _ in range(max(1, round(size / threads / piece.nbytes))):
+        for _ in range(whole):
             piece.sum()
+        piece[: rest // 8].sum()
 
     def run() -> None:
         with ThreadPoolExecutor(threads) as pool:

@@ -3,22 +3,29 @@
 The layers' sizes cross bytes, tiles and nibbles, and there are more rows than a tile has.
 """
 
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from rapidin_cli.gradients.layout import GradientRows, Layer, RowLayout
-from rapidin_cli.gradients.rows import factor_products, integers
+from rapidin_cli.gradients import rows as rows_package
+from rapidin_cli.gradients.layout import Array, GradientRows, Layer, RowLayout
+from rapidin_cli.gradients.rows import factor_products, few_directions
 from rapidin_cli.gradients.rows import sketch_products as products
-from rapidin_cli.gradients.rows.kinds import row_kind
+from rapidin_cli.gradients.rows.kinds import RowKind, row_kind
 from rapidin_cli.gradients.spec import GradientSpec
 
 BLOCKS = (35, 35, 12, 160, 160, 160, 3000, 7)
 SIDES = ((5, 7), (8, 3), (9, 11), (40, 33))
 BLOCK = ((40, 40), (8, 40), (8, 40), (40, 40), (64, 40))  # q, k, v, o, up
 COUNT, QUERIES = 150, 3
-# Of all products together, relative: directions in whole numbers may cost that much.
-ERROR = {"float16": 1e-6, "int8": 5e-4, "sign": 5e-4}
+# Of all products together, relative: what directions for bits may lose.
+ROUNDED = 3e-4
 
 
 def rows_of(width: int, layers: int) -> GradientRows:
@@ -28,95 +35,199 @@ def rows_of(width: int, layers: int) -> GradientRows:
     return GradientRows(blocks, norm, torch.zeros(COUNT), torch.zeros(COUNT), [])
 
 
+def multiplied(
+    kind: RowKind, stored: dict[str, Array], directions: Array, weights: Array | None
+) -> Array:
+    of_rows = None if weights is None else torch.from_numpy(weights)
+    found: Array = kind.products(torch.from_numpy(directions))(stored, of_rows).numpy()
+    return found
+
+
+def relative(found: Array, expected: Array) -> float:
+    return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-30))
+
+
 def weights_of(layers: int, *, wanted: bool) -> torch.Tensor | None:
     generator = torch.Generator().manual_seed(2)
     return torch.rand(COUNT, layers, generator=generator) if wanted else None
 
 
-@pytest.fixture(params=["bytes", "floats"])
+@pytest.fixture(params=["loops", "floats"])
 def way(request, monkeypatch):
-    """How bytes are multiplied: on x86 as they are, elsewhere as floats."""
-    if request.param == "floats":
-        monkeypatch.setattr(products, "multiplies_bytes", lambda: False)
-    elif not integers.multiplies_bytes():
-        pytest.skip("this CPU has no exact products of bytes")
+    """How bytes are multiplied, whatever the number of directions."""
+    if request.param == "loops":
+        assert few_directions.kernels() is not None
+        monkeypatch.setattr(products, "FEW", {"int8": 100, "sign": 100, "float16": 0})
+    else:
+        monkeypatch.setattr(products, "kernels", lambda: None)
     return request.param
 
 
+def sketches(precision: str, blocks: Sequence[int], count: int) -> tuple[RowKind, dict[str, Array]]:
+    """Rows as they are stored, with all numbers that bytes can have."""
+    layers = tuple(Layer(str(n), size, 1000) for n, size in enumerate(blocks))
+    kind = row_kind(RowLayout(GradientSpec(precision=precision), layers, tuple(blocks)))
+    width = kind.arrays()["sketch"].row_shape[0]
+    draw = np.random.default_rng(0)
+    stored: dict[str, Array] = {
+        "scale": draw.random(count, np.float32) + 0.5,
+        "norm": draw.random((count, len(blocks)), np.float32) + 0.5,
+    }
+    if precision == "float16":
+        stored["sketch"] = draw.standard_normal((count, width)).astype(np.float16)
+    else:
+        dtype = np.int8 if precision == "int8" else np.uint8
+        numbers = np.frombuffer(draw.bytes(count * width), dtype).copy()
+        stored["sketch"] = numbers.reshape(count, width)
+    return kind, stored
+
+
+def in_doubles(
+    blocks: Sequence[int],
+    precision: str,
+    stored: dict[str, Array],
+    directions: Array,
+    weights: Array | None,
+) -> Array:
+    """The products, each a sum over layers, in float64."""
+    values = stored["sketch"].astype(np.float64)
+    if precision == "sign":
+        values = np.unpackbits(stored["sketch"], axis=1, count=sum(blocks)) * 2.0 - 1
+    total = np.zeros((len(values), len(directions)))
+    start = 0
+    for layer, size in enumerate(blocks):
+        block = slice(start, start + size)
+        of_layer = values[:, block] @ (directions[:, block].astype(np.float64).T / size**0.5)
+        if weights is not None:
+            of_layer *= weights[:, layer, None]
+        if precision == "sign":
+            of_layer[stored["norm"][:, layer] == 0] = 0
+        total += of_layer
+        start += size
+    return total * stored["scale"][:, None]
+
+
+@pytest.mark.parametrize("queries", [1, 2, 5, 65])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("precision", ["int8", "float16", "sign"])
-def test_products_of_sketches_are_sums_over_layers(precision, weighted, way):
-    layers = tuple(Layer(str(n), size, 1000) for n, size in enumerate(BLOCKS))
-    kind = row_kind(RowLayout(GradientSpec(precision=precision), layers, BLOCKS))
-    rows = rows_of(sum(BLOCKS), len(BLOCKS))
-    if precision == "sign":
-        rows.norm[3, 2] = rows.norm[140, 6] = 0  # zero gradients, whose signs mean nothing
-    stored = kind.encode(rows)
-    directions = torch.randn(QUERIES, sum(BLOCKS), generator=torch.Generator().manual_seed(1))
-    weights = weights_of(len(BLOCKS), wanted=weighted)
-    values = kind.values(stored)  # as they were before encoding
-    expected = torch.zeros(COUNT, QUERIES)
-    for n in range(COUNT):
-        start = 0
-        for layer, size in enumerate(BLOCKS):
-            block = slice(start, start + size)
-            factor = 1.0 if weights is None else weights[n, layer]
-            expected[n] += factor * (directions[:, block] @ values[n, block])
-            start += size
-    found = kind.products(directions)(stored, weights)
-    error = 1e-6 if way == "floats" else ERROR[precision]
-    assert (found - expected).norm() / expected.norm() < error
+def test_products_of_sketches_are_sums_over_layers(precision, weighted, queries, way):
+    kind, stored = sketches(precision, BLOCKS, COUNT)
+    stored["norm"][3, 2] = stored["norm"][140, 6] = 0  # zero gradients, whose signs mean nothing
+    draw = np.random.default_rng(1)
+    directions = draw.standard_normal((queries, sum(BLOCKS)), np.float32)
+    weights = draw.random((COUNT, len(BLOCKS)), np.float32) if weighted else None
+    expected = in_doubles(BLOCKS, precision, stored, directions, weights)
+    found = multiplied(kind, stored, directions, weights)
+    error = ROUNDED if way == "loops" and precision == "sign" else 1e-6
+    assert relative(found, expected) < error
 
 
-@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("blocks", [(3,), (64, 64), (5, 130), (100, 3, 60)], ids=str)
 @pytest.mark.parametrize("weighted", [False, True])
-def test_a_direction_with_few_large_numbers_keeps_its_small_ones(weighted):
-    """One number of each layer is 1,000 times as large as the rest, and is zero in all rows."""
+@pytest.mark.parametrize("precision", ["int8", "sign"])
+def test_few_rows_and_short_ones_are_multiplied_whole(precision, weighted, blocks, count, way):
+    kind, stored = sketches(precision, blocks, count)
+    # What a row's last bits say, and what lies behind the last row, must not count.
+    directions = np.random.default_rng(1).standard_normal((2, sum(blocks)), np.float32)
+    weights = np.ones((count, len(blocks)), np.float32) if weighted else None
+    expected = in_doubles(blocks, precision, stored, directions, weights)
+    found = multiplied(kind, stored, directions, weights)
+    error = 10 * ROUNDED if way == "loops" and precision == "sign" else 1e-5
+    assert found.shape == (count, 2)
+    assert relative(found, expected) <= error
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_direction_with_few_large_numbers_keeps_its_small_ones(weighted, way):
+    """One number of each layer is 1,000 times as large; two rows differ only in small ones."""
     sizes = (400, 600)
-    layers = tuple(Layer(str(n), size, 1000) for n, size in enumerate(sizes))
-    kind = row_kind(RowLayout(GradientSpec(precision="int8"), layers, sizes))
-    rows = rows_of(1000, 2)
-    rows.blocks[:, [7, 777]] = 0
-    stored = kind.encode(rows)
-    directions = torch.randn(QUERIES, 1000, generator=torch.Generator().manual_seed(1))
+    kind, stored = sketches("sign", sizes, 2)
+    stored["scale"][:] = 1
+    stored["sketch"][1] = stored["sketch"][0]
+    stored["sketch"][1, [3, 80]] ^= 0xFF
+    directions = np.random.default_rng(1).standard_normal((1, 1000), np.float32)
     directions[:, [7, 777]] = 1000
-    weights = torch.ones(COUNT, 2) if weighted else None
-    expected = kind.values(stored) @ directions.T
-    found = kind.products(directions)(stored, weights)
-    assert (found - expected).norm() / expected.norm() < 5e-4
+    weights = np.ones((2, 2), np.float32) if weighted else None
+    expected = in_doubles(sizes, "sign", stored, directions, weights)
+    found = multiplied(kind, stored, directions, weights)
+    change = np.diff(found, axis=0), np.diff(expected, axis=0)
+    assert relative(*change) < 1e-3, way
 
 
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("precision", ["int8", "sign"])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_long_rows_do_not_overflow(precision, weighted):
-    """All products have the same sign, and a layer is longer than 32 bits hold sums of."""
-    sizes = (integers.COLUMNS + 12, 2 * integers.COLUMNS + 36)
-    layers = tuple(Layer(str(n), size, 1000) for n, size in enumerate(sizes))
-    kind = row_kind(RowLayout(GradientSpec(precision=precision), layers, sizes))
-    # Rows and directions are stored and multiplied as ones.
-    root = torch.cat([torch.full((size,), size**0.5) for size in sizes])
-    nothing = torch.zeros(3)
-    rows = GradientRows((1 / root).repeat(3, 1), torch.ones(3, 2), nothing, nothing, [])
-    stored = kind.encode(rows)
-    weights = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]) if weighted else None
-    found = kind.products(root.repeat(2, 1))(stored, weights)
-    expected = torch.tensor([sizes[0], sizes[1], sum(sizes)] if weighted else [sum(sizes)] * 3)
-    torch.testing.assert_close(found, expected[:, None].expand(3, 2).float())
+def test_long_rows_lose_nothing(precision, weighted):
+    """All products have the same sign: a sum of small numbers and a large one."""
+    sizes = (131_084, 262_180)
+    kind, stored = sketches(precision, sizes, 3)
+    stored["sketch"][:] = 127 if precision == "int8" else 0xFF
+    root = np.repeat(np.sqrt(sizes), sizes).astype(np.float32)
+    weights = np.array([[1, 0], [0, 1], [1, 1]], np.float32) if weighted else None
+    expected = in_doubles(sizes, precision, stored, root[None], weights)
+    error = ROUNDED if precision == "sign" else 1e-5
+    np.testing.assert_allclose(multiplied(kind, stored, root[None], weights), expected, rtol=error)
 
 
-def test_planes_add_up_to_what_they_stand_for():
-    values = torch.randn(5, 300, generator=torch.Generator().manual_seed(0))
-    values[3] = 0
-    error = []
-    for count in (1, 2, 3):
-        planes, steps = integers.planes_of(values, count)
-        assert planes.dtype == torch.int8
-        assert planes.abs().max() <= integers.MOST
-        error.append((((planes * steps[..., None]).sum(0) - values).norm() / values.norm()).item())
-    assert error[0] < 0.03
-    assert error[1] < error[0] / 100
-    assert error[2] < error[1] / 30
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("precision", ["int8", "sign"])
+def test_a_direction_that_is_not_finite_gives_no_finite_score(precision, value, way):
+    kind, stored = sketches(precision, (300, 20), 5)
+    directions = np.ones((2, 320), np.float32)
+    directions[1, 310] = value
+    finite = np.isfinite(multiplied(kind, stored, directions, None))
+    assert finite[:, 0].all(), way
+    assert not finite[:, 1].any()
+
+
+def test_many_directions_are_a_product_of_matrices(monkeypatch):
+    """Whether numba is there or not, the loops are not asked for."""
+    monkeypatch.setattr(products, "kernels", lambda: pytest.fail("loops for many directions"))
+    kind, stored = sketches("int8", BLOCKS, 3)
+    directions = np.random.default_rng(1).standard_normal((65, sum(BLOCKS)), np.float32)
+    expected = in_doubles(BLOCKS, "int8", stored, directions, None)
+    assert relative(multiplied(kind, stored, directions, None), expected) < 1e-6
+
+
+@pytest.mark.parametrize("why", ["absent", "too old"])
+def test_without_numba_products_are_those_of_floats(why, monkeypatch):
+    """A numba that does not know this Python or numpy says so when it is imported."""
+    monkeypatch.delitem(sys.modules, "rapidin_cli.gradients.rows.kernels", raising=False)
+    if why == "absent":
+        monkeypatch.setitem(sys.modules, "numba", None)
+    else:
+        monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+        monkeypatch.setattr("numba.config.DISABLE_JIT", 1)
+    monkeypatch.delattr(rows_package, "kernels", raising=False)
+    few_directions.kernels.cache_clear()
+    try:
+        assert few_directions.kernels() is None
+        kind, stored = sketches("sign", BLOCKS, 5)
+        directions = np.random.default_rng(1).standard_normal((1, sum(BLOCKS)), np.float32)
+        expected = in_doubles(BLOCKS, "sign", stored, directions, None)
+        assert relative(multiplied(kind, stored, directions, None), expected) < 1e-6
+    finally:
+        few_directions.kernels.cache_clear()
+
+
+def test_loops_are_compiled_where_nothing_can_be_kept(tmp_path):
+    """In another process: no folder for what was compiled, neither beside the code nor at home."""
+    package = tmp_path / "kernels.py"
+    package.write_bytes(Path(few_directions.__file__).with_name("kernels.py").read_bytes())
+    (tmp_path / "__pycache__").write_text("a file where a folder should be")
+    script = "import kernels, numpy; print(kernels.multiply_bytes.stats.cache_path)"
+    home = tmp_path / "home"
+    home.write_text("")
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "XDG_CACHE_HOME": str(home)}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.returncode) == ("None\n", 0), done.stderr
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -1,8 +1,8 @@
 """Inner products of stored sketches with query directions: the scan's inner loop.
 
-Bytes are multiplied directly where the CPU does that exactly (`integer_sketches`). Otherwise
-stored numbers become floats one tile at a time: a tile of floats fits a core's cache, and a chunk
-of rows is never copied as floats.
+On a CPU bytes and bits are multiplied with a few directions by compiled loops (`few_directions`).
+Otherwise stored numbers become floats one tile at a time: a tile of floats fits a core's cache, and
+a chunk of rows is never copied as floats.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import numpy as np
 import torch
 
 from rapidin_cli.gradients.layout import RowLayout, Stored
-from rapidin_cli.gradients.rows.integer_sketches import IntegerSketches
-from rapidin_cli.gradients.rows.integers import multiplies_bytes
+from rapidin_cli.gradients.rows.few_directions import BitsWithFew, BytesWithFew, kernels
+
+# Up to so many directions loops are faster than tiles (tests/benchmarks/scan.py).
+FEW = {"int8": 6, "sign": 16, "float16": 0}
 
 # Numbers of a tile: 128 rows of 2,048 columns measured best on a CPU (1 MB); a GPU wants few
 # launches of large ones.
@@ -64,12 +66,15 @@ class SketchProducts:
         self._device = device
         self._signs = layout.spec.precision == "sign"
         self._layered = layout.per_layer
-        of_bytes = layout.spec.precision != "float16"
-        self._inner: _FloatTiles | IntegerSketches
-        if device.type == "cpu" and of_bytes and multiplies_bytes():
-            self._inner = IntegerSketches(layout, directions)
-        else:
+        few = device.type == "cpu" and len(directions) <= FEW[layout.spec.precision]
+        loops = kernels() if few else None
+        self._inner: _FloatTiles | BytesWithFew | BitsWithFew
+        if loops is None:
             self._inner = _FloatTiles(layout, directions.to(device))
+        elif self._signs:
+            self._inner = BitsWithFew(layout, directions, loops)
+        else:
+            self._inner = BytesWithFew(layout, directions, loops)
 
     def __call__(self, stored: Stored, weights: torch.Tensor | None) -> torch.Tensor:
         """See `Products`."""
@@ -77,8 +82,9 @@ class SketchProducts:
         weights = None if weights is None else weights.to(self._device)
         if self._signs and self._layered:
             # A zero gradient has no signs: what was packed for it must not count.
-            present = torch.as_tensor(stored["norm"], device=self._device) > 0
-            if not present.all():
+            norm = torch.as_tensor(stored["norm"], device=self._device)
+            if norm.numel() and not norm.amin() > 0:
+                present = norm > 0
                 weights = present.float() if weights is None else weights * present
         scale = torch.as_tensor(stored["scale"], device=self._device)
         return (self._inner.products(sketch, weights) * scale[:, None]).cpu()
