@@ -21,8 +21,9 @@ def curvature(
 ) -> None:
     """Collect the curvature that the best score, ekfac, needs; once per checkpoint.
 
-    It goes over the data twice. Cached rows stay as they are, and rows that you add later do not
-    need it again.
+    It goes over the data twice. If it is interrupted or killed, run it again: a single worker
+    goes on from there. Cached rows stay as they are, and rows that you add later do not need it
+    again.
 
     Examples:
         rin curvature
@@ -30,9 +31,9 @@ def curvature(
     """
     from rapidin_cli.commands.next_question import first_question
 
-    project = project_of(context)
     parameters = 0
-    with console.counting("loading model") as progress:
+    with console.counting("curvature: reading rin.toml and checkpoints") as progress:
+        project = project_of(context)
         for name, found, fresh in project.curvature(
             checkpoints or [],
             devices=devices,

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rapidin_cli.work.forecast import Forecast
 
 Tell = Callable[[str], None]
+StageProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -84,16 +85,16 @@ def cache(
     done = []
     read_lock(project.root)  # a broken lock is better found now than at the end
     for opened in _each(project, names, skip_bad):
+        watch = progress(opened.name)
         snapshot = opened.cache.snapshot()
         plan = _plan(opened, snapshot, part)
-        if plan.batches and fetch and _fetch(project, opened, tell):
+        if plan.batches and fetch and _fetch(project, opened, tell, watch):
             snapshot = opened.cache.snapshot()
             plan = _plan(opened, snapshot, part)
         if not plan.batches and snapshot is None:
             tell(f"{opened.name}: there are no rows to compute")
             continue
         if plan.batches or snapshot is None or not snapshot.has_group:
-            watch = progress(opened.name)
             # A cluster knows its own devices.
             jobs = opened.jobs(devices if executor == LOCAL else "cpu", workers)
             snapshot = _compute(project, opened, plan, jobs, watch, executor)
@@ -110,15 +111,22 @@ def forecast(
     workers: int | None = None,
     skip_bad: bool = False,
     part: Part = WHOLE,
+    progress: StageProgress = lambda *_: None,
 ) -> Iterator[Forecast]:
     """Yield what `cache`, with the same arguments, would take for each checkpoint.
 
     Loads each model that has rows to compute, and computes a few of them, which are not kept.
+
+    Args:
+        progress: called with (what is done, 0, 0).
     """
     from rapidin_cli.work.forecast import forecast as of_one
 
     for opened in _each(project, names, skip_bad):
+        progress(f"{opened.name}: reading the data", 0, 0)
         plan = _plan(opened, opened.cache.snapshot(), part)
+        if plan.rows:
+            progress(f"{opened.name}: loading the model, computing a few rows", 0, 0)
         yield of_one(
             opened.name, plan, opened.jobs(devices, workers), _settings(opened).commit_seconds
         )
@@ -216,13 +224,16 @@ def _compute(
         raise
 
 
-def _fetch(project: Workspace, opened: ProjectCheckpoint, tell: Tell) -> bool:
+def _fetch(
+    project: Workspace, opened: ProjectCheckpoint, tell: Tell, progress: CachingProgress
+) -> bool:
     """Copy what remotes have of a cache into the store; return whether any had something."""
     fetched = False
     for name in project.config.remote:
         root = project.places.remote(name)
         if root.url == project.places.store.url:
             continue
+        progress.fetching(name)
         try:
             done = synchronise(Cache(root, opened.cache.id), opened.cache)
         except StorageError as error:
