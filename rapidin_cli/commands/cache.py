@@ -55,8 +55,6 @@ def cache(
         rin cache
         rin cache checkpoint-300 --devices cuda:0,cuda:1
     """
-    from rapidin_cli.commands.next_question import OWN_WORDS, first_question
-
     names = checkpoints or []
     with console.stages() as shown:
         # At once: what follows imports for a second.
@@ -80,6 +78,8 @@ def cache(
             tell=console.say,
             progress=partial(CachingBar, shown),
         )
+    from rapidin_cli.commands.next_question import OWN_WORDS, first_question
+
     for result in done:
         console.say(_summary(result))
     if done:

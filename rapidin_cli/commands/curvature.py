@@ -29,8 +29,6 @@ def curvature(
         rin curvature
         rin curvature --workers 2 --again
     """
-    from rapidin_cli.commands.next_question import first_question
-
     parameters = 0
     with console.counting("curvature: reading rin.toml and checkpoints") as progress:
         project = project_of(context)
@@ -48,6 +46,8 @@ def curvature(
                 f"{console.count(found.examples, 'example')}"
             )
             parameters = sum(layer.values.numel() for layer in found.layers)
+    from rapidin_cli.commands.next_question import first_question
+
     gradient = project.config.gradient
     if gradient.row == "sketch" and parameters > gradient.dimensions:
         console.say(

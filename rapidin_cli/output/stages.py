@@ -23,6 +23,7 @@ PLAIN_SECONDS = 30.0
 _REMEMBERED = 120.0
 _A_SECOND = 8  # refreshes
 _BAR = 10, 40  # columns, at least and at most
+_LABEL = 18  # columns that a label keeps
 _SPINNER, _ASCII_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "|/-\\"
 
 
@@ -218,14 +219,14 @@ def _drawn(stage: Stage, width: int, now: float, ascii_only: bool) -> Text:
     frames = _ASCII_SPINNER if ascii_only else _SPINNER
     head = "" if counted else f"{frames[int(now * _A_SECOND) % len(frames)]} "
     percent = f"{min(99, 100 * stage.work // max(1, stage.whole))}%" if counted else ""
-    label = Text(head + stage.what)
-    # In the order in which they are dropped.
+    # In the order in which they are dropped, if not even a short label fits beside them.
     parts = [percent, stage.counted, stage.note, stage.remaining(now)]
-    for drop in (2, 0, 1):
-        if label.cell_len + _cells(parts) <= width:
+    whole = Text(head + stage.what).cell_len
+    for drop, least in ((2, whole), (0, min(whole, _LABEL)), (1, min(whole, _LABEL))):
+        if least + _cells(parts) <= width:
             break
         parts[drop] = ""
-    label.truncate(max(1, width - _cells(parts)), overflow="crop" if ascii_only else "ellipsis")
+    label = _cut(head, stage.what, width - _cells(parts), "" if ascii_only else "…")
     room = min(_BAR[1], width - label.cell_len - _cells(parts) - 2)
     line = label
     if counted and room >= _BAR[0]:
@@ -237,6 +238,24 @@ def _drawn(stage: Stage, width: int, now: float, ascii_only: bool) -> Text:
     line.truncate(width, overflow="crop")
     line.no_wrap = True
     return line
+
+
+def _cut(head: str, what: str, width: int, mark: str) -> Text:
+    """Return a label that fits: of `NAME: STAGE` the name is cut, as long as that is enough."""
+    from rich.text import Text
+
+    label = Text(head + what)
+    name, colon, stage = what.rpartition(": ")
+    rest = Text(colon + stage)
+    over = label.cell_len - width
+    if over > 0 and name and Text(head + mark).cell_len + rest.cell_len < width:
+        label = Text(head + name)
+        label.truncate(width - rest.cell_len - len(mark), overflow="crop")
+        return label.append(mark).append_text(rest)
+    if over > 0:
+        label.truncate(max(1, width - len(mark)), overflow="crop")
+        label.append(mark)
+    return label
 
 
 def _cells(parts: list[str]) -> int:
