@@ -67,3 +67,9 @@ def batch_limit(device: torch.device, each: int) -> int:
     if device.type == "cuda":
         room = int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0])
     return max(16, room // max(1, each) // 16 * 16)
+
+
+def release_memory() -> None:
+    """Give what the allocator of GPUs keeps for later back to it."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

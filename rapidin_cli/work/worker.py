@@ -119,6 +119,8 @@ class Worker:
         Of as many as fit in memory and take a few seconds, but of one at least. If they do not
         fit after all, half of them are tried, and no later part is larger.
         """
+        from rapidin_cli.gradients.memory import release_memory
+
         length = tokens[0].shape[1]
         while True:
             rows = min(len(tokens[0]), self.rows_at_once(length))
@@ -153,6 +155,8 @@ class Worker:
         So even the first part of a batch has the right size, and slow machines are known before
         it is done. The first trial also sets things up; more rows are tried where they are fast.
         """
+        from rapidin_cli.gradients.memory import release_memory
+
         found = 0.0
         for rows in _TRIED_ROWS:
             count = rows * _TRIED_LENGTH
@@ -177,14 +181,6 @@ class Worker:
 def after(tokens: Tokens, rows: int) -> Tokens:
     """Return a batch without its first rows."""
     return tokens[0][rows:], tokens[1][rows:]
-
-
-def release_memory() -> None:
-    """Give what the allocator of GPUs keeps for later back to it."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from rapidin_cli.data.examples import Dataset
@@ -147,12 +146,12 @@ def curvature(
     Args:
         names, devices, workers, skip_bad: see `cache`.
         again: collect it again even if it exists.
-        progress: called with (checkpoint, done, all).
+        progress: called with (checkpoint and stage, done, all); a total of 0 is not known.
     """
     check_devices(devices)
     for opened in _each(project, names, skip_bad):
         jobs = opened.jobs(devices, workers)
-        found, fresh = _curvature_of(opened, jobs, again, partial(progress, opened.name))
+        found, fresh = _curvature_of(opened, jobs, again, progress)
         entries = read_lock(project.root)
         if (entry := entries.get(opened.name)) is not None:
             entries[opened.name] = replace(entry, curvature=opened.curvature_cache.id)
@@ -164,27 +163,36 @@ def _curvature_of(
     opened: ProjectCheckpoint,
     jobs: Sequence[Job],
     again: bool,
-    progress: Callable[[int, int], None],
+    progress: StageProgress,
 ) -> tuple[CollectedCurvature, bool]:
     """Return a checkpoint's curvature, and whether it was newly collected."""
-    from rapidin_cli.gradients import stored_curvature
+    from rapidin_cli.gradients import partial_curvature, stored_curvature
     from rapidin_cli.work.curvature import collect_curvature
     from rapidin_cli.work.worker import build_engine
 
+    def told(what: str, done: int, total: int) -> None:
+        progress(f"{opened.name}: {what}", done, total)
+
     snapshot = None if again else opened.newest_curvature()
     if snapshot is not None:
+        told("loading the model", 0, 0)
         targets = build_engine(jobs[0]).passes.targets
         return stored_curvature.load(snapshot, targets), False
+    told("reading the data", 0, 0)
+    folder = opened.folder / ".rin" / "curvature" / opened.curvature_cache.id
     found = collect_curvature(
         jobs,
         opened.dataset,
         rows=opened.config.curvature.rows,
         sampled=opened.config.curvature.labels == "model",
         batch_tokens=_settings(opened).batch_tokens,
-        progress=progress,
+        folder=folder,
+        progress=told,
     )
+    told("storing", 0, 0)
     opened.stamped.check_unchanged()
     stored_curvature.store(opened.curvature_cache, found, opened.curvature_identity)
+    partial_curvature.remove(folder)
     return found, True
 
 
