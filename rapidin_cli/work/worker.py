@@ -70,7 +70,7 @@ def build_engine(job: Job) -> GradientEngine:
     return GradientEngine(model, job.spec, torch.device(job.device), compute)
 
 
-PART_SECONDS = 4.0
+PART_SECONDS = 5.0
 """How long a part of a batch should take: a crash costs little more, and progress shows."""
 
 # The first guess of the pace: lengths of the rows that are tried, and when that was enough.
