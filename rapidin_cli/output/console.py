@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from rapidin_cli.output.stages import Stages
 
-# That of a bar under which messages must not be printed past it.
-_shared: Console | None = None
+# While there is one, messages go through its console: else its bar would cut them.
+_shown: Stages | None = None
 
 
 def stdout() -> Console:
@@ -31,7 +31,7 @@ def stdout() -> Console:
 
 def stderr() -> Console:
     """A console for messages."""
-    return _shared or _console(stderr=True)
+    return _shown.console if _shown else _console(stderr=True)
 
 
 def _console(*, stderr: bool) -> Console:
@@ -108,14 +108,15 @@ def stages() -> Iterator[Stages]:
     """Show the stages of long work on stderr; messages meanwhile go above the bar."""
     from rapidin_cli.output.stages import Stages
 
-    global _shared
-    before = _shared
-    _shared = stderr()
+    global _shown
+    if _shown is not None:  # one line is enough for all
+        yield _shown
+        return
     try:
-        with Stages(_shared) as shown:
-            yield shown
+        with Stages(stderr()) as _shown:
+            yield _shown
     finally:
-        _shared = before
+        _shown = None
 
 
 @contextmanager

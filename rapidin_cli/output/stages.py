@@ -118,7 +118,7 @@ class Stages:
     """
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        self.console = console
         self._stage: Stage | None = None
         self._known: dict[str, Stage] = {}
         self._lock = threading.RLock()
@@ -131,7 +131,7 @@ class Stages:
 
             self._shown = Live(
                 get_renderable=lambda: _Line(self._stage),
-                console=self._console,
+                console=self.console,
                 transient=True,
                 refresh_per_second=_A_SECOND,
                 redirect_stdout=False,
@@ -192,7 +192,7 @@ class Stages:
                 self._print(told)
 
     def _print(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
 
 
 class _Line:
