@@ -29,6 +29,7 @@ SLOW_UNTIL = 45  # minutes after which no slow test begins: CI ends a run after 
 LONG = (
     *("test_demo", "test_ray", "test_commands", "test_gpu_check", "test_docs"),
     *("test_influence", "test_killed", "test_sharing", "test_bad_inputs", "test_html_use"),
+    *("test_parts", "test_curvature_killed", "test_stages"),
     *("test_mishaps", "test_terminal_report", "test_network", "test_doors", "test_disks"),
     *("test_copies", "test_collected", "test_store_model", "test_walk", "test_packaging"),
     *("test_kinds", "test_init", "test_rows", "test_people_models", "test_trl", "test_trainers"),

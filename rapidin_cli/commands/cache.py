@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +18,7 @@ from rapidin_cli.output.console import duration, size
 if TYPE_CHECKING:
     from rapidin_cli.api import Project
     from rapidin_cli.data.examples import Dataset
+    from rapidin_cli.output.stages import Stages
     from rapidin_cli.work.caching import Part
     from rapidin_cli.work.forecast import Forecast
     from rapidin_cli.workspace.runs import Cached
@@ -53,22 +55,18 @@ def cache(
         rin cache
         rin cache checkpoint-300 --devices cuda:0,cuda:1
     """
-    from rapidin_cli.commands.caching_bar import CachingBars
-    from rapidin_cli.commands.next_question import OWN_WORDS, first_question
-    from rapidin_cli.work.caching import WHOLE
-
-    project = project_of(context, root)
     names = checkpoints or []
-    share = _share(part)
-    if share != WHOLE and getattr(project.places.store, "single_writer", False):
-        raise UsageError(
-            f"{project.places.store} allows a single writer, and --part needs several",
-            hint="cache into local folders, then rin push them one after the other",
-        )
-    if dry_run:
-        _dry_run(project, names, devices, workers, skip_bad, share, executor)
-        return
-    with CachingBars() as bars:
+    with console.stages() as shown:
+        # At once: what follows imports for a second.
+        told = "estimating the cost" if dry_run else "caching"
+        shown(f"{told}: reading rin.toml and checkpoints")
+        project = project_of(context, root)
+        share = _share(project, part)
+        if dry_run:
+            _dry_run(project, names, devices, workers, skip_bad, share, executor, shown)
+            return
+        from rapidin_cli.commands.caching_bar import CachingBar
+
         done = project.cache(
             names,
             devices=devices,
@@ -78,13 +76,15 @@ def cache(
             fetch=fetch,
             executor=executor,
             tell=console.say,
-            progress=bars,
+            progress=partial(CachingBar, shown),
         )
+    from rapidin_cli.commands.next_question import OWN_WORDS, first_question
+
     for result in done:
         console.say(_summary(result))
     if done:
         _name_left_out(done[-1].dataset)
-    if share != WHOLE:
+    if share != (1, 1):
         console.say("next: rin cache, once all parts have finished: it updates rin.lock")
         return
     console.say(f"next: {first_question(project, names)}")
@@ -99,6 +99,7 @@ def _dry_run(
     skip_bad: bool,
     share: Part,
     executor: str,
+    shown: Stages,
 ) -> None:
     from rapidin_cli.commands.next_question import first_question
     from rapidin_cli.work.pools import RAY, check_executor
@@ -109,7 +110,7 @@ def _dry_run(
         workers = 1
     rows = 0
     for found in project.forecast(
-        names, devices=devices, workers=workers, skip_bad=skip_bad, part=share
+        names, devices=devices, workers=workers, skip_bad=skip_bad, part=share, progress=shown
     ):
         console.say(_forecast(found))
         rows += found.rows
@@ -117,12 +118,20 @@ def _dry_run(
     console.say(f"next: {same if rows else first_question(project, names)}")
 
 
-def _share(text: str) -> Part:
+def _share(project: Project, text: str) -> Part:
     """Read I/N."""
+    from rapidin_cli.work.caching import WHOLE
+
     number, _, count = text.partition("/")
-    if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
-        return int(number), int(count)
-    raise UsageError(f"--part {text} is not a share such as 3/16", hint="rin cache --part 1/2")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UsageError(f"--part {text} is not a share such as 3/16", hint="rin cache --part 1/2")
+    share = int(number), int(count)
+    if share != WHOLE and getattr(project.places.store, "single_writer", False):
+        raise UsageError(
+            f"{project.places.store} allows a single writer, and --part needs several",
+            hint="cache into local folders, then rin push them one after the other",
+        )
+    return share
 
 
 def _forecast(found: Forecast) -> str:

@@ -2,58 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Self
+import time
+from typing import TYPE_CHECKING
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-
-from rapidin_cli.gradients.capture import Skipped
 from rapidin_cli.output import console
 from rapidin_cli.work.caching import CachingProgress
-from rapidin_cli.work.worker import Ready
 
-
-class CachingBars:
-    """Makes the bars."""
-
-    def __enter__(self) -> Self:
-        self._open = console.progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-        )
-        self._bars = self._open.__enter__()
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self._open.__exit__(*details)  # type: ignore[arg-type]
-
-    def __call__(self, checkpoint: str) -> CachingBar:
-        """Return the bar of a checkpoint."""
-        return CachingBar(self._bars, checkpoint)
+if TYPE_CHECKING:
+    from rapidin_cli.gradients.capture import Skipped
+    from rapidin_cli.output.stages import Stages
+    from rapidin_cli.work.worker import Ready
 
 
 class CachingBar(CachingProgress):
     """One checkpoint's."""
 
-    def __init__(self, bars: Progress, checkpoint: str) -> None:
-        self._bars = bars
+    def __init__(self, shown: Stages, checkpoint: str) -> None:
+        self._shown = shown
         self._checkpoint = checkpoint
-        self._tokens = 0
-        self._task: TaskID | None = None
+        self._shown(f"{checkpoint}: reading the data")
+
+    def fetching(self, remote: str) -> None:
+        """See `CachingProgress`."""
+        self._shown(f"{self._checkpoint}: looking for rows on {remote}")
 
     def start(self, rows: int, tokens: int) -> None:
         """See `CachingProgress`."""
         console.say(f"{self._checkpoint}: {rows:,} rows to compute, {tokens:,} tokens")
-        self._task = self._bars.add_task(self._checkpoint, total=rows, rate="loading the model")
+        self._rows, self._tokens = (0, rows), (0, tokens)
+        self._shown(f"{self._checkpoint}: loading the model")
 
     def ready(self, ready: Ready) -> None:
         """See `CachingProgress`."""
@@ -74,13 +51,24 @@ class CachingBar(CachingProgress):
                 f"{self._checkpoint}: {share:.1%} of the trained parameters not captured "
                 f"({reason}): {parts[0].name}{more}"
             )
+        self._begun = time.monotonic()
+        self._show(ready.token_seconds)
 
     def advance(self, rows: int, tokens: int, device: str) -> None:
         """See `CachingProgress`."""
         del device
-        assert self._task is not None
-        self._tokens += tokens
-        self._bars.update(self._task, advance=rows)
-        elapsed = self._bars.tasks[self._task].elapsed or 0
-        if elapsed > 0:
-            self._bars.update(self._task, rate=f"{self._tokens / elapsed:,.0f} tokens/s")
+        self._rows = (self._rows[0] + rows, self._rows[1])
+        self._tokens = (self._tokens[0] + tokens, self._tokens[1])
+        self._show()
+
+    def _show(self, expected: float = 0.0) -> None:
+        elapsed, tokens = time.monotonic() - self._begun, self._tokens[0]
+        rate = f"{tokens / elapsed:,.0f} tokens/s" if tokens and elapsed else ""
+        # Long rows come first: time is told from tokens.
+        self._shown(
+            f"{self._checkpoint}: rows",
+            *self._rows,
+            work=self._tokens,
+            expected=expected,
+            note=rate,
+        )

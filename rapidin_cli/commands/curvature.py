@@ -21,18 +21,17 @@ def curvature(
 ) -> None:
     """Collect the curvature that the best score, ekfac, needs; once per checkpoint.
 
-    It goes over the data twice. Cached rows stay as they are, and rows that you add later do not
-    need it again.
+    It goes over the data twice. If it is interrupted or killed, run it again: a single worker
+    goes on from there. Cached rows stay as they are, and rows that you add later do not need it
+    again.
 
     Examples:
         rin curvature
         rin curvature --workers 2 --again
     """
-    from rapidin_cli.commands.next_question import first_question
-
-    project = project_of(context)
     parameters = 0
-    with console.counting("loading model") as progress:
+    with console.counting("curvature: reading rin.toml and checkpoints") as progress:
+        project = project_of(context)
         for name, found, fresh in project.curvature(
             checkpoints or [],
             devices=devices,
@@ -47,6 +46,8 @@ def curvature(
                 f"{console.count(found.examples, 'example')}"
             )
             parameters = sum(layer.values.numel() for layer in found.layers)
+    from rapidin_cli.commands.next_question import first_question
+
     gradient = project.config.gradient
     if gradient.row == "sketch" and parameters > gradient.dimensions:
         console.say(

@@ -48,11 +48,16 @@ def verify(
     from rapidin_cli.workspace.upkeep import check
 
     project = project_of(context)
-    with console.progress() as bar:
-        task = bar.add_task("verifying", total=None)
-        checked = check(
-            project, remote, quick=quick, mend=repair, advance=lambda size: bar.advance(task, size)
-        )
+    read = 0
+    with console.stages() as shown:
+        shown("verifying")
+
+        def advance(more: int) -> None:
+            nonlocal read
+            read += more
+            shown("verifying", read, written=size)
+
+        checked = check(project, remote, quick=quick, mend=repair, advance=advance)
     lost = _lost_rows(project, checked)
     if as_json:
         console.as_json(_verify_json(checked, lost))

@@ -4,14 +4,6 @@ import threading
 import time
 from typing import Self
 
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-
 from rapidin_cli.output import console
 from rapidin_cli.output.console import count, size
 from rapidin_storage.sync import TransferProgress
@@ -27,14 +19,8 @@ class TransferBar(TransferProgress):
 
     def __enter__(self) -> Self:
         self._start = time.monotonic()
-        self._open = console.progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._bar = self._open.__enter__()
+        self._open = console.stages()
+        self._shown = self._open.__enter__()
         return self
 
     def __exit__(self, *details: object) -> None:
@@ -42,14 +28,16 @@ class TransferBar(TransferProgress):
 
     def __call__(self, label: str) -> Self:
         """Begin a cache's bar."""
-        self._task = self._bar.add_task(f"{self._verb} {label}", total=None)
+        self._what = f"{self._verb} {label}"
+        self._shown(self._what)
         return self
 
     def start(self, objects: int, size: int) -> None:
         """See `TransferProgress`."""
         del objects
-        self._left = size
-        self._bar.reset(self._task, total=size)
+        self._left, self._here = size, 0
+        self._begun = time.monotonic()
+        self._show()
 
     def advance(self, size: int, *, copied: bool) -> None:
         """See `TransferProgress`."""
@@ -57,11 +45,16 @@ class TransferBar(TransferProgress):
             if copied:
                 self.copied += 1
                 self.size += size
-                self._bar.advance(self._task, size)
+                self._here += size
             else:  # leaves the sum, so that the rate is that of the network
                 self.present += 1
                 self._left -= size
-                self._bar.update(self._task, total=self._left)
+            self._show()
+
+    def _show(self) -> None:
+        seconds = time.monotonic() - self._begun
+        rate = f"{size(self._here / seconds)}/s" if self._here and seconds else ""
+        self._shown(self._what, self._here, self._left, note=rate, written=size)
 
     def summary(self) -> str:
         """Say what was copied."""

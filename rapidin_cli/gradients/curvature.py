@@ -7,12 +7,14 @@ examples' gradients in that basis (George et al. 2018, arXiv 1806.03884). Grosse
 (arXiv 2308.03296) brought it to influence functions of language models.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
+from rapidin_cli.errors import out_of_memory
 from rapidin_cli.gradients.capture import Consumer
+from rapidin_cli.gradients.memory import release_memory
 from rapidin_cli.gradients.passes import Batch, Passes
 
 MAX_SIDE = 4096
@@ -49,6 +51,41 @@ Numbered = Iterable[tuple[int, Batch]]
 """Batches with their numbers, which seed the draws of labels."""
 
 
+StageProgress = Callable[[str, int, int], None]
+"""Called with (what is done, how much of it, of how much)."""
+
+FIRST_PASS, DECOMPOSITIONS, SECOND_PASS = "pass 1 of 2", "decompositions", "pass 2 of 2"
+
+
+@dataclass
+class Sums:
+    """What a collection has so far; examples are counted in the order of the batches.
+
+    Attributes:
+        pairs: the layers' moments, and where those are decomposed their bases instead.
+        passed: examples that are in the moments.
+        decomposed: layers, from the first on, that have bases.
+        values: sums of the gradients' squares; empty before the second pass.
+        summed: examples that are in them.
+    """
+
+    pairs: list[Pair]
+    passed: int = 0
+    decomposed: int = 0
+    values: list[torch.Tensor] = field(default_factory=list)
+    summed: int = 0
+
+
+class Kept:
+    """Where sums are safe while they are collected; this one keeps nothing."""
+
+    def load(self, device: torch.device) -> Sums | None:
+        """Return the sums of an earlier run that was cut off."""
+
+    def save(self, sums: Sums, *, phase: bool = False) -> None:
+        """Keep them, if the last time was a while ago or a phase is over."""
+
+
 class Collector:
     """Gathers sums over batches: first for the bases, then for the eigenvalues.
 
@@ -58,50 +95,106 @@ class Collector:
         passes: the model.
         sampled: draw labels from the model's own predictions, as the Fisher matrix is
             defined, in place of those of the data (the empirical Fisher).
-        progress: called with how many examples of a batch are done.
+        limit: padded tokens that fit in memory; larger batches are cut. 0: any.
     """
 
-    def __init__(
-        self, passes: Passes, *, sampled: bool, progress: Callable[[int], None] = lambda _: None
-    ) -> None:
+    def __init__(self, passes: Passes, *, sampled: bool, limit: int = 0) -> None:
         self._passes = passes
         self._generator = torch.Generator(passes.device) if sampled else None
-        self._progress = progress
+        self._limit = limit
         self._sides = [(t.layer.in_features, t.layer.out_features) for t in passes.targets]
 
-    def moments(self, batches: Numbered) -> list[Pair]:
-        """Return the sums of x x^T (I, I) and of d d^T (O, O) over tokens, (0, 0) if too long."""
+    def no_moments(self) -> list[Pair]:
+        """Return moments of no example: zeros (I, I) and (O, O), or (0, 0) if too long."""
         device = self._passes.device
-        moments = [(_moment(i, device), _moment(o, device)) for i, o in self._sides]
+        return [(_moment(i, device), _moment(o, device)) for i, o in self._sides]
+
+    def no_values(self) -> list[torch.Tensor]:
+        """Return the squares of no example's gradients, (O, I)."""
+        return [torch.zeros(o, i, device=self._passes.device) for i, o in self._sides]
+
+    def moments(self, totals: Sequence[Pair], batches: Numbered, skip: int = 0) -> Iterator[int]:
+        """Add x x^T (I, I) and d d^T (O, O), summed over tokens, to `totals`.
+
+        Yields how many examples were added, part by part; the first `skip` are left out.
+        """
 
         def consume(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
             x, d = x.float().flatten(0, 1), d.float().flatten(0, 1)
             real = d.any(1)  # no padding
-            for total, vectors in zip(moments[number], (x[real], d[real]), strict=True):
-                if len(total):
-                    total += vectors.T @ vectors
+            pairs = list(zip(totals[number], (x[real], d[real]), strict=True))
+            # All or nothing: memory may run out on the way.
+            sums = [(total, v.T @ v) for total, v in pairs if len(total)]
+            for total, more in sums:
+                total += more
 
-        self._run(batches, consume, 0)
-        return moments
+        return self._run(batches, consume, 0, skip)
 
-    def values(self, bases: Sequence[Pair], batches: Numbered) -> list[torch.Tensor]:
-        """Return the sums of the squares of the examples' gradients in these bases, (O, I)."""
-        values = [torch.zeros(o, i, device=self._passes.device) for i, o in self._sides]
+    def values(
+        self,
+        bases: Sequence[Pair],
+        totals: Sequence[torch.Tensor],
+        batches: Numbered,
+        skip: int = 0,
+    ) -> Iterator[int]:
+        """Add the squares of the examples' gradients in these bases, (O, I); see `moments`."""
 
         def consume(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
-            size = max(1, _KEPT_NUMBERS // values[number].numel())
+            size = max(1, _KEPT_NUMBERS // totals[number].numel())
+            more = torch.zeros_like(totals[number])
             for part in zip(x.float().split(size), d.float().split(size), strict=True):
-                values[number] += _gradients(*part, *bases[number]).square_().sum(0)
+                more += _gradients(*part, *bases[number]).square_().sum(0)
+            totals[number].add_(more)
 
-        self._run(batches, consume, 1)
-        return values
+        return self._run(batches, consume, 1, skip)
 
-    def _run(self, batches: Numbered, consume: Consumer, turn: int) -> None:
+    def _run(self, batches: Numbered, consume: Consumer, turn: int, skip: int) -> Iterator[int]:
         for number, batch in batches:
-            if self._generator is not None:
-                self._generator.manual_seed(2 * number + turn)
-            self._passes.backward(batch, consume, sampler=self._generator)
-            self._progress(len(batch.input_ids))
+            rows, length = batch.input_ids.shape
+            first = min(skip, rows)
+            skip -= first
+            while first < rows:
+                most = max(1, self._limit // length) if self._limit else rows
+                stop = min(rows, first + most)
+                self._add(batch, first, stop, consume, 2 * number + turn, frozenset())
+                yield stop - first
+                first = stop
+
+    def _add(
+        self,
+        batch: Batch,
+        first: int,
+        stop: int,
+        consume: Consumer,
+        seed: int,
+        there: frozenset[int],
+    ) -> None:
+        """Go over some examples of a batch; in halves if there is no memory for them.
+
+        Args:
+            there: layers that have these examples already, from an attempt that failed.
+        """
+        reached = set(there)
+
+        def once(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
+            if number not in reached:
+                consume(number, x, d)
+                reached.add(number)
+
+        part = Batch(batch.input_ids[first:stop], batch.labels[first:stop])
+        if self._generator is not None:
+            self._generator.manual_seed(seed + (first << 32))
+        try:
+            self._passes.backward(part, once, sampler=self._generator)
+            return
+        except (MemoryError, RuntimeError) as error:
+            if stop - first == 1 or not out_of_memory(error):
+                raise
+        release_memory()
+        half = (stop - first) // 2
+        self._limit = half * batch.input_ids.shape[1]
+        for start, end in ((first, first + half), (first + half, stop)):
+            self._add(batch, start, end, consume, seed, frozenset(reached))
 
 
 def collect(
@@ -109,16 +202,39 @@ def collect(
     batches: Sequence[Batch],
     *,
     sampled: bool,
-    progress: Callable[[int], None] = lambda _: None,
+    limit: int = 0,
+    kept: Kept | None = None,
+    progress: StageProgress = lambda *_: None,
 ) -> list[LayerCurvature]:
     """Go over the examples twice on one device: for the bases, then for the eigenvalues.
 
-    Args: see `Collector`.
+    Args:
+        passes, sampled, limit: see `Collector`.
+        kept: where sums are kept meanwhile; it goes on from what it has.
+        progress: called with each of the three stages.
     """
-    collector = Collector(passes, sampled=sampled, progress=progress)
-    bases = [eigenvectors(pair) for pair in collector.moments(enumerate(batches))]
-    values = collector.values(bases, enumerate(batches))
-    return layers_of(bases, values, sum(len(batch.input_ids) for batch in batches))
+    kept = kept or Kept()
+    collector = Collector(passes, sampled=sampled, limit=limit)
+    sums = kept.load(passes.device) or Sums(collector.no_moments())
+    examples = sum(len(batch.input_ids) for batch in batches)
+    if sums.passed < examples:
+        progress(FIRST_PASS, sums.passed, examples)
+    for more in collector.moments(sums.pairs, enumerate(batches), sums.passed):
+        sums.passed += more
+        progress(FIRST_PASS, sums.passed, examples)
+        kept.save(sums, phase=sums.passed == examples)
+    for number in range(sums.decomposed, len(sums.pairs)):
+        progress(DECOMPOSITIONS, number, len(sums.pairs))
+        sums.pairs[number] = eigenvectors(sums.pairs[number])
+        sums.decomposed = number + 1
+        kept.save(sums, phase=sums.decomposed == len(sums.pairs))
+    sums.values = sums.values or collector.no_values()
+    progress(SECOND_PASS, sums.summed, examples)
+    for more in collector.values(sums.pairs, sums.values, enumerate(batches), sums.summed):
+        sums.summed += more
+        progress(SECOND_PASS, sums.summed, examples)
+        kept.save(sums, phase=sums.summed == examples)
+    return layers_of(sums.pairs, sums.values, examples)
 
 
 def _gradients(

@@ -144,9 +144,14 @@ def in_halves(items: list[int], run: Callable[[list[int]], None]) -> bool:
             raise
     else:
         return False
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    release_memory()
     half = len(items) // 2
     in_halves(items[:half], run)
     in_halves(items[half:], run)
     return True
+
+
+def release_memory() -> None:
+    """Give what the allocator of GPUs keeps for later back to it."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -10,11 +10,18 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rapidin_cli.errors import RinError
+from rapidin_cli.output.amounts import count as count
+from rapidin_cli.output.amounts import duration as duration
+from rapidin_cli.output.amounts import size as size
 from rapidin_cli.output.sanitise import visible
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.progress import Progress
+
+    from rapidin_cli.output.stages import Stages
+
+# While there is one, messages go through its console: else its bar would cut them.
+_shown: Stages | None = None
 
 
 def stdout() -> Console:
@@ -24,7 +31,7 @@ def stdout() -> Console:
 
 def stderr() -> Console:
     """A console for messages."""
-    return _console(stderr=True)
+    return _shown.console if _shown else _console(stderr=True)
 
 
 def _console(*, stderr: bool) -> Console:
@@ -96,52 +103,32 @@ def error(problem: RinError) -> None:
         console.print(f"next:  {visible(problem.hint)}", soft_wrap=True)
 
 
-def count(number: int, noun: str) -> str:
-    """Return `1 row` or `2 rows`."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def size(count: float) -> str:
-    """Return bytes as people read them: `12 kB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"
-
-
-def duration(seconds: float) -> str:
-    """Return a time as people say it: `40 s`, `12 min`, `3.5 h`."""
-    for unit, length in (("s", 60.0), ("min", 60.0), ("h", 48.0)):
-        if seconds < length:
-            few = unit != "s" and seconds < 10
-            return f"{seconds:.1f} {unit}" if few else f"{max(1, round(seconds))} {unit}"
-        seconds /= 60 if unit != "h" else 24
-    return f"{seconds:,.1f} days"
-
-
 @contextmanager
-def progress(*columns: Any) -> Iterator[Progress]:
-    """A progress display on stderr; nothing at all when that is not a terminal."""
-    from rich.progress import Progress
+def stages() -> Iterator[Stages]:
+    """Show the stages of long work on stderr; messages meanwhile go above the bar."""
+    from rapidin_cli.output.stages import Stages
 
-    console = stderr()
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        yield bar
+    global _shown
+    if _shown is not None:  # one line is enough for all
+        yield _shown
+        return
+    try:
+        with Stages(stderr()) as _shown:
+            yield _shown
+    finally:
+        _shown = None
 
 
 @contextmanager
 def counting(first: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for work that reports (what, done, all); it shows `first` until then."""
-    with progress() as bar:
-        task = bar.add_task(first, total=None)
+    """Show work that reports (what, done, all): another `what` is another stage.
 
-        def advance(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
-
-        yield advance
+    Args:
+        first: what is done until the first report.
+    """
+    with stages() as shown:
+        shown(first)
+        yield shown
 
 
 def confirm(question: str, *, default: bool) -> bool:

@@ -1,8 +1,9 @@
-"""`rin cache`: compute the rows that a snapshot lacks and commit them, batch by batch."""
+"""`rin cache`: compute the rows that a snapshot lacks and commit them, part by part."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,12 +20,16 @@ if TYPE_CHECKING:
     from rapidin_cli.gradients.layout import RowLayout
 
 _CHUNK_BYTES = 16 * 2**20
+_ORDERED_SECONDS = 30.0  # how long rows may wait for those before them
 MAX_PENDING_BYTES = 128 * 2**20
 """Rows that are computed but not committed yet take at most this many bytes."""
 
 
 class CachingProgress:
     """What a caching run reports; this one ignores it."""
+
+    def fetching(self, remote: str) -> None:
+        """Rows are looked for on a remote."""
 
     def start(self, rows: int, tokens: int) -> None:
         """Work begins: this many rows and tokens are missing."""
@@ -33,7 +38,7 @@ class CachingProgress:
         """The model is loaded."""
 
     def advance(self, rows: int, tokens: int, device: str) -> None:
-        """A batch is done."""
+        """A part of a batch is done."""
 
     def committed(self, snapshot: Snapshot) -> None:
         """What was done so far is safe."""
@@ -105,9 +110,10 @@ def cache_rows(
 ) -> Snapshot:
     """Compute and commit the rows of a plan; return the newest snapshot.
 
-    Batches are committed in the plan's order, whatever order workers finish them in: what
-    is missing after an interruption is then always the plan's end, and a second run cuts
-    it into the same batches. Whatever ends the run, what was finished is committed.
+    Rows are committed in the plan's order, whatever order workers finish them in: what is
+    missing after an interruption is then the plan's end, and where commits fall between
+    batches a second run cuts it into the same ones. A part that has waited for half a minute
+    is committed out of its turn. Whatever ends the run, what was finished is committed.
 
     Args:
         check: called before each commit; what it raises ends the run, and nothing is committed.
@@ -125,6 +131,8 @@ def cache_rows(
         try:
             for number, device, rows in pool.run(_Padded(plan.batches)):
                 run.take(number, device, rows)
+                if run.waited() > max(_ORDERED_SECONDS, settings.commit_seconds):
+                    run.take_rest()
                 if clock.due() or run.pending_bytes > MAX_PENDING_BYTES:
                     run.commit()
                     clock.restart()
@@ -145,7 +153,7 @@ def cache_rows(
 
 
 class _Run:
-    """Puts finished batches into the plan's order and then into the writer."""
+    """Puts finished parts of batches into the plan's order and then into the writer."""
 
     def __init__(
         self,
@@ -158,7 +166,8 @@ class _Run:
         self._writer = writer
         self._plan = plan
         self._progress = progress
-        self._finished: dict[int, Arrays | Poison] = {}
+        self._taken: Counter[int] = Counter()  # rows of each batch
+        self._waiting: dict[int, list[_Done]] = {}
         self._following = 0
         self.failures: list[str] = []
 
@@ -168,22 +177,38 @@ class _Run:
         row_bytes = sum(spec.row_bytes for spec in self._writer.arrays.values())
         return self._writer.new_rows * row_bytes
 
+    def waited(self) -> float:
+        """For how many seconds the oldest part waits for an earlier batch."""
+        times = [parts[0].time for parts in self._waiting.values() if parts]
+        return time.monotonic() - min(times) if times else 0.0
+
     def take(self, number: int, device: str, rows: Arrays | Poison) -> None:
-        """Take a finished batch, and add all whose turn has come."""
-        batch = self._plan.batches[number]
-        self._progress.advance(len(batch), sum(len(e.input_ids) for e in batch), device)
-        self._finished[number] = rows
-        while self._following in self._finished:
-            self._add(self._following)
+        """Take the next rows of a batch, and add all whose turn has come."""
+        batch, first = self._plan.batches[number], self._taken[number]
+        stop = len(batch) if isinstance(rows, Poison) else first + len(rows["loss"])
+        part = batch[first:stop]
+        self._progress.advance(len(part), sum(len(e.input_ids) for e in part), device)
+        self._taken[number] = stop
+        self._waiting.setdefault(number, []).append(_Done(time.monotonic(), part, rows))
+        while self._following < len(self._plan.batches):
+            self._add_all(self._following)
+            if self._taken[self._following] < len(self._plan.batches[self._following]):
+                break
             self._following += 1
 
     def take_rest(self) -> None:
         """Add what still waits for an earlier batch."""
-        for number in sorted(self._finished):
-            self._add(number)
+        for number in sorted(self._waiting):
+            self._add_all(number)
 
-    def _add(self, number: int) -> None:
-        batch, rows = self._plan.batches[number], self._finished.pop(number)
+    def _add_all(self, number: int) -> None:
+        parts = self._waiting.get(number, [])
+        while parts:
+            done = parts.pop(0)
+            self._add(done.part, done.rows)
+        self._waiting.pop(number, None)
+
+    def _add(self, batch: list[Example], rows: Arrays | Poison) -> None:
         if isinstance(rows, Poison):
             names = ", ".join(example.row.id for example in batch[:5])
             self.failures.append(f"workers died on the batch with rows {names} ({rows.manner})")
@@ -205,6 +230,15 @@ class _Run:
         if snapshot is not None and new:
             self._progress.committed(snapshot)
         return snapshot
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A part of a batch: its examples, their rows, and when they were done."""
+
+    time: float
+    part: list[Example]
+    rows: Arrays | Poison
 
 
 class _Padded(Sequence[Any]):

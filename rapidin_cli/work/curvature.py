@@ -1,7 +1,10 @@
 """Curvature over devices: each goes over its share of the batches, and the sums are added."""
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,19 +12,26 @@ import torch
 
 from rapidin_cli.data.examples import Dataset, Example, plan_batches
 from rapidin_cli.gradients.curvature import (
+    DECOMPOSITIONS,
+    FIRST_PASS,
+    SECOND_PASS,
     Collector,
     LayerCurvature,
     Pair,
+    StageProgress,
     collect,
     eigenvectors,
     layers_of,
 )
-from rapidin_cli.gradients.passes import as_batch
+from rapidin_cli.gradients.memory import batch_limit, token_bytes
+from rapidin_cli.gradients.passes import Passes, as_batch
 from rapidin_cli.gradients.stored_curvature import CollectedCurvature
 from rapidin_cli.work.processes import Member
 from rapidin_cli.work.worker import Job, Ready, WorkerError, build_engine
 
 Array = np.ndarray[Any, Any]
+
+_LOADING = "loading the model"
 
 
 def collect_curvature(
@@ -31,60 +41,72 @@ def collect_curvature(
     rows: int,
     sampled: bool,
     batch_tokens: int,
-    progress: Callable[[int, int], None] = lambda *_: None,
+    folder: Path | None = None,
+    progress: StageProgress = lambda *_: None,
 ) -> CollectedCurvature:
     """Collect the curvature of a checkpoint on its data.
 
     Args:
-        jobs: one for each worker.
+        jobs: one for each worker; a single one works in this process.
         rows: distinct examples to take, spread by their digests; 0 for all.
         sampled: see `Collector`.
-        batch_tokens: padded tokens of a batch.
-        progress: called with (done, all); each example counts twice.
+        batch_tokens: padded tokens of a batch; fewer if they would not fit in memory.
+        folder: where a single worker keeps its sums, and looks for those of a run that was
+            cut off. It must be of this checkpoint alone.
+        progress: called with (stage, done, all).
 
     Raises:
         WorkerError: a worker died or reported an error.
     """
     distinct = [same[0] for _, same in sorted(dataset.by_digest.items())]
     examples = distinct[:rows] if rows else distinct
-    done = 0
-
-    def advance(more: int) -> None:
-        nonlocal done
-        done += more
-        progress(done, 2 * len(examples))
-
     plan = plan_batches(examples, (), batch_tokens)
-    layers = collect_on(jobs, plan, sampled=sampled, progress=advance)
+    if len(jobs) == 1:
+        layers = _collect_here(jobs[0], plan, sampled, folder, progress)
+    else:
+        pool = _Pool(jobs, len(examples), progress)
+        try:
+            layers = pool.collect(plan, sampled)
+        finally:
+            pool.close()
     return CollectedCurvature(layers, Dataset(examples).digest, len(examples))
 
 
-def collect_on(
-    jobs: Sequence[Job],
+def _collect_here(
+    job: Job,
     plan: Sequence[Sequence[Example]],
-    *,
     sampled: bool,
-    progress: Callable[[int], None] = lambda _: None,
+    folder: Path | None,
+    progress: StageProgress,
 ) -> list[LayerCurvature]:
-    """Collect the curvature of a checkpoint from batches of examples.
+    from rapidin_cli.gradients.partial_curvature import PartialCurvature
 
-    Args:
-        jobs: one for each worker; a single one works in this process.
-        plan: the batches.
-        sampled, progress: see `Collector`.
+    progress(_LOADING, 0, 0)
+    passes = build_engine(job).passes
+    kept = PartialCurvature(folder, _key(passes, plan, sampled)) if folder else None
+    return collect(
+        passes,
+        [as_batch(batch) for batch in plan],
+        sampled=sampled,
+        limit=_limit(passes),
+        kept=kept,
+        progress=progress,
+    )
 
-    Raises:
-        WorkerError: a worker died or reported an error.
-    """
-    if len(jobs) == 1:
-        passes = build_engine(jobs[0]).passes
-        batches = [as_batch(batch) for batch in plan]
-        return collect(passes, batches, sampled=sampled, progress=progress)
-    pool = _Pool(jobs, progress)
-    try:
-        return pool.collect(plan, sampled)
-    finally:
-        pool.close()
+
+def _limit(passes: Passes) -> int:
+    return batch_limit(passes.device, token_bytes(passes))
+
+
+def _key(passes: Passes, plan: Sequence[Sequence[Example]], sampled: bool) -> str:
+    """Name the sums over these batches, in this order, in this arithmetic."""
+    layers = [(t.layer.name, t.layer.out_features, t.layer.in_features) for t in passes.targets]
+    total = hashlib.sha256(json.dumps(["rin sums 1", passes.compute, sampled, layers]).encode())
+    for batch in plan:
+        total.update(len(batch).to_bytes(8, "little"))
+        for example in batch:
+            total.update(example.digest)
+    return total.hexdigest()
 
 
 class _Pool:
@@ -94,9 +116,11 @@ class _Pool:
     machine's memory.
     """
 
-    def __init__(self, jobs: Sequence[Job], progress: Callable[[int], None]) -> None:
-        self._members = [Member(job, _serve) for job in jobs]
+    def __init__(self, jobs: Sequence[Job], examples: int, progress: StageProgress) -> None:
         self._progress = progress
+        self._examples = examples
+        progress(_LOADING, 0, 0)
+        self._members = [Member(job, _serve) for job in jobs]
 
     def collect(self, plan: Sequence[Sequence[Example]], sampled: bool) -> list[LayerCurvature]:
         """Do the same as `gradients.curvature.collect`."""
@@ -107,9 +131,10 @@ class _Pool:
         for place, member in enumerate(self._members):
             share = numbered[place::count]
             self._send(member, (sampled, share, len(range(place, layers, count))))
-        pairs = [_sums(parts) for parts in self._by_layer(layers)]
+        pairs = [_sums(parts) for parts in self._by_layer(layers, FIRST_PASS)]
         # Decompositions cost as much as a pass where layers are wide: a share for each.
         for start in range(0, layers, count):
+            self._progress(DECOMPOSITIONS, start, layers)
             chosen = range(start, min(start + count, layers))
             for member, number in zip(self._members, chosen, strict=False):
                 self._send(member, pairs[number])
@@ -118,28 +143,31 @@ class _Pool:
         for pair in pairs:
             for member in self._members:
                 self._send(member, pair)
-        values = [torch.from_numpy(_sum(parts)) for parts in self._by_layer(layers)]
-        return layers_of([_tensors(pair) for pair in pairs], values, sum(map(len, plan)))
+        values = [torch.from_numpy(_sum(parts)) for parts in self._by_layer(layers, SECOND_PASS)]
+        return layers_of([_tensors(pair) for pair in pairs], values, self._examples)
 
-    def _by_layer(self, layers: int) -> Iterator[list[Any]]:
+    def _by_layer(self, layers: int, stage: str) -> Iterator[list[Any]]:
         """Yield for each layer what all workers say, once they have gone over their shares."""
-        yield self._first_answers()
+        yield self._first_answers(stage)
         for _ in range(1, layers):
             yield [self._receive(member) for member in self._members]
 
-    def _first_answers(self) -> list[Any]:
+    def _first_answers(self, stage: str) -> list[Any]:
         """Pass on how far the workers are, until each has said something else."""
         from multiprocessing.connection import wait
 
         answers: dict[int, Any] = {}
+        passed = 0
+        self._progress(stage, passed, self._examples)
         while len(answers) < len(self._members):
             waiting = {n: m for n, m in enumerate(self._members) if n not in answers}
             ready = wait([member.connection for member in waiting.values()])
             for place, member in waiting.items():
                 if member.connection in ready:
                     match self._receive(member):
-                        case int(done):
-                            self._progress(done)
+                        case int(more):
+                            passed += more
+                            self._progress(stage, passed, self._examples)
                         case answer:
                             answers[place] = answer
         return [answers[place] for place in range(len(answers))]
@@ -178,15 +206,21 @@ def _serve(job: Job, connection: Connection) -> None:
     connection.send(Ready(engine.layout, engine.skipped))
     sampled, share, decompositions = connection.recv()
     batches = [(number, as_batch(examples)) for number, examples in share]
-    collector = Collector(engine.passes, sampled=sampled, progress=connection.send)
-    for pair in collector.moments(batches):
-        connection.send(_arrays(pair))
+    collector = Collector(engine.passes, sampled=sampled, limit=_limit(engine.passes))
+    moments = collector.no_moments()
+    for more in collector.moments(moments, batches):
+        connection.send(more)
+    while moments:
+        connection.send(_arrays(moments.pop(0)))
     device = engine.passes.device
     for _ in range(decompositions):
         connection.send(_arrays(eigenvectors(_tensors(connection.recv(), device))))
     bases = [_tensors(connection.recv(), device) for _ in engine.layout.layers]
-    for values in collector.values(bases, batches):
-        connection.send(values.cpu().numpy())
+    values = collector.no_values()
+    for more in collector.values(bases, values, batches):
+        connection.send(more)
+    for value in values:
+        connection.send(value.cpu().numpy())
 
 
 def _sum(parts: Sequence[Array]) -> Array:

@@ -39,7 +39,7 @@ class Forecast:
 
 
 def forecast(name: str, plan: Plan, jobs: Sequence[Job], commit_seconds: float) -> Forecast:
-    """Load the model and compute the rows of a middling batch, which are not kept."""
+    """Load the model and compute some rows of a middling batch, which are not kept."""
     known = Forecast(name, plan.rows, plan.present, plan.tokens)
     if not plan.rows:
         return known
@@ -49,14 +49,13 @@ def forecast(name: str, plan: Plan, jobs: Sequence[Job], commit_seconds: float) 
     row_bytes = sum(spec.row_bytes for spec in arrays.values())
     before = psutil.Process().memory_info().rss
     batch = plan.batches[len(plan.batches) // 2]
-    count = max(1, worker.limit // len(batch[0].input_ids))
-    tokens = padded(batch[:count])
+    tokens = padded(batch)
     elapsed = []
     for _ in range(_ROUNDS):  # the first also sets things up
         start = time.monotonic()
-        worker.rows(tokens)
-        elapsed.append(time.monotonic() - start)
-    rate = sum(len(e.input_ids) for e in batch[:count]) / min(elapsed)
+        count = len(worker.part(tokens)["loss"])
+        elapsed.append((time.monotonic() - start) / count)
+    rate = sum(len(e.input_ids) for e in batch) / len(batch) / min(elapsed)
     seconds = plan.tokens / rate / len(jobs)
     largest = max(_padded_tokens(len(b[0].input_ids), len(b), worker.limit) for b in plan.batches)
     needed = largest * worker.token_bytes

@@ -16,13 +16,13 @@ class InlinePool:
 
     def __init__(self, job: Job) -> None:
         self._worker = Worker(job)
-        engine = self._worker.engine
-        self.ready = Ready(engine.layout, engine.skipped)
+        self.ready: Ready = self._worker.ready
 
     def run(self, batches: Sequence[Tokens]) -> Iterator[tuple[int, str, Arrays]]:
-        """Yield (batch number, device, rows) as batches are done."""
+        """Yield (batch number, device, rows) as parts of batches are done."""
         for number, tokens in enumerate(batches):
-            yield number, "", self._worker.rows(tokens)
+            for rows in self._worker.parts(tokens):
+                yield number, "", rows
 
     def close(self) -> None:
         """Nothing to end."""

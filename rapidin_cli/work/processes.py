@@ -10,6 +10,7 @@ import contextlib
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rapidin_cli.errors import RinError, no_memory, out_of_memory
@@ -22,6 +23,7 @@ from rapidin_cli.work.worker import (
     Tokens,
     Worker,
     WorkerError,
+    after,
 )
 
 if TYPE_CHECKING:
@@ -38,16 +40,17 @@ class ProcessPool:
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._members = [Member(job, serve_rows) for job in jobs]
         try:
-            self.ready = self._members[0].wait_ready()
+            first = self._members[0].wait_ready()
+            self.ready = replace(first, token_seconds=first.token_seconds / len(jobs))
         except BaseException:
             self.close()
             raise
 
     def run(self, batches: Sequence[Tokens]) -> Iterator[tuple[int, str, Arrays | Poison]]:
-        """Yield (batch number, device, rows) as batches are done, in any order.
+        """Yield (batch number, device, rows) as parts of batches are done; see `Pool`.
 
-        A dead worker is replaced and its batch handed out again; a batch that killed
-        three is yielded as `Poison`.
+        A dead worker is replaced, and what it had not done of its batch handed out again; a
+        batch on which three have died, without a part between, is yielded as `Poison`.
 
         Raises:
             WorkerError: a worker reported an error.
@@ -56,13 +59,15 @@ class ProcessPool:
 
         waiting = deque(range(len(batches)))
         deaths: Counter[int] = Counter()
+        done: Counter[int] = Counter()  # rows of each batch
         left = len(batches)
         while left:
             for member in self._members:
                 # One at a time, and not before it listens: else parent and worker could
                 # each wait for the other to empty a full pipe.
-                if waiting and member.loaded and not member.busy:
-                    member.send(waiting.popleft(), batches)
+                if waiting and member.loaded and member.busy is None:
+                    number = waiting.popleft()
+                    member.send(number, after(batches[number], done[number]))
             ready = wait([member.connection for member in self._members])
             for position, member in enumerate(self._members):
                 if member.connection not in ready:
@@ -72,20 +77,22 @@ class ProcessPool:
                 except (EOFError, OSError):
                     lost, manner = member.busy, member.buried()
                     self._members[position] = Member(member.job, serve_rows)
-                    for number in lost:
-                        deaths[number] += 1
-                        if deaths[number] < MAX_DEATHS:
-                            waiting.appendleft(number)
-                        else:
-                            left -= 1
-                            yield number, member.job.device, Poison(manner)
+                    if lost is None:
+                        continue
+                    deaths[lost] += 1
+                    if deaths[lost] < MAX_DEATHS:
+                        waiting.appendleft(lost)
+                    else:
+                        left -= 1
+                        yield lost, member.job.device, Poison(manner)
                     continue
                 match message:
                     case Ready():
                         member.loaded = True
                     case (int(number), dict(rows)):
-                        member.busy.remove(number)
-                        left -= 1
+                        del deaths[number]
+                        done[number] += len(rows["loss"])
+                        left -= member.received(len(rows["loss"]))
                         yield number, member.job.device, rows
                     case RinError() as error:
                         raise error
@@ -108,7 +115,8 @@ class Member:
         import torch.multiprocessing as mp
 
         self.job = job
-        self.busy: list[int] = []
+        self.busy: int | None = None
+        self._awaited = 0
         self.loaded = False
         context = mp.get_context("spawn")
         self.connection: Connection
@@ -139,12 +147,19 @@ class Member:
             hint="try a single worker: --workers 1",
         )
 
-    def send(self, number: int, batches: Sequence[Tokens]) -> None:
-        """Hand out a batch."""
-        self.busy.append(number)
+    def send(self, number: int, tokens: Tokens) -> None:
+        """Hand out a batch, or the rest of one."""
+        self.busy, self._awaited = number, len(tokens[0])
         with contextlib.suppress(OSError):
             # If it is dead, the next `wait` finds that out and puts the batch back.
-            self.connection.send((number, batches[number]))
+            self.connection.send((number, tokens))
+
+    def received(self, rows: int) -> bool:
+        """Count rows of its batch; return whether they were the last."""
+        self._awaited -= rows
+        if not self._awaited:
+            self.busy = None
+        return not self._awaited
 
     def buried(self) -> str:
         """Clean up after a dead worker and say how it died."""
@@ -174,10 +189,11 @@ def _manner(exitcode: int | None) -> str:
 def serve_rows(job: Job, connection: Connection) -> None:
     """Load, then answer batches until the pipe ends."""
     worker = Worker(job)
-    connection.send(Ready(worker.engine.layout, worker.engine.skipped))
+    connection.send(worker.ready)
     while True:
         number, tokens = connection.recv()
-        connection.send((number, worker.rows(tokens)))
+        for rows in worker.parts(tokens):
+            connection.send((number, rows))
 
 
 def _serve(job: Job, connection: Connection, serve: Serve) -> None:

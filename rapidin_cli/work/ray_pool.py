@@ -25,6 +25,7 @@ from rapidin_cli.work.worker import (
     Tokens,
     Worker,
     WorkerError,
+    after,
 )
 from rapidin_storage import StorageError
 
@@ -46,14 +47,14 @@ class _Actor:
     def ready(self) -> Ready:
         """Load the model, which may fail; return what is known then."""
         self._worker = self._worker or Worker(self._job)
-        return Ready(self._worker.engine.layout, self._worker.engine.skipped)
+        return self._worker.ready
 
     def rows(self, tokens: Tokens) -> tuple[str, Arrays]:
-        """Return where the rows of a batch were made, and the rows."""
+        """Return where the first rows of a batch were made, and those rows."""
         assert self._worker is not None
         ids, labels = tokens
         # Ray's memory is not writable, which torch does not like.
-        return self._place, self._worker.rows((ids.copy(), labels.copy()))
+        return self._place, self._worker.part((ids.copy(), labels.copy()))
 
 
 class RayPool:
@@ -100,6 +101,7 @@ class RayPool:
             number = self._absent.pop(result)
             try:
                 first: Ready = result_of(result)
+                first = replace(first, token_seconds=first.token_seconds / len(self._actors))
             except ray.exceptions.RayActorError as error:
                 self._ask_again(number, error)
             else:
@@ -117,16 +119,17 @@ class RayPool:
         self._absent[self._actors[number].ready.remote()] = number
 
     def run(self, batches: Sequence[Tokens]) -> Iterator[tuple[int, str, Arrays | Poison]]:
-        """Yield (batch number, node, rows) as batches are done, in any order.
+        """Yield (batch number, node, rows) as parts of batches are done; see `Pool`.
 
-        The batches of an actor that dies go to any free one; a batch on which three have died
-        is yielded as `Poison`.
+        An actor is asked for part after part. The batches of one that dies go to any free one; a
+        batch on which three have died, without a part between, is yielded as `Poison`.
 
         Raises:
             RinError: an actor reported an error, or cannot be kept alive.
         """
         waiting = deque(range(len(batches)))
         deaths: Counter[int] = Counter()
+        done: Counter[int] = Counter()  # rows of each batch
         left = len(batches)
         # What each actor has been given, oldest first.
         given: list[deque[tuple[Any, int]]] = [deque() for _ in self._actors]
@@ -135,7 +138,8 @@ class RayPool:
                 present = number not in self._absent.values()
                 while waiting and present and len(given[number]) < _AHEAD:
                     batch = waiting.popleft()
-                    given[number].append((actor.rows.remote(batches[batch]), batch))
+                    rest = after(batches[batch], done[batch])
+                    given[number].append((actor.rows.remote(rest), batch))
             working = {mine[0][0]: number for number, mine in enumerate(given) if mine}
             result = ray.wait([*working, *self._absent])[0][0]
             number = working[result] if result in working else self._absent.pop(result)
@@ -154,8 +158,14 @@ class RayPool:
                 continue
             self._failures[number] = 0
             if result in working:
-                left -= 1
-                yield given[number].popleft()[1], *found
+                batch, (node, rows) = given[number].popleft()[1], found
+                del deaths[batch]
+                done[batch] += len(rows["loss"])
+                if done[batch] < len(batches[batch][0]):
+                    waiting.appendleft(batch)
+                else:
+                    left -= 1
+                yield batch, node, rows
 
     def close(self) -> None:
         """End all actors, and the cluster if it was started here."""

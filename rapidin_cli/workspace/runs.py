@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from rapidin_cli.data.examples import Dataset
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from rapidin_cli.work.forecast import Forecast
 
 Tell = Callable[[str], None]
+StageProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,16 @@ def cache(
     done = []
     read_lock(project.root)  # a broken lock is better found now than at the end
     for opened in _each(project, names, skip_bad):
+        watch = progress(opened.name)
         snapshot = opened.cache.snapshot()
         plan = _plan(opened, snapshot, part)
-        if plan.batches and fetch and _fetch(project, opened, tell):
+        if plan.batches and fetch and _fetch(project, opened, tell, watch):
             snapshot = opened.cache.snapshot()
             plan = _plan(opened, snapshot, part)
         if not plan.batches and snapshot is None:
             tell(f"{opened.name}: there are no rows to compute")
             continue
         if plan.batches or snapshot is None or not snapshot.has_group:
-            watch = progress(opened.name)
             # A cluster knows its own devices.
             jobs = opened.jobs(devices if executor == LOCAL else "cpu", workers)
             snapshot = _compute(project, opened, plan, jobs, watch, executor)
@@ -110,15 +110,22 @@ def forecast(
     workers: int | None = None,
     skip_bad: bool = False,
     part: Part = WHOLE,
+    progress: StageProgress = lambda *_: None,
 ) -> Iterator[Forecast]:
     """Yield what `cache`, with the same arguments, would take for each checkpoint.
 
     Loads each model that has rows to compute, and computes a few of them, which are not kept.
+
+    Args:
+        progress: called with (what is done, 0, 0).
     """
     from rapidin_cli.work.forecast import forecast as of_one
 
     for opened in _each(project, names, skip_bad):
+        progress(f"{opened.name}: reading the data", 0, 0)
         plan = _plan(opened, opened.cache.snapshot(), part)
+        if plan.rows:
+            progress(f"{opened.name}: loading the model, computing a few rows", 0, 0)
         yield of_one(
             opened.name, plan, opened.jobs(devices, workers), _settings(opened).commit_seconds
         )
@@ -139,12 +146,12 @@ def curvature(
     Args:
         names, devices, workers, skip_bad: see `cache`.
         again: collect it again even if it exists.
-        progress: called with (checkpoint, done, all).
+        progress: called with (checkpoint and stage, done, all); a total of 0 is not known.
     """
     check_devices(devices)
     for opened in _each(project, names, skip_bad):
         jobs = opened.jobs(devices, workers)
-        found, fresh = _curvature_of(opened, jobs, again, partial(progress, opened.name))
+        found, fresh = _curvature_of(opened, jobs, again, progress)
         entries = read_lock(project.root)
         if (entry := entries.get(opened.name)) is not None:
             entries[opened.name] = replace(entry, curvature=opened.curvature_cache.id)
@@ -156,27 +163,36 @@ def _curvature_of(
     opened: ProjectCheckpoint,
     jobs: Sequence[Job],
     again: bool,
-    progress: Callable[[int, int], None],
+    progress: StageProgress,
 ) -> tuple[CollectedCurvature, bool]:
     """Return a checkpoint's curvature, and whether it was newly collected."""
-    from rapidin_cli.gradients import stored_curvature
+    from rapidin_cli.gradients import partial_curvature, stored_curvature
     from rapidin_cli.work.curvature import collect_curvature
     from rapidin_cli.work.worker import build_engine
 
+    def told(what: str, done: int, total: int) -> None:
+        progress(f"{opened.name}: {what}", done, total)
+
     snapshot = None if again else opened.newest_curvature()
     if snapshot is not None:
+        told("loading the model", 0, 0)
         targets = build_engine(jobs[0]).passes.targets
         return stored_curvature.load(snapshot, targets), False
+    told("reading the data", 0, 0)
+    folder = opened.folder / ".rin" / "curvature" / opened.curvature_cache.id
     found = collect_curvature(
         jobs,
         opened.dataset,
         rows=opened.config.curvature.rows,
         sampled=opened.config.curvature.labels == "model",
         batch_tokens=_settings(opened).batch_tokens,
-        progress=progress,
+        folder=folder,
+        progress=told,
     )
+    told("storing", 0, 0)
     opened.stamped.check_unchanged()
     stored_curvature.store(opened.curvature_cache, found, opened.curvature_identity)
+    partial_curvature.remove(folder)
     return found, True
 
 
@@ -216,13 +232,16 @@ def _compute(
         raise
 
 
-def _fetch(project: Workspace, opened: ProjectCheckpoint, tell: Tell) -> bool:
+def _fetch(
+    project: Workspace, opened: ProjectCheckpoint, tell: Tell, progress: CachingProgress
+) -> bool:
     """Copy what remotes have of a cache into the store; return whether any had something."""
     fetched = False
     for name in project.config.remote:
         root = project.places.remote(name)
         if root.url == project.places.store.url:
             continue
+        progress.fetching(name)
         try:
             done = synchronise(Cache(root, opened.cache.id), opened.cache)
         except StorageError as error:

@@ -127,7 +127,7 @@ def test_the_terminal_report(copied):
     assert "lowered" in done.stdout
     assert "data.jsonl:7" in done.stdout
     assert "\x1b" not in done.stdout
-    assert done.stderr.strip().startswith("next: rin report")
+    assert done.stderr.splitlines()[-1].startswith("next: rin report")
     by_token = rin(copied, "report", "--token", "2:3")
     assert "ranked by tokens 2 to 3" in by_token.stdout
     assert rin(copied, "report", "--token", "999").returncode == 2

@@ -88,12 +88,12 @@ def test_a_batch_that_kills_every_worker_is_named_and_the_rest_is_cached(tmp_pat
     poison = folder / "poison.py"
     poison.write_text(
         "import os, signal, rapidin_cli.work.worker as workers\n"
-        "plain = workers.Worker.rows\n"
-        "def rows(self, tokens):\n"
+        "plain = workers.Worker.part\n"
+        "def part(self, tokens):\n"
         f"    if tokens[0].shape[1] == {LONGEST}:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return plain(self, tokens)\n"
-        "workers.Worker.rows = rows\n"
+        "workers.Worker.part = part\n"
         "if __name__ == '__main__':\n"
         "    import rapidin_cli.commands.main; rapidin_cli.commands.main.main()\n"
     )

@@ -234,3 +234,62 @@ def test_the_query_alone_is_not_disturbed_by_plain_gradients():
     ):
         torch.testing.assert_close(ours.dense()[0], theirs, rtol=1e-3, atol=1e-5)
         assert float(ours.norm()) == pytest.approx(float(theirs.norm()), rel=1e-3)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_batches_over_the_limit_are_cut(sampled):
+    """As those of caching are; the sums are the same, but for draws of labels."""
+    passes = Passes(tiny.llama(), LAYERS, CPU, "float32")
+    sizes: list[int] = []
+    plain = passes.backward
+    passes.backward = lambda batch, *a, **k: (  # type: ignore[method-assign]
+        sizes.append(batch.input_ids.numel()) or plain(batch, *a, **k)  # type: ignore[func-returns-value]
+    )
+    stages: list[tuple[str, int, int]] = []
+    found = curvature.collect(
+        passes, batches(), sampled=sampled, limit=30, progress=lambda *told: stages.append(told)
+    )
+    assert max(sizes) <= 30
+    assert len(sizes) > 2 * len(batches())
+    counts = {name: [done for what, done, _ in stages if what == name] for name, _, _ in stages}
+    assert list(counts) == ["pass 1 of 2", "decompositions", "pass 2 of 2"]
+    assert all(done == sorted(done) and done[0] == 0 for done in counts.values())
+    assert counts["pass 2 of 2"][-1] == len(DATA)
+    if not sampled:
+        same(found, collected(tiny.llama(), LAYERS)[1])
+
+
+@pytest.mark.parametrize("layers_until", [0, 1])
+def test_what_there_is_no_memory_for_is_halved_and_counted_once(monkeypatch, layers_until):
+    """Also if it runs out after some layers of a pass have been counted."""
+    passes = Passes(tiny.llama(), LAYERS, CPU, "float32")
+    plain, tried = passes.backward, []
+
+    def scarce(batch, consume, *arguments, **named):
+        tried.append(len(batch.input_ids))
+        left = layers_until
+
+        def some(number, x, d):
+            nonlocal left
+            if len(x) > 2 and left == 0:
+                raise MemoryError
+            left -= 1
+            consume(number, x, d)
+
+        return plain(batch, some, *arguments, **named)
+
+    monkeypatch.setattr(passes, "backward", scarce)
+    found = curvature.collect(passes, batches(), sampled=False, limit=10**6)
+    assert tried[:3] == [5, 2, 3]
+    assert tried.count(5) == 1, "later batches are cut at once"
+    same(found, collected(tiny.llama(), LAYERS)[1])
+
+
+def same(found, expected):
+    ours, theirs = (Ekfac(layers, DAMPING, CPU) for layers in (found, expected))
+    torch.manual_seed(0)
+    for number, layer in enumerate(expected):
+        gradient = torch.randn(1, *layer.values.shape)
+        wanted = theirs.change(number, gradient)
+        scale = float(wanted.abs().max())
+        torch.testing.assert_close(ours.change(number, gradient), wanted, rtol=0, atol=2e-3 * scale)

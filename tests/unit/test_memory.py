@@ -71,7 +71,7 @@ def test_a_batch_over_the_limit_is_cut_and_its_rows_are_the_same(tmp_path):
         return engine(batch)
 
     worker.engine = watched  # type: ignore[assignment]
-    worker.limit = 50
+    worker.limit, worker.token_seconds = 50, 0.0
     cut = worker.rows((ids, ids))
     assert sizes == [(4, 12), (4, 12), (2, 12)]
     for name, values in whole.items():
@@ -84,13 +84,14 @@ from pathlib import Path
 import numpy as np
 from rapidin_cli.models.checkpoints import Checkpoint
 from rapidin_cli.gradients.spec import GradientSpec
+from rapidin_cli.work import worker as worker_module
 from rapidin_cli.work.worker import Job, Worker
 
 folder = Path(sys.argv[1])
 checkpoint = Checkpoint("tuned", folder / "adapter", folder / "base")
 spec = GradientSpec(dimensions=2048, precision="float16")
 worker = Worker(Job(checkpoint, spec, "cpu", 1, "float32"))
-worker.limit = 10**9  # nothing is cut beforehand
+worker.limit, worker_module.PART_SECONDS = 10**9, 1e9  # nothing is cut beforehand
 ids = np.random.default_rng(0).integers(1, 300, (64, 256))
 worker.rows((ids[:1], ids[:1]))
 engine, sizes = worker.engine, []
@@ -108,9 +109,12 @@ resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + room, b
 scarce = worker.rows((ids, ids))
 resource.setrlimit(resource.RLIMIT_AS, before)
 tried = list(sizes)
+later = worker.rows((ids, ids))
+then = sizes[len(tried):]
+worker.limit = 10**9
 plenty = worker.rows((ids, ids))
 same = all(np.allclose(scarce[n], plenty[n], rtol=1e-3, atol=1e-3) for n in plenty)
-print(json.dumps({"tried": tried, "then": sizes[len(tried):], "same": same, "room": room}))
+print(json.dumps({"tried": tried, "then": then, "same": same, "room": room}))
 """
 
 
@@ -128,8 +132,9 @@ def test_a_batch_for_which_there_is_no_memory_is_halved(tmp_path):
     found = json.loads(done.stdout)
     assert found["tried"][:2] == [64, 32], found
     halves = [n for n in found["tried"] if n < 64]
-    assert sum(n for n in halves if n == min(halves)) >= 32, found
-    assert found["then"] == [64], "with enough memory it is computed at once"
+    assert sum(n for n in halves if n == min(halves)) == 64, found
+    smallest = min(halves)
+    assert found["then"] == [smallest] * (64 // smallest), "later batches are cut at once"
     assert found["same"]
 
 
