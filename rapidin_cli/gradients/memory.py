@@ -22,7 +22,7 @@ _CPU_BYTES = 3 * 2**28
 _GPU_SHARE = 0.5
 # What a process takes beyond the model while it answers questions, less than 1.5 GB, and
 # what it may take in any case.
-_CPU_PROCESS, _LEAST_BYTES = 1_300_000_000, 2**28
+_CPU_PROCESS, _LEAST_BYTES = 1_400_000_000, 2**28
 # What a batch takes as a multiple of what its forward pass keeps: gradients on their way, and
 # what the allocator cannot use again. Measured with SmolLM2-135M: 2.0 to 2.3 in float32, and 4.7
 # in bfloat16, of which less is kept and copies in float32 are taken.
@@ -40,24 +40,6 @@ def bound_kernels() -> None:
         os.environ.setdefault(name, most)
 
 
-# As a multiple of what is kept, once `spare` has been called: 1.15 measured in float32.
-_SPARED = {"float32": 1.4, "bfloat16": 4.7}
-_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 2**18
-_sparing = False
-
-
-def spare() -> None:
-    """Have this process take less memory for tensors, and a seventh more time, where it can.
-
-    The C library keeps what is freed for what comes next, but tensors of many sizes do not fit
-    one another's places: beside 300 MB of activations it held 300 MB of gaps (SmolLM2-135M, 250
-    tokens). Now each tensor of some size has pages of its own, which go back at once.
-    """
-    global _sparing
-    with contextlib.suppress(OSError, AttributeError):
-        _sparing = ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _MAPPED_BYTES) == 1
-
-
 def token_bytes(passes: Passes) -> int:
     """Return the bytes that a batch takes for each of its padded tokens.
 
@@ -66,8 +48,7 @@ def token_bytes(passes: Passes) -> int:
     """
     short, long = (kept_bytes(passes, length) for length in _PROBE_TOKENS)
     each = (long - short) / (_PROBE_TOKENS[1] - _PROBE_TOKENS[0])
-    overhead = _SPARED if _sparing else _OVERHEAD
-    return int(overhead[passes.compute] * each)
+    return int(_OVERHEAD[passes.compute] * each)
 
 
 def kept_bytes(passes: Passes, length: int) -> int:
@@ -118,10 +99,22 @@ def room_left(passes: Passes) -> int:
         free, _ = torch.cuda.mem_get_info(passes.device)
         return int(_GPU_SHARE * free)
     give_back()
-    weights = {p.untyped_storage().data_ptr(): p.untyped_storage() for p in _tensors(passes.model)}
-    model = sum(storage.nbytes() for storage in weights.values())
-    taken = int(psutil.Process().memory_info().rss)
-    return max(_LEAST_BYTES, model + _CPU_PROCESS - taken)
+    return max(_LEAST_BYTES, _cpu_room(passes.model))
+
+
+def make_room(passes: Passes, needed: int) -> None:
+    """Give freed memory back, if what is needed would not fit beside it.
+
+    It is what comes of tensors of many sizes: places that fit none of the next ones.
+    """
+    if passes.device.type == "cpu" and _cpu_room(passes.model) < needed:
+        give_back()
+
+
+def _cpu_room(model: nn.Module) -> int:
+    weights = {p.untyped_storage().data_ptr(): p.untyped_storage() for p in _tensors(model)}
+    size = sum(storage.nbytes() for storage in weights.values())
+    return size + _CPU_PROCESS - int(psutil.Process().memory_info().rss)
 
 
 def give_back() -> None:

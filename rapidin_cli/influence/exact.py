@@ -20,12 +20,12 @@ import torch
 
 from rapidin_cli.data.examples import Example
 from rapidin_cli.gradients.directions import Direction, LayerGradient
-from rapidin_cli.gradients.memory import in_halves
+from rapidin_cli.gradients.memory import in_halves, make_room
 from rapidin_cli.gradients.passes import NoForwardModeError, Passes, as_batch
 from rapidin_cli.gradients.scaling import reciprocal
 from rapidin_cli.influence.preconditioners import Preconditioner
 from rapidin_cli.influence.queries import Query
-from rapidin_cli.influence.query_gradients import QueryGradient, gradient_bytes
+from rapidin_cli.influence.query_gradients import QueryGradient, TokenMatrices, gradient_bytes
 from rapidin_cli.influence.score import Array, Score
 
 # Bytes of gradients that are kept of a batch of examples.
@@ -87,7 +87,8 @@ class ExactScorer:
         preconditioner: P; None for the unit matrix.
         query, gradient: what is asked.
         limit: padded tokens of a batch.
-        matrices: of each layer (T, O, I), see `TokenGradients`; None if they do not fit.
+        token_bytes: memory of each.
+        matrices: the gradients of the query's tokens; None if they do not fit.
 
     Attributes:
         forward_mode: false once the model turns out to have an operator without a
@@ -100,7 +101,8 @@ class ExactScorer:
     query: Query
     gradient: QueryGradient
     limit: int
-    matrices: list[torch.Tensor] | None = None
+    token_bytes: int = 0
+    matrices: TokenMatrices | None = None
     forward_mode: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
@@ -165,7 +167,7 @@ class ExactScorer:
             if forward:
                 kept[number] = self._changed(number, gradient)
             if self.matrices is not None:
-                part = gradient.dense().flatten(1) @ self.matrices[number].flatten(1).T
+                part = gradient.dense().flatten(1) @ self.matrices.of(number).flatten(1).T
                 tokens.add_(part * reciprocal(norm[:, number, None]) if layered else part)
 
         self.passes.backward(as_batch(examples), consume)
@@ -231,7 +233,8 @@ class ExactScorer:
         """Yield, for each explained token of the query, its direction a b P g."""
         if self.matrices is not None:
             for token in range(self.query.explained):
-                parts = [layer[token : token + 1] for layer in self.matrices]
+                layers = range(len(self._directions))
+                parts = [self.matrices.of(n, slice(token, token + 1)) for n in layers]
                 yield Field([LayerGradient.of_matrix(part) for part in parts], factors)
             return
         for part, sign in self.query.parts:
@@ -276,6 +279,8 @@ class ExactScorer:
     ) -> None:
         """Run batches of examples, and what does not fit in memory after all in halves."""
         for chosen in self._batches(examples, keep=keep):
+            longest = max(len(examples[n].input_ids) for n in chosen)
+            make_room(self.passes, len(chosen) * longest * self.token_bytes)
             if in_halves(chosen, run):
                 self.limit = max(16, self.limit // 2)
 

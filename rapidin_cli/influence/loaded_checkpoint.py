@@ -14,7 +14,7 @@ from rapidin_cli.errors import InputError, MissingError
 from rapidin_cli.gradients.directions import Direction
 from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.layout import RowLayout
-from rapidin_cli.gradients.memory import room_left, spare, token_bytes
+from rapidin_cli.gradients.memory import room_left, token_bytes
 from rapidin_cli.gradients.passes import Passes
 from rapidin_cli.gradients.rows.kinds import row_kind
 from rapidin_cli.gradients.stored_curvature import CollectedCurvature
@@ -26,6 +26,7 @@ from rapidin_cli.influence.query_gradients import (
     QueryGradient,
     TokenGradients,
     gradient_bytes,
+    kept_bytes,
     query_gradient,
     token_gradients,
 )
@@ -92,8 +93,6 @@ class LoadedCheckpoint:
         hold: str = "disk",
         scan: Scan = scan,
     ) -> None:
-        if engine.passes.device.type == "cpu":
-            spare()
         self._engine = engine
         self._tokenizer = tokenizer
         self._encoder = encoder
@@ -214,7 +213,7 @@ class LoadedCheckpoint:
     ) -> TokenGradients:
         """Return the gradients of the query's tokens, computed once."""
         if asked.tokens is None:
-            needed = 4 * self.layout.parameters * asked.query.explained
+            needed = kept_bytes(asked.passes, asked.query.explained)
             asked.tokens = token_gradients(
                 self._engine,
                 asked.passes,
@@ -290,7 +289,8 @@ class LoadedCheckpoint:
     def scorer(self, asked: PreparedQuery) -> ExactScorer:
         """Return what scores examples exactly against a query."""
         if asked.scorer is None:
-            limit = max(1, room_left(asked.passes) // self._token_bytes(asked.passes))
+            each = self._token_bytes(asked.passes)
+            limit = max(1, room_left(asked.passes) // each)
             asked.passes.keeps = limit
             asked.scorer = ExactScorer(
                 asked.passes,
@@ -299,6 +299,7 @@ class LoadedCheckpoint:
                 asked.query,
                 asked.gradient,
                 min(limit, asked.batch_tokens),
+                each,
                 None if asked.tokens is None else asked.tokens.matrices,
             )
         return asked.scorer

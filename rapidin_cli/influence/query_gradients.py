@@ -13,6 +13,11 @@ from rapidin_cli.gradients.scaling import reciprocal
 from rapidin_cli.influence.preconditioners import Preconditioner
 from rapidin_cli.influence.queries import Query
 
+# Gradients of more numbers are kept in half precision.
+_WHOLE_NUMBERS = 2**24
+# Tokens whose gradients are changed and sketched at once.
+_TOGETHER = 8
+
 
 @dataclass(frozen=True)
 class QueryGradient:
@@ -35,17 +40,35 @@ class QueryGradient:
 
 
 @dataclass(frozen=True)
+class TokenMatrices:
+    """The gradients of T tokens, P applied, divided as the whole query is.
+
+    Attributes:
+        layers: of each layer (T, O, I), float32, or float16 times `scales`. What half precision
+            loses is as small as what float32 loses in a pass: errors of many numbers cancel.
+        scales: (L, T).
+    """
+
+    layers: list[torch.Tensor]
+    scales: torch.Tensor
+
+    def of(self, number: int, tokens: slice = slice(None)) -> torch.Tensor:
+        """Return the matrices of a layer, (T, O, I) float32."""
+        scales = self.scales[number, tokens, None, None]
+        return self.layers[number][tokens].float() * scales
+
+
+@dataclass(frozen=True)
 class TokenGradients:
     """The gradients of a query's explained tokens, which add up to its own.
 
     Attributes:
         directions: (T, W), what cached rows are multiplied by, on the CPU.
-        matrices: of each layer (T, O, I), P applied, divided as the query is; None if they do
-            not fit in memory.
+        matrices: the gradients themselves; None if they do not fit in memory.
     """
 
     directions: torch.Tensor
-    matrices: list[torch.Tensor] | None
+    matrices: TokenMatrices | None
 
 
 def query_gradient(passes: Passes, query: Query) -> QueryGradient:
@@ -99,32 +122,96 @@ def _kept(
     inverse: Preconditioner | None,
     progress: Callable[[int], None],
 ) -> TokenGradients:
-    device = passes.device
-    matrices = [
-        torch.empty(query.explained, t.layer.out_features, t.layer.in_features, device=device)
-        for t in passes.targets
-    ]
-    done: list[float] = []
+    """Keep the gradients of all tokens; a few at a time are changed, sketched and packed."""
+    packer = _Packer(engine, passes, query.explained, divisors, inverse)
     for example, sign in query.parts:
 
         def consume(number: int, x: torch.Tensor, d: torch.Tensor, sign: float = sign) -> None:
-            torch.matmul(d[0].float().T * sign, x[0].float(), out=matrices[number][len(done)])
+            packer.take(number, d[0].float().T * sign, x[0].float())
 
-        for loss in passes.each_token(as_batch([example]), consume):
-            done.append(loss)
+        for _ in passes.each_token(as_batch([example]), consume):
+            packer.next()
             progress(1)
-    if inverse is not None and not inverse.on_rows:
-        # Layer by layer, for all tokens: P is much larger than they are.
-        for number, layer in enumerate(matrices):
-            matrices[number] = inverse.change(number, layer)
-    directions = engine.probe_matrices(matrices, divisors)
-    factors = reciprocal(divisors.to(device))
-    for number, layer in enumerate(matrices):
-        changed = layer
-        if inverse is not None and inverse.on_rows:
-            changed = inverse.change(number, layer)
-        matrices[number] = changed.mul_(factors[number])
-    return TokenGradients(directions, matrices)
+    return packer.finish()
+
+
+class _Packer:
+    """Gathers gradients of single tokens, (O, I) for each layer."""
+
+    def __init__(
+        self,
+        engine: GradientEngine,
+        passes: Passes,
+        tokens: int,
+        divisors: torch.Tensor,
+        inverse: Preconditioner | None,
+    ) -> None:
+        self._engine = engine
+        self._divisors = divisors
+        self._factors = reciprocal(divisors.to(passes.device))
+        self._inverse = inverse
+        device, sizes = passes.device, [t.layer for t in passes.targets]
+        dtype = _kept_dtype(passes, tokens)
+        self._layers = [
+            torch.empty(tokens, n.out_features, n.in_features, dtype=dtype, device=device)
+            for n in sizes
+        ]
+        self._scales = torch.ones(len(sizes), tokens, device=device)
+        count = min(_TOGETHER, tokens)
+        self._buffers = [
+            torch.empty(count, n.out_features, n.in_features, device=device) for n in sizes
+        ]
+        self._directions: list[torch.Tensor] = []
+        self._filled = self._done = 0
+
+    def take(self, number: int, d: torch.Tensor, x: torch.Tensor) -> None:
+        """Take a layer's gradient, d x."""
+        torch.matmul(d, x, out=self._buffers[number][self._filled])
+
+    def next(self) -> None:
+        """End a token."""
+        self._filled += 1
+        if self._filled == len(self._buffers[0]):
+            self._pack()
+
+    def _pack(self) -> None:
+        inverse, where = self._inverse, slice(self._done, self._done + self._filled)
+        gradients = [buffer[: self._filled] for buffer in self._buffers]
+        # Layer by layer, for several tokens: P is much larger than they are.
+        if inverse is not None and not inverse.on_rows:
+            gradients = [inverse.change(n, layer) for n, layer in enumerate(gradients)]
+        self._directions.append(self._engine.probe_matrices(gradients, self._divisors))
+        for number, layer in enumerate(gradients):
+            changed = layer
+            if inverse is not None and inverse.on_rows:
+                changed = inverse.change(number, layer)
+            scales = torch.ones(len(changed), device=changed.device)
+            if self._layers[number].dtype == torch.float16:
+                scales = changed.abs().amax((1, 2)).clamp_min(1e-30)
+            self._layers[number][where] = (changed / scales[:, None, None]).to(
+                self._layers[number].dtype
+            )
+            self._scales[number, where] = scales * self._factors[number]
+        self._done, self._filled = where.stop, 0
+
+    def finish(self) -> TokenGradients:
+        """Return all of them."""
+        if self._filled:
+            self._pack()
+        directions = torch.cat(self._directions)
+        return TokenGradients(directions, TokenMatrices(self._layers, self._scales))
+
+
+def _kept_dtype(passes: Passes, tokens: int) -> torch.dtype:
+    numbers = tokens * sum(t.layer.size for t in passes.targets)
+    return torch.float32 if numbers <= _WHOLE_NUMBERS else torch.float16
+
+
+def kept_bytes(passes: Passes, tokens: int) -> int:
+    """Return the memory of the gradients of this many tokens, as `token_gradients` keeps them."""
+    numbers = sum(t.layer.size for t in passes.targets)
+    packed = tokens * numbers * _kept_dtype(passes, tokens).itemsize
+    return packed + 4 * numbers * min(_TOGETHER, tokens)
 
 
 def _directions(

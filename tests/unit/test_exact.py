@@ -3,10 +3,13 @@
 import pytest
 import torch
 
-from rapidin_cli.gradients.passes import Batch, NoForwardModeError, Passes
+from rapidin_cli.gradients.engine import GradientEngine
+from rapidin_cli.gradients.passes import Batch, NoForwardModeError, Passes, as_batch
+from rapidin_cli.gradients.spec import GradientSpec
+from rapidin_cli.influence import query_gradients
 from rapidin_cli.influence.exact import ExactScorer
 from rapidin_cli.influence.queries import Query
-from rapidin_cli.influence.query_gradients import query_gradient
+from rapidin_cli.influence.query_gradients import query_gradient, token_gradients
 from rapidin_cli.influence.score import SCORES
 from tests.support import tiny
 from tests.support.examples import (
@@ -71,6 +74,61 @@ def test_all_scores_equal_one_backward_per_token(name, score):
         for s, theirs in enumerate(learnt[0]):
             expected = definition(score, (query, trained[0]), ours, theirs)
             assert float(cells[t, s]) == pytest.approx(expected, abs=2e-5 * scale)
+
+
+@pytest.mark.parametrize("whole_numbers", [0, 2**24], ids=["half precision", "float32"])
+@pytest.mark.parametrize("query", [QUERY, CONTRAST], ids=["query", "contrast"])
+@pytest.mark.parametrize("score", PLAIN)
+def test_gradients_of_tokens_score_an_example_by_its_backward_pass_alone(
+    score, query, whole_numbers, monkeypatch
+):
+    """Totals, generated tokens and cells are those of forward mode, and rows those of sketches."""
+    monkeypatch.setattr(query_gradients, "_WHOLE_NUMBERS", whole_numbers)
+    monkeypatch.setattr(query_gradients, "_TOGETHER", 4)  # neither all tokens nor a divisor
+    expected = scorer(tiny.lora(tiny.llama()), score, query)
+    engine = GradientEngine(tiny.lora(tiny.llama()), GradientSpec(), CPU, "float32")
+    passes = engine.passes
+    gradient = query_gradient(passes, query)
+    divisors = SCORES[score].divisors(gradient.norm)
+    found = token_gradients(engine, passes, query, divisors, None, keep=True)
+    apart = token_gradients(engine, passes, query, divisors, None, keep=False)
+    torch.testing.assert_close(found.directions, apart.directions, rtol=1e-4, atol=1e-6)
+    whole = engine.probe(gradient.layers, divisors)
+    torch.testing.assert_close(found.directions.sum(0), whole, rtol=1e-4, atol=1e-5)
+    exact = ExactScorer(passes, SCORES[score], None, query, gradient, 64, matrices=found.matrices)
+    monkeypatch.setattr(passes, "tangents", None)  # nothing is run forward
+    ours, theirs = exact.scores(EXAMPLES, tokens=False), expected.scores(EXAMPLES, tokens=True)
+    scale = float(theirs.tokens.abs().sum(1).max())
+    near = {"rtol": 0, "atol": (1e-3 if not whole_numbers else 1e-5) * scale}
+    torch.testing.assert_close(ours.totals, theirs.totals, rtol=0, atol=1e-5 * scale)
+    torch.testing.assert_close(ours.tokens, theirs.tokens, **near)
+    monkeypatch.undo()
+    cells = exact.cells(EXAMPLES[1], ours.factors[1])
+    torch.testing.assert_close(cells, expected.cells(EXAMPLES[1], theirs.factors[1]), **near)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_activations_that_are_computed_twice_give_the_same(name):
+    passes = Passes(MODELS[name](), "", CPU, "float32")
+    runs = []
+    passes.targets[0].module.register_forward_hook(lambda *_: runs.append(1))
+
+    def gradients(keeps: int | None) -> tuple[list[torch.Tensor], int]:
+        passes.keeps = keeps
+        runs.clear()
+        found = [
+            layer.dense()
+            for layer in query_gradient(passes, Query("q", "given", EXAMPLES[1])).layers
+        ]
+        once = len(runs)
+        for _ in passes.each_token(as_batch([EXAMPLES[0]]), lambda *part: found.append(part[2])):
+            pass
+        return found, once
+
+    kept, once = gradients(None)
+    again, twice = gradients(8)
+    assert twice == 2 * once
+    assert all(torch.equal(*pair) for pair in zip(kept, again, strict=True))
 
 
 @pytest.mark.parametrize("score", PLAIN)
