@@ -18,11 +18,13 @@ from rapidin_cli.commands.lines import answer_lines
 from rapidin_cli.commands.options import AsJson, Checkpoint, Device
 from rapidin_cli.errors import ExitCode, UsageError
 from rapidin_cli.output import console
+from rapidin_cli.output.amounts import duration, size
 
 if TYPE_CHECKING:
     from rapidin_cli.api import Project
     from rapidin_cli.influence.options import Options
     from rapidin_cli.influence.queries import Question
+    from rapidin_cli.workspace.asking import Session
 
 
 Stdin = Annotated[
@@ -52,6 +54,7 @@ Within = Annotated[
         "what is shown of the best is worked out after that.",
     ),
 ]
+DryRun = Annotated[bool, switch("Say what the question would take, and stop.", "--dry-run")]
 Exact = Annotated[
     int | None,
     opt(
@@ -106,6 +109,7 @@ def retrieve(
     device: Device = "auto",
     hold: Hold = "disk",
     executor: Executor = "local",
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the training examples that made the model say something, token by token.
@@ -131,9 +135,11 @@ def retrieve(
     where = _Where(checkpoint, _several(checkpoint, checkpoints), device, hold, executor)
     narrow = partial(_narrowed, contrast=contrast, focus=focus, token=token)
     asked = _questions(project, stdin, prompt, response, generate, queries, row)
+    session = partial(project.session, **asdict(where))
     if asked is None:
-        session = partial(project.session, **asdict(where))
         answer_lines(project, session, options, narrow, generate=generate, as_json=as_json)
+    elif dry_run:
+        _dry_run(session(), narrow(asked), options)
     else:
         _ask(project, narrow(asked), options, where, as_json=as_json)
 
@@ -182,6 +188,28 @@ def _ask(
     _show(project, report, options.score, as_json)
     if report["interrupted"]:
         raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def _dry_run(session: Session, questions: list[Question], options: Options) -> None:
+    with console.counting("loading model and cache"):
+        forecasts = session.forecast(questions, options)
+    for found in forecasts:
+        rows = console.count(found.rows, "row")
+        lines = [
+            f"{found.id}: {console.count(found.tokens, 'token')} to explain; {rows} to rank "
+            f"({size(found.row_bytes)}); {size(found.memory_bytes)} of memory"
+        ]
+        if options.tokens:
+            lines.append(f"  its tokens' gradients: {duration(found.token_seconds)}")
+        if options.refines:
+            each = found.example_seconds
+            if options.exact is None:
+                count = min(found.rows, max(1, int(options.budget / max(each, 1e-3))))
+                which = f"so {count:,} of the likeliest in {duration(options.budget)}"
+            else:
+                which = f"{2 * options.top * options.exact:,} rows or more"
+            lines.append(f"  exact scores: {each:.2g} s a row, {which}")
+        console.say("\n".join(lines))
 
 
 def _show(project: Project, report: dict[str, Any], score: str, as_json: bool) -> None:

@@ -142,7 +142,6 @@ class Answering:
             yield group
 
     def _answer(self, pending: Sequence[_Pending]) -> Iterator[Answer]:
-        start = time.monotonic()
         found = self._scan(pending, tokens=self._options.tokens and not self._in_stages(pending))
         refine = self._options.refines
         for one, ranked in zip(pending, found, strict=True):
@@ -150,7 +149,7 @@ class Answering:
                 yield self._finish(one, self._best(ranked), None)
                 continue
             self._ranked(self._finish(one, self._best(ranked), None))
-            yield self._refined(one, ranked, start if len(pending) == 1 else time.monotonic())
+            yield self._refined(one, ranked)
 
     def _in_stages(self, pending: Sequence[_Pending]) -> bool:
         """Whether a ranking comes first, and then the tokens."""
@@ -212,7 +211,7 @@ class Answering:
         more = max(1, _SPARE if self._options.exact is None else self._options.exact)
         return self._options.top * more, self._options.token_top * more
 
-    def _refined(self, one: _Pending, found: Ranked, start: float) -> Answer:
+    def _refined(self, one: _Pending, found: Ranked) -> Answer:
         """Score the likeliest exactly; an interruption keeps what is known by then."""
         refinement = None
         try:
@@ -227,7 +226,7 @@ class Answering:
                 self._examples,
                 self._options,
                 self._progress,
-                start,
+                time.monotonic(),
                 lambda slots: self._columns(one, slots),
             )
             refinement.run()

@@ -11,10 +11,10 @@ from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import Dataset, Example
 from rapidin_cli.data.files import RowError
 from rapidin_cli.errors import InputError, MissingError
+from rapidin_cli.gradients import memory
 from rapidin_cli.gradients.directions import Direction
 from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.layout import RowLayout
-from rapidin_cli.gradients.memory import room_left, token_bytes
 from rapidin_cli.gradients.passes import Passes
 from rapidin_cli.gradients.rows.kinds import row_kind
 from rapidin_cli.gradients.stored_curvature import CollectedCurvature
@@ -220,7 +220,7 @@ class LoadedCheckpoint:
                 asked.query,
                 asked.divisors,
                 asked.inverse,
-                keep=needed <= (1 - _FOR_BATCHES) * room_left(asked.passes),
+                keep=needed <= (1 - _FOR_BATCHES) * memory.room_left(asked.passes),
                 progress=progress,
             )
         return asked.tokens
@@ -289,8 +289,8 @@ class LoadedCheckpoint:
     def scorer(self, asked: PreparedQuery) -> ExactScorer:
         """Return what scores examples exactly against a query."""
         if asked.scorer is None:
-            each = self._token_bytes(asked.passes)
-            limit = max(1, room_left(asked.passes) // each)
+            each = self.token_bytes(asked.passes)
+            limit = max(1, memory.room_left(asked.passes) // each)
             asked.passes.keeps = limit
             asked.scorer = ExactScorer(
                 asked.passes,
@@ -304,10 +304,10 @@ class LoadedCheckpoint:
             )
         return asked.scorer
 
-    def _token_bytes(self, passes: Passes) -> int:
-        """Memory of a padded token of a batch, measured once."""
+    def token_bytes(self, passes: Passes) -> int:
+        """Return the memory of a padded token of a batch, measured once."""
         if passes.compute not in self._bytes:
-            self._bytes[passes.compute] = token_bytes(passes)
+            self._bytes[passes.compute] = memory.token_bytes(passes)
         return self._bytes[passes.compute]
 
     @property

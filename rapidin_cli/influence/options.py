@@ -19,8 +19,8 @@ class Options:
         exact: this many times the number of kept examples are scored exactly, and up to four
             times that where sketches leave doubt, however long it takes; 0: sketches decide;
             None: what is likeliest to matter, for as long as `within` says.
-        within: seconds for the exact scores of a question; what is shown of the best is worked
-            out after that, for at most as long again.
+        within: seconds for the exact scores of a question, once the gradients of its tokens are
+            known; what is shown of the best is worked out after that, for half as long.
         top: examples to keep overall, of each sign.
         token_top: examples to keep for each explained token, of each sign.
         cells: for this many examples of each sign, compute the influence of each training token

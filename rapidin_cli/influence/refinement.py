@@ -18,6 +18,8 @@ from rapidin_cli.influence.shortlist import GROWTH, Shortlist, doubtful, fit
 
 # Between two looks at the clock: seconds of work, and examples at most.
 _STEP_SECONDS, _STEP_EXAMPLES = 3.0, 64
+# What is shown of the best may take this much of the budget on top of it.
+_SHOWN = 0.5
 # Examples that are scored before it is decided anew which are the likeliest.
 _TURN = 16
 
@@ -118,7 +120,7 @@ class Refinement:
         self._progress = progress
         self._columns = columns
         self._budget = start + options.budget
-        self._last = start + 2 * options.budget
+        self._last = start + (1 + _SHOWN) * options.budget
         self._scored = Shortlist.unscored(np.empty(0, np.int64), found.scores.shape[1])
         self._tokens: dict[int, Array] = {}
         self._training: dict[int, Array] = {}

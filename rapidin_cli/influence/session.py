@@ -7,6 +7,7 @@ from functools import cached_property
 from rapidin_cli.data.examples import Dataset
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.influence.answering import Answer, Answering
+from rapidin_cli.influence.forecast import Forecast, forecast
 from rapidin_cli.influence.lexical import Lexical
 from rapidin_cli.influence.loaded_checkpoint import LoadedCheckpoint
 from rapidin_cli.influence.options import Options, StageProgress
@@ -117,6 +118,12 @@ class Session:
         answering = Answering(self._panel, self._dataset, self._lexical, options, progress, first)
         answers = answering.answers(questions)
         return replace(self._answered(answers, options), interrupted=answering.interrupted)
+
+    def forecast(self, questions: Sequence[Question], options: Options) -> list[Forecast]:
+        """Return what the questions would take from the last checkpoint; loads its model."""
+        options = replace(options, score=self._resolve(options.score))
+        loaded = self._panel.at(-1)
+        return [forecast(loaded, self._dataset, question, options) for question in questions]
 
     def _answered(self, answers: Sequence[Answer], options: Options) -> Answered:
         return Answered(

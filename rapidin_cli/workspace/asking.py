@@ -14,6 +14,7 @@ from rapidin_cli.workspace.config import CheckpointSettings
 from rapidin_cli.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
+    from rapidin_cli.influence.forecast import Forecast
     from rapidin_cli.influence.options import Options, StageProgress
     from rapidin_cli.influence.queries import Question
     from rapidin_cli.influence.session import Session as Asking
@@ -141,6 +142,15 @@ class Session:
         report = compose(answered, config.data.files, command, asked=len(questions))
         self._project.results.save(report)
         return report
+
+    def forecast(
+        self, questions: Sequence[Question], options: Options | None = None
+    ) -> list[Forecast]:
+        """Return what the questions would take, each, of the last checkpoint; loads its model."""
+        from rapidin_cli.influence.options import Options
+
+        options = options or Options(batch_tokens=self._project.config.cache.batch_tokens)
+        return self._asking.forecast(questions, options)
 
 
 def _chosen(
