@@ -1,6 +1,6 @@
 """A batch of examples in, their compressed gradients out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -166,7 +166,7 @@ class GradientEngine:
         assert isinstance(self._maker, _TensorSketchRows)
         return self._maker.blocks
 
-    def probe(self, gradients: Sequence[Direction], divisors: torch.Tensor) -> torch.Tensor:
+    def probe(self, gradients: Iterable[Direction], divisors: torch.Tensor) -> torch.Tensor:
         """Do the same for one direction that exists, layer by layer: (W,)."""
         divisors = divisors.to(self._device)
         self._prober.start(1)

@@ -6,7 +6,7 @@ Rows of two collections never mix: a piece is named by the content of the whole 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from rapidin_cli.errors import MissingError
 from rapidin_cli.gradients.capture import Target
 from rapidin_cli.gradients.curvature import LayerCurvature
 from rapidin_storage import ArraySpec, Cache, CacheWriter, CorruptError, Snapshot
+
+Array = np.ndarray[Any, Any]
 
 _PIECE = 65_536
 _PIECES_A_CHUNK = 64
@@ -38,46 +40,124 @@ class CollectedCurvature:
         data: digest of the examples that it was collected on; examples: how many.
     """
 
-    layers: list[LayerCurvature]
+    layers: Sequence[LayerCurvature]
     data: str
     examples: int
 
 
 def store(cache: Cache, found: CollectedCurvature, identity: dict[str, Any]) -> Snapshot:
     """Write a collection into its cache."""
-    vector = torch.cat([part.flatten() for layer in found.layers for part in _parts(layer)])
-    vector = torch.nn.functional.pad(vector.cpu(), (0, -len(vector) % _PIECE))
-    values = vector.view(-1, _PIECE).numpy()
-    name = hashlib.sha256(values.tobytes() + found.data.encode()).digest()
-    count = len(values)
+    name = hashlib.sha256()
+    for values in _blocks(found.layers):
+        name.update(values.tobytes())
+    name.update(found.data.encode())
     shapes = [[list(part.shape) for part in _parts(layer)] for layer in found.layers]
     writer = CacheWriter(
         cache, _ARRAYS, {"rin": {"identity": identity, "shapes": shapes}}, _PIECES_A_CHUNK
     )
-    digests = [
-        hashlib.sha256(name + place.to_bytes(8, "little")).digest() for place in range(count)
-    ]
-    writer.add(
-        {
-            "values": values,
-            "collection": _repeat(name, count),
-            "place": np.arange(count, dtype=np.int64),
-            "data": _repeat(bytes.fromhex(found.data), count),
-            "examples": np.full(count, found.examples, dtype=np.int64),
-            "digest": np.frombuffer(b"".join(digests), np.uint8).reshape(count, 32),
-        }
-    )
+    place = 0
+    for values in _blocks(found.layers):
+        places = range(place, place + len(values))
+        writer.add(_rows(name.digest(), places, values, found))
+        place = places.stop
     snapshot = writer.commit()
     assert snapshot is not None
     return snapshot
 
 
+def _rows(name: bytes, places: range, values: Array, found: CollectedCurvature) -> dict[str, Array]:
+    """The rows of some pieces of a collection."""
+    digests = [hashlib.sha256(name + at.to_bytes(8, "little")).digest() for at in places]
+    return {
+        "values": values,
+        "collection": _repeat(name, len(places)),
+        "place": np.array(places, dtype=np.int64),
+        "data": _repeat(bytes.fromhex(found.data), len(places)),
+        "examples": np.full(len(places), found.examples, dtype=np.int64),
+        "digest": np.frombuffer(b"".join(digests), np.uint8).reshape(len(places), 32),
+    }
+
+
+def _blocks(layers: Sequence[LayerCurvature]) -> Iterator[Array]:
+    """Yield all numbers as pieces, (n, 65536), a chunk of them at a time, zeros at the end."""
+    size = _PIECE * _PIECES_A_CHUNK
+    block, filled = np.zeros(size, np.float32), 0
+    for part in (part for layer in layers for part in _parts(layer)):
+        rest = part.cpu().numpy().ravel()
+        while len(rest):
+            count = min(len(rest), size - filled)
+            block[filled : filled + count] = rest[:count]
+            filled, rest = filled + count, rest[count:]
+            if filled == size:
+                yield block.reshape(-1, _PIECE)
+                block, filled = np.zeros(size, np.float32), 0
+    if filled:
+        yield block[: -(-filled // _PIECE) * _PIECE].reshape(-1, _PIECE)
+
+
+class StoredLayers(Sequence[LayerCurvature]):
+    """The layers of a stored collection, each read when it is asked for.
+
+    All of them may be more than a model: in order, a chunk of pieces is read once.
+
+    Args:
+        shapes: of each layer's parts.
+        slots: of the pieces, in order.
+    """
+
+    def __init__(self, snapshot: Snapshot, shapes: Sequence[Any], slots: Array) -> None:
+        self._snapshot = snapshot
+        self._shapes = shapes
+        self._slots = slots
+        self._ranges = list(snapshot.chunk_ranges())
+        sizes = [sum(int(np.prod(shape)) for shape in layer) for layer in shapes]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)])
+        self._chunk: tuple[tuple[int, int], Array] | None = None
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all layers."""
+        return 4 * int(self._starts[-1])
+
+    def __getitem__(self, number: Any) -> Any:
+        """Return a layer's curvature.
+
+        Raises:
+            CorruptError: it was written wrongly.
+        """
+        if isinstance(number, slice):
+            return [self[n] for n in range(*number.indices(len(self)))]
+        number = range(len(self))[number]
+        start, stop = int(self._starts[number]), int(self._starts[number + 1])
+        first, last = start // _PIECE, -(-stop // _PIECE)
+        pieces = np.concatenate([self._piece(place) for place in range(first, last)])
+        values = torch.from_numpy(pieces[start - first * _PIECE :][: stop - start])
+        if not torch.isfinite(values).all():
+            raise CorruptError(f"{self._snapshot} contains numbers that are not finite")
+        made = []
+        for shape in self._shapes[number]:
+            size = int(np.prod(shape))
+            made.append(values[:size].view(*shape))
+            values = values[size:]
+        return LayerCurvature(*made)
+
+    def _piece(self, place: int) -> Array:
+        slot = int(self._slots[place])
+        if self._chunk is None or not self._chunk[0][0] <= slot < self._chunk[0][1]:
+            where = next(pair for pair in self._ranges if pair[0] <= slot < pair[1])
+            self._chunk = where, self._snapshot.read(*where, ["values"])["values"]
+        piece: Array = self._chunk[1][slot - self._chunk[0][0]]
+        return piece
+
+
 def load(snapshot: Snapshot, targets: Sequence[Target]) -> CollectedCurvature:
-    """Read the newest complete collection of a cache.
+    """Find the newest complete collection of a cache; its layers are read when asked for.
 
     Raises:
         MissingError: there is none, or it was collected for other layers.
-        CorruptError: the cache was written wrongly.
     """
     shapes = snapshot.attributes.get("rin", {}).get("shapes")
     ours = [[t.layer.out_features, t.layer.in_features] for t in targets]
@@ -93,26 +173,12 @@ def load(snapshot: Snapshot, targets: Sequence[Target]) -> CollectedCurvature:
     if not whole:
         raise MissingError(f"{snapshot} has no complete curvature", hint="rin curvature --again")
     slots = np.array(max(whole, key=max))
-    values = np.empty((pieces, _PIECE), np.float32)
-    for start, stop in snapshot.chunk_ranges():
-        here = slots[(start <= slots) & (slots < stop)]
-        if len(here):
-            chunk = snapshot.read(start, stop, ["values"])["values"]
-            values[about["place"][here]] = chunk[here - start]
-    rest = torch.from_numpy(values.ravel()[:length])
-    if not torch.isfinite(rest).all():
-        raise CorruptError(f"{snapshot} contains numbers that are not finite")
-    layers = []
-    for layer in shapes:
-        made = []
-        for shape in layer:
-            size = int(np.prod(shape))
-            made.append(rest[:size].view(*shape))
-            rest = rest[size:]
-        layers.append(LayerCurvature(*made))
+    ordered = slots[np.argsort(about["place"][slots], kind="stable")]
     first = int(slots[0])
     return CollectedCurvature(
-        layers, bytes(about["data"][first]).hex(), int(about["examples"][first])
+        StoredLayers(snapshot, shapes, ordered),
+        bytes(about["data"][first]).hex(),
+        int(about["examples"][first]),
     )
 
 
@@ -120,5 +186,5 @@ def _parts(layer: LayerCurvature) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     return layer.inputs, layer.outputs, layer.values
 
 
-def _repeat(name: bytes, count: int) -> np.ndarray[Any, Any]:
+def _repeat(name: bytes, count: int) -> Array:
     return np.tile(np.frombuffer(name, np.uint8), (count, 1))

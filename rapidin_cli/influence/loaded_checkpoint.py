@@ -1,6 +1,6 @@
 """One checkpoint, loaded: its model, its cache, and what both say about a query."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -202,9 +202,9 @@ class LoadedCheckpoint:
     def direction(self, asked: PreparedQuery) -> torch.Tensor:
         """Return what cached rows are multiplied by for the whole query, (1, W)."""
         inverse, gradient = asked.inverse, asked.gradient
-        layers: Sequence[Direction] = gradient.layers
-        if inverse and not inverse.on_rows:
-            layers = [inverse.direction(n, layer) for n, layer in enumerate(gradient.layers)]
+        layers: Iterable[Direction] = gradient.layers
+        if inverse and not inverse.on_rows:  # one after the other: curvature may be large
+            layers = (inverse.direction(n, layer) for n, layer in enumerate(gradient.layers))
         rows = self._engine.probe(layers, asked.divisors)[None]
         return inverse.apply_to_rows(rows) if inverse and inverse.on_rows else rows
 

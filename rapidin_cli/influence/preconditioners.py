@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +16,9 @@ from rapidin_cli.gradients.directions import Direction, LayerGradient
 from rapidin_cli.gradients.layout import RowLayout
 from rapidin_cli.gradients.rows.kinds import SketchRows
 from rapidin_storage import Snapshot
+
+# Bytes of curvature that stay in memory between two questions.
+_KEPT_BYTES = 2**27
 
 
 class Preconditioner(Protocol):
@@ -73,16 +77,21 @@ class _Basis:
 
 
 class _Diagonal:
-    """A matrix that is diagonal in a known basis of each layer's weights."""
+    """A matrix that is diagonal in a known basis of each layer's weights.
+
+    Args:
+        layer: makes the basis of a layer.
+        keep: whether it is made once.
+    """
 
     on_rows = False
 
-    def __init__(self, layers: Sequence[_Basis]) -> None:
-        self._layers = layers
+    def __init__(self, layer: Callable[[int], _Basis], *, keep: bool) -> None:
+        self._layer = cache(layer) if keep else layer
 
     def direction(self, number: int, gradient: LayerGradient) -> _Rotated:
         """See `Preconditioner.direction`."""
-        layer = self._layers[number]
+        layer = self._layer(number)
         if gradient.matrix is None:
             turned = LayerGradient(
                 rotated(gradient.x, layer.inputs), rotated(gradient.d, layer.outputs)
@@ -115,16 +124,17 @@ class Ekfac(_Diagonal):
     def __init__(
         self, layers: Sequence[LayerCurvature], damping: float, device: torch.device
     ) -> None:
-        super().__init__(
-            [
-                _Basis(
-                    layer.inputs.to(device),
-                    layer.outputs.to(device),
-                    _inverse(layer.values.to(device), damping),
-                )
-                for layer in layers
-            ]
-        )
+        def basis(number: int) -> _Basis:
+            layer = layers[number]
+            return _Basis(
+                layer.inputs.to(device),
+                layer.outputs.to(device),
+                _inverse(layer.values.to(device), damping),
+            )
+
+        # On a CPU those of a large model are read again for each question: they may be larger.
+        keep = device.type != "cpu" or getattr(layers, "nbytes", 0) <= _KEPT_BYTES
+        super().__init__(basis, keep=keep)
 
 
 class Adam(_Diagonal):
@@ -144,8 +154,11 @@ class Adam(_Diagonal):
         self, moments: Sequence[torch.Tensor], damping: float, device: torch.device
     ) -> None:
         own_axes = torch.empty(0, 0, device=device)
-        roots = (layer.to(device).sqrt() for layer in moments)
-        super().__init__([_Basis(own_axes, own_axes, _inverse(root, damping)) for root in roots])
+        layers = [
+            _Basis(own_axes, own_axes, _inverse(layer.to(device).sqrt(), damping))
+            for layer in moments
+        ]
+        super().__init__(layers.__getitem__, keep=False)
 
 
 def _inverse(values: torch.Tensor, damping: float) -> torch.Tensor:

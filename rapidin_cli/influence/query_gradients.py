@@ -15,8 +15,8 @@ from rapidin_cli.influence.queries import Query
 
 # Gradients of more numbers are kept in half precision.
 _WHOLE_NUMBERS = 2**24
-# Tokens whose gradients are changed and sketched at once.
-_TOGETHER = 8
+# Tokens whose gradients are sketched at once; numbers of those that curvature is put on.
+_TOGETHER, _CHANGED_NUMBERS = 8, 2**25
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class _Packer:
             for n in sizes
         ]
         self._scales = torch.ones(len(sizes), tokens, device=device)
-        count = min(_TOGETHER, tokens)
+        count = _together(passes, tokens, changed=inverse is not None)
         self._buffers = [
             torch.empty(count, n.out_features, n.in_features, device=device) for n in sizes
         ]
@@ -202,6 +202,12 @@ class _Packer:
         return TokenGradients(directions, TokenMatrices(self._layers, self._scales))
 
 
+def _together(passes: Passes, tokens: int, *, changed: bool) -> int:
+    """How many tokens are packed at once: P may have to be read anew each time."""
+    numbers = sum(t.layer.size for t in passes.targets)
+    return min(tokens, max(_TOGETHER, _CHANGED_NUMBERS // numbers if changed else 0))
+
+
 def _kept_dtype(passes: Passes, tokens: int) -> torch.dtype:
     numbers = tokens * sum(t.layer.size for t in passes.targets)
     return torch.float32 if numbers <= _WHOLE_NUMBERS else torch.float16
@@ -211,7 +217,7 @@ def kept_bytes(passes: Passes, tokens: int) -> int:
     """Return the memory of the gradients of this many tokens, as `token_gradients` keeps them."""
     numbers = sum(t.layer.size for t in passes.targets)
     packed = tokens * numbers * _kept_dtype(passes, tokens).itemsize
-    return packed + 4 * numbers * min(_TOGETHER, tokens)
+    return packed + 4 * numbers * _together(passes, tokens, changed=True)
 
 
 def _directions(
