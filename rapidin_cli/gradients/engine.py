@@ -81,7 +81,9 @@ class GradientEngine:
         self._maker: Maker
         if spec.row == "factors":
             self._maker = FactorMaker(targets, spec, device, spec.rank)
-            self._prober: Maker = FactorMaker(targets, spec, device, QUERY_RANK)
+            # No layer's gradient has more components than its shorter side, such as a LoRA's rank.
+            most = max(min(t.layer.out_features, t.layer.in_features) for t in targets)
+            self._prober: Maker = FactorMaker(targets, spec, device, min(QUERY_RANK, most))
         else:
             oporp = spec.sketch == "oporp"
             self._maker = self._prober = (

@@ -12,14 +12,19 @@ import pytest
 ROWS, STEPS = 64, 5
 DATA = Path(__file__).parents[3] / "shared/data/alpaca_en_demo.json"
 
-# `rin cache`, and then the most memory that the process had, since it was started.
-CACHE_AND_TELL_PEAK = (
+# `rin` with some words, and then the most memory that the process had, since it was started.
+RIN_AND_TELL_PEAK = (
     "import sys, pathlib, rapidin_cli.commands.main as cli\n"
-    "sys.argv = ['rin', 'cache']\n"
+    "sys.argv = ['rin', *sys.argv[1:]]\n"
     "try:\n"
     "    cli.main()\n"
     "finally:\n"
     "    print(pathlib.Path('/proc/self/status').read_text(), file=sys.stderr)\n"
+)
+
+ANSWER = (
+    "To make crepes, whisk flour, eggs and milk, rest the batter, and fry thin rounds in a hot "
+    "buttered pan until golden."
 )
 
 pytestmark = [
@@ -51,7 +56,7 @@ def project(tmp_path_factory):
     assert 'template = "chat"' in text
     forecast = run(folder, "-m", "rapidin_cli", "cache", "--dry-run").stderr
     assert f"{ROWS} rows to compute (0 cached)" in forecast
-    talk = run(folder, "-c", CACHE_AND_TELL_PEAK).stderr
+    talk = run(folder, "-c", RIN_AND_TELL_PEAK, "cache").stderr
     assert "gradients of 420 layers, 2,442,240 parameters" in talk
     assert f"{ROWS} rows computed, {ROWS} cached" in talk
     (folder / "forecast.txt").write_text(forecast)
@@ -66,6 +71,19 @@ def test_the_memory_of_caching_is_what_the_dry_run_said(project):
     said = float(number) * {"MB": 1e6, "GB": 1e9}[unit]
     peak = int((project / "peak.txt").read_text()) * 1024
     assert said == pytest.approx(peak, rel=0.2)
+
+
+@pytest.mark.parametrize("more", [[], ["--exact", "1"], ["--score", "ekfac", "--within", "5s"]])
+def test_a_default_question_takes_the_model_and_little_more(project, more):
+    """Thirty tokens, all rows: model + 1.5 GB."""
+    if "ekfac" in more and not (project / "curvature.txt").exists():
+        done = run(project, "-c", RIN_AND_TELL_PEAK, "curvature")
+        (project / "curvature.txt").write_text(done.stderr)
+    asked = "--prompt", "How do I make crepes?", "--response", ANSWER
+    told = run(project, "-c", RIN_AND_TELL_PEAK, "retrieve", *asked, *more).stderr
+    peak = int(re.search(r"VmHWM:\s+(\d+) kB", told).group(1)) * 1024
+    model = sum(file.stat().st_size for file in (project / "base").glob("*.safetensors"))
+    assert peak < model + 1.5e9
 
 
 @pytest.mark.parametrize("score", ["rapidin", "cosine"])
