@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from rapidin_cli.gradients.directions import LayerGradient
 from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.passes import Batch
 from rapidin_cli.gradients.rows.kinds import row_kind
@@ -71,12 +72,26 @@ class Rin:
         stored = snapshot.read(0, len(data), list(self.kind.arrays()))
         norm = torch.from_numpy(stored["norm"])
         divisors = SCORES["dot"].divisors(norm[0])
-        directions = torch.cat(
-            [self.engine.directions(Batch(*batch), divisors) for batch in queries.batches]
+        directions = torch.stack(
+            [
+                self._direction(one, divisors)
+                for batch in queries.batches
+                for one in zip(*batch, strict=True)
+            ]
         )
         products = self.kind.products(directions)
         found: Array = products(stored, SCORES["dot"].row_weights(norm)).numpy()
         return found
+
+    def _direction(self, query: Any, divisors: torch.Tensor) -> torch.Tensor:
+        layers: dict[int, LayerGradient] = {}
+
+        def consume(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
+            layers[number] = LayerGradient.of(x, d)
+
+        ids, labels = query
+        self.engine.passes.backward(Batch(ids[None], labels[None]), consume)
+        return self.engine.probe([layers[n] for n in sorted(layers)], divisors)
 
 
 class RapidIn(ProjectedRows):

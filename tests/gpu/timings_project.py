@@ -100,13 +100,20 @@ def _parts(lab: Lab, project: Project, options: Options) -> None:
     def ask() -> None:
         kept["asked"] = loaded.ask(query, options)
 
+    def tokens() -> None:
+        kept["asked"].tokens = None
+        loaded.tokens(kept["asked"])
+
     def rank() -> None:
         asked = kept["asked"]
-        kept["found"] = loaded.best([asked.directions], asked.score, digests, 40, 20)
+        directions = torch.cat([loaded.direction(asked), asked.tokens.directions])
+        kept["found"] = loaded.best([directions], asked.score, digests, 40, 20)
 
-    peak = lab.peak(ask)
-    lab.note("the query's gradient and tokens: seconds", lab.seconds(ask))
-    lab.note("the query's gradient and tokens: peak bytes", peak)
+    for name, work in {"the query's gradient": ask, "those of its tokens": tokens}.items():
+        lab.note(f"{name}: peak bytes", lab.peak(work))
+        lab.note(f"{name}: seconds", lab.seconds(work))
+    ask()
+    tokens()
     lab.note("sketched ranking: seconds", lab.seconds(rank))
     scorer = loaded.scorer(kept["asked"])
     slots = kept["found"][0].slots[:16]

@@ -11,6 +11,7 @@ import pytest
 
 from rapidin_cli import Options, Project, Question
 from rapidin_cli.commands import main as command_line
+from rapidin_cli.gradients import memory
 from rapidin_cli.influence import answering, refinement
 from tests.support.asked import PROMPT, RESPONSE, SCHEMA, by_digest
 from tests.support.forked import rin
@@ -227,3 +228,22 @@ def test_many_questions_leave_nothing_behind(prepared):
 def test_likeliest_first():
     totals = np.array([3.0, -9.0, np.nan, 8.0, 0.5, -1.0])
     assert refinement._strongest(totals, 2).tolist() == [3, 1, 0, 5]
+
+
+def test_where_gradients_of_tokens_do_not_fit_the_scores_are_the_same(prepared, monkeypatch):
+    """Then tokens are scored by forward mode, of the rows that are shown; and one row at a time."""
+    project, options = Project.open(prepared), Options(score="dot", top=3, token_top=2)
+    expected = by_digest(project.retrieve([ASKED], options))
+    monkeypatch.setattr(memory, "room_left", lambda _: 1)
+    report = project.retrieve([ASKED], options)
+    jsonschema.validate(report, SCHEMA)
+    found = by_digest(report)
+    shown = [e for e in report["queries"][0]["examples"] if e["tokens_exact"]]
+    assert len(shown) >= 6
+    for example in shown:
+        known = expected[example["digest"]]
+        assert found[example["digest"]]["score"] == pytest.approx(known["score"], rel=1e-4)
+        scale = sum(map(abs, known["tokens"]))
+        assert example["tokens"] == pytest.approx(known["tokens"], abs=1e-4 * scale)
+        ours, theirs = ([score for _, score in e["training"]] for e in (example, known))
+        assert ours == pytest.approx(theirs, abs=1e-4 * scale)

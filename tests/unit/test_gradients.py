@@ -132,10 +132,9 @@ def test_given_divisors_make_token_rows_add_up():
     engine = GradientEngine(tiny.llama(), EXACT, CPU, "float32")
     example = one(batch(), 0)
     whole = engine(example)
-    together = torch.cat([example.input_ids] * 9), torch.full((9, 12), IGNORED)
-    for position in range(3, 12):
-        together[1][position - 3, position] = example.labels[0, position]
-    parts = engine.directions(Batch(*together), whole.norm[0]).sum(0, keepdim=True)
+    each = list(engine.each_direction(engine.passes, example, whole.norm[0]))
+    assert len(each) == 9
+    parts = torch.stack(each).sum(0, keepdim=True)
     torch.testing.assert_close(parts, whole.blocks, rtol=1e-3, atol=1e-5)
 
 
