@@ -59,7 +59,7 @@ def show_first(report: View) -> None:
     look = Look.of(console.stderr())
     (query,) = report["queries"]
     sides = ranked(query, Span.whole(query))
-    lines = Text(f"ranking by cached rows, of {query['scored']:,}; exact scores follow", "bold")
+    lines = Text(f"ranking by cached rows, of {query['scored']:,}; exact scores follow")
     for name, sign in zip(("raised", "lowered"), look.signs(), strict=True):
         lines.append(f"\n{name} {sign}", "bold")
         for rank, example in enumerate(sides[name][:_FIRST], 1):

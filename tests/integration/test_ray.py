@@ -92,8 +92,8 @@ class SlowRows:
         self._kind = kind
         self.layout, self.scored = kind.layout, kind.scored
 
-    def products(self, directions, device):
-        products = self._kind.products(directions, device)
+    def products(self, directions, device, count):
+        products = self._kind.products(directions, device, count)
 
         def slowly(stored, weights):
             time.sleep(0.2)

@@ -32,12 +32,15 @@ class RowKind(Protocol):
     scored: tuple[str, ...]
     """Names of the arrays that `products` reads."""
 
-    def products(self, directions: torch.Tensor, device: torch.device = _CPU) -> Products:
+    def products(
+        self, directions: torch.Tensor, device: torch.device = _CPU, count: int | None = None
+    ) -> Products:
         """Return what multiplies stored rows with directions.
 
         Args:
-            directions: (Q, W) float32, what `GradientEngine.directions` returned.
+            directions: (Q, W) float32, what `GradientEngine.probe` returned.
             device: where the products are computed.
+            count: how many rows there will be; None if they are many.
         """
 
 
@@ -101,9 +104,12 @@ class SketchRows:
             return values
         return torch.from_numpy(sketch).float()
 
-    def products(self, directions: torch.Tensor, device: torch.device = _CPU) -> Products:
+    def products(
+        self, directions: torch.Tensor, device: torch.device = _CPU, count: int | None = None
+    ) -> Products:
         """See `RowKind.products`."""
-        return SketchProducts(self.layout, directions / self._root, device)
+        size = None if count is None else count * self.arrays()["sketch"].row_bytes
+        return SketchProducts(self.layout, directions / self._root, device, size)
 
 
 class FactorRows:
@@ -158,8 +164,11 @@ class FactorRows:
         scale = (step[:, self._left] * step[:, self._right]).astype(np.float32)
         return {"factors": factors, "scale": scale, **_common_values(rows)}
 
-    def products(self, directions: torch.Tensor, device: torch.device = _CPU) -> Products:
+    def products(
+        self, directions: torch.Tensor, device: torch.device = _CPU, count: int | None = None
+    ) -> Products:
         """See `RowKind.products`."""
+        del count
         return FactorProducts(self.layout, directions, device)
 
 

@@ -7,6 +7,7 @@ a chunk of rows is never copied as floats.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,6 +20,9 @@ from rapidin_cli.gradients.rows.few_directions import BitsWithFew, BytesWithFew,
 
 # Up to so many directions loops are faster than tiles (tests/benchmarks/scan.py).
 FEW = {"int8": 6, "sign": 16, "float16": 0}
+
+WORTH_LOADING = 2**27
+"""Bytes of rows from which loops are worth the half second that loading them takes."""
 
 # Numbers of a tile: 128 rows of 2,048 columns measured best on a CPU (1 MB); a GPU wants few
 # launches of large ones.
@@ -60,14 +64,22 @@ class SketchProducts:
         layout: of the rows.
         directions: (Q, K) float32, divided by what rows have been multiplied by.
         device: where products are taken.
+        stored_bytes: of all rows to come; None if they are many.
     """
 
-    def __init__(self, layout: RowLayout, directions: torch.Tensor, device: torch.device) -> None:
+    def __init__(
+        self,
+        layout: RowLayout,
+        directions: torch.Tensor,
+        device: torch.device,
+        stored_bytes: int | None = None,
+    ) -> None:
         self._device = device
         self._signs = layout.spec.precision == "sign"
         self._layered = layout.per_layer
         few = device.type == "cpu" and len(directions) <= FEW[layout.spec.precision]
-        loops = kernels() if few else None
+        worth = stored_bytes is None or stored_bytes >= WORTH_LOADING or "numba" in sys.modules
+        loops = kernels() if few and worth else None
         self._inner: _FloatTiles | BytesWithFew | BitsWithFew
         if loops is None:
             self._inner = _FloatTiles(layout, directions.to(device))
