@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _NAME = "stdin"
 _ERROR = "rin.error/1"
+_HINT = 'one per line: {"prompt": "...", "response": "..."}'
 
 
 def answer_lines(
@@ -68,9 +69,7 @@ def answer_lines(
         if report["interrupted"]:
             raise typer.Exit(ExitCode.INTERRUPTED)
     if not read:
-        raise InputError(
-            f"{_NAME} has no queries", hint='one per line: {"prompt": "...", "response": "..."}'
-        )
+        raise InputError(f"{_NAME} has no queries", hint=_HINT)
     if failed:
         raise InputError(
             f"{console.count(failed, 'line')} of {_NAME} could not be answered (of {read:,})",
@@ -83,7 +82,11 @@ def _values() -> Iterator[tuple[int, Any]]:
     from rapidin_cli.data.files import RowError
 
     # A line at a time, from whatever stdin is: a file, a pipe, a socket, a terminal.
-    for line, text in enumerate(iter(sys.stdin.buffer.readline, b""), 1):
+    try:
+        lines = open(0, "rb", closefd=False)  # noqa: SIM115 (not ours to close)
+    except OSError as error:
+        raise InputError(f"cannot read {_NAME}: {error.strerror}", hint=_HINT) from None
+    for line, text in enumerate(iter(lines.readline, b""), 1):
         if not text.strip():
             continue
         try:

@@ -148,7 +148,6 @@ class Answering:
             if not refine or self.interrupted:
                 yield self._finish(one, self._best(ranked), None)
                 continue
-            self._ranked(self._finish(one, self._best(ranked), None))
             yield self._refined(one, ranked)
 
     def _in_stages(self, pending: Sequence[_Pending]) -> bool:
@@ -215,6 +214,7 @@ class Answering:
         """Score the likeliest exactly; an interruption keeps what is known by then."""
         refinement = None
         try:
+            self._ranked(self._finish(one, self._best(found), None))
             if self._options.tokens and len(self._panel) == 1:
                 if found.scores.shape[1] == 1:
                     found = self._scan([one], tokens=True, keep=True)[0]

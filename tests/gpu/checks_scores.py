@@ -152,7 +152,7 @@ def apart_values(ours: LayerCurvature, theirs: LayerCurvature) -> float:
 
 
 def too_little_memory(lab: Lab) -> None:
-    """A batch that does not fit is halved until it does, and its rows are the same."""
+    """A batch that does not fit is halved until it does, and so are the next ones."""
     folder = lab.folder / "memory"
     tiny.project(folder, 2)
     checkpoint = Checkpoint("tuned", folder / "adapter", folder / "base")
@@ -183,7 +183,7 @@ def too_little_memory(lab: Lab) -> None:
     worker.engine = watched  # type: ignore[assignment]
     sizes.clear()
     plenty = worker.rows((ids, ids))
-    lab.true("then whole again", sizes == [64])
+    lab.true("no later part is larger", max(sizes) <= 32)
     away = [np.abs(short[n].astype(float) - plenty[n].astype(float)).max() for n in plenty]
     sizes_of = [np.abs(plenty[n].astype(float)).max() for n in plenty]
     lab.near("rows", max(a / s for a, s in zip(away, sizes_of, strict=True)), 1e-2)

@@ -121,6 +121,7 @@ def make_example(number: int, noise: random.Random, token_scores: bool) -> dict[
         "percentile": 0.0,
         "bm25": {"score": 3.5 if number % 4 else 0.0, "rank": number + 1 if number % 4 else None},
         "tokens": scores if token_scores else None,
+        "tokens_exact": token_scores,
         "training": _training(number, noise) if token_scores else None,
         "cells": [[2, 0, 0.004], [1, 0, -0.002]] if token_scores and number < 4 else None,
         "layers": {"strongest": [[1, 0.02], [0, -0.005]], "rest": 0.001} if token_scores else None,
@@ -179,6 +180,7 @@ def make_query(
         "exact": {
             "shortlist": 136,
             "doubtful": 3,
+            "settling": 2.5,
             "sketch_error": 0.0021,
             "residual": 1e-6,
             "forward_mode": True,
