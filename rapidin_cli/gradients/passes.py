@@ -204,8 +204,8 @@ class Passes:
     def tangents(self, batch: Batch, perturb: Perturbation) -> list[torch.Tensor]:
         """Differentiate each token's loss along a change of the target layers' weights.
 
-        One forward-mode pass for all tokens (DESIGN 4.4): the layers' outputs are
-        y + eps * perturb(x), and the derivative is taken by eps at 0. Attention and experts
+        One forward-mode pass for all tokens (DESIGN 4.4): perturb(x) is added to the tangents of
+        the layers' outputs. Attention and experts
         run on plain kernels: the fused ones have no forward-mode derivative.
 
         Returns:
@@ -217,17 +217,19 @@ class Passes:
         ids, labels = self._moved(batch)
         plain = sdpa_kernel(SDPBackend.MATH), plain_experts(inner(self.model))
         with torch.no_grad(), forward_ad.dual_level(), plain[0], plain[1]:
-            eps = forward_ad.make_dual(
-                torch.zeros((), device=self.device), torch.ones((), device=self.device)
-            )
 
             def watch(number: int) -> Any:
                 def hook(module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> Any:
                     del module
                     if not of_sequences(inputs):
                         return output
-                    change = perturb(number, inputs[0])
-                    return output + (eps * change).to(output.dtype)
+                    # The inputs' own changes are in the output's already.
+                    known = forward_ad.unpack_dual(inputs[0]).primal
+                    change = perturb(number, known).to(output.dtype)
+                    before = forward_ad.unpack_dual(output)
+                    if before.tangent is not None:
+                        change = before.tangent + change
+                    return forward_ad.make_dual(before.primal, change)
 
                 return hook
 

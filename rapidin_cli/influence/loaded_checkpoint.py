@@ -93,6 +93,8 @@ class LoadedCheckpoint:
         hold: str = "disk",
         scan: Scan = scan,
     ) -> None:
+        if engine.passes.device.type == "cpu":
+            memory.spare()
         self._engine = engine
         self._tokenizer = tokenizer
         self._encoder = encoder
