@@ -205,8 +205,8 @@ class Passes:
         """Differentiate each token's loss along a change of the target layers' weights.
 
         One forward-mode pass for all tokens (DESIGN 4.4): perturb(x) is added to the tangents of
-        the layers' outputs. Attention and experts
-        run on plain kernels: the fused ones have no forward-mode derivative.
+        the layers' outputs. Attention and experts run on plain kernels: the fused ones have no
+        forward-mode derivative.
 
         Returns:
             For each sequence, the derivative of each labelled token's loss, in order.
