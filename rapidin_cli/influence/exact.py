@@ -167,7 +167,7 @@ class ExactScorer:
             if forward:
                 kept[number] = self._changed(number, gradient)
             if self.matrices is not None:
-                part = gradient.dense().flatten(1) @ self.matrices.of(number).flatten(1).T
+                part = self.matrices.products(number, gradient.dense())
                 tokens.add_(part * reciprocal(norm[:, number, None]) if layered else part)
 
         self.passes.backward(as_batch(examples), consume)

@@ -33,11 +33,6 @@ class QueryGradient:
     norm: torch.Tensor
     losses: list[list[float]]
 
-    @property
-    def loss(self) -> float:
-        """Summed over the explained tokens of the response, nats."""
-        return sum(self.losses[0])
-
 
 @dataclass(frozen=True)
 class TokenMatrices:
@@ -56,6 +51,11 @@ class TokenMatrices:
         """Return the matrices of a layer, (T, O, I) float32."""
         scales = self.scales[number, tokens, None, None]
         return self.layers[number][tokens].float() * scales
+
+    def products(self, number: int, gradients: torch.Tensor) -> torch.Tensor:
+        """Return the products of a layer's matrices with gradients (B, O, I): (B, T)."""
+        matrices = self.layers[number].float().flatten(1)
+        return (gradients.flatten(1) @ matrices.T) * self.scales[number]
 
 
 @dataclass(frozen=True)
