@@ -114,7 +114,7 @@ def chunk_scores(
     rows: CachedRows, directions: torch.Tensor, score: Score, wanted: Array
 ) -> Iterator[tuple[Array, Array, Array]]:
     """Yield (slots (n,), scores (n, Q), sizes (n,)) of the wanted rows of each chunk."""
-    products = rows.kind.products(directions, rows.device, int(np.count_nonzero(wanted)))
+    products = rows.kind.products(directions, rows.device, rows.snapshot.commit.slots)
 
     def scores_of(chunk: tuple[int, int, Stored]) -> tuple[Array, Array, Array]:
         start, stop, whole = chunk

@@ -40,7 +40,7 @@ class RowKind(Protocol):
         Args:
             directions: (Q, W) float32, what `GradientEngine.probe` returned.
             device: where the products are computed.
-            count: how many rows there will be; None if they are many.
+            count: how many rows the cache has; None if they are many.
         """
 
 

@@ -7,7 +7,6 @@ a chunk of rows is never copied as floats.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -64,7 +63,7 @@ class SketchProducts:
         layout: of the rows.
         directions: (Q, K) float32, divided by what rows have been multiplied by.
         device: where products are taken.
-        stored_bytes: of all rows to come; None if they are many.
+        stored_bytes: of all rows of the cache; None if they are many.
     """
 
     def __init__(
@@ -78,7 +77,8 @@ class SketchProducts:
         self._signs = layout.spec.precision == "sign"
         self._layered = layout.per_layer
         few = device.type == "cpu" and len(directions) <= FEW[layout.spec.precision]
-        worth = stored_bytes is None or stored_bytes >= WORTH_LOADING or "numba" in sys.modules
+        # By the rows alone: whatever else a process has loaded, its scores are the same to the bit.
+        worth = stored_bytes is None or stored_bytes >= WORTH_LOADING
         loops = kernels() if few and worth else None
         self._inner: _FloatTiles | BytesWithFew | BitsWithFew
         if loops is None:
