@@ -40,6 +40,8 @@ def modules(folder, code, *arguments):
 def asked(tmp_path_factory):
     """A project whose words were indexed by an earlier question, and the arguments of another."""
     folder = tiny.project(tmp_path_factory.mktemp("startup"), 12)
+    # Files of the last seconds are known by their content: a later question would read them anew.
+    os.utime(folder / "data.jsonl", (0, 0))
     Project.open(folder).cache()
     arguments = ("retrieve", "--exact", "0", "--prompt", "Where is the cat?", "--response", "Here.")
     done = forked.rin(folder, *arguments)
