@@ -79,12 +79,13 @@ def cache(
             progress=partial(CachingBar, shown),
         )
     from rapidin_cli.commands.next_question import OWN_WORDS, first_question
+    from rapidin_cli.work.caching import WHOLE
 
     for result in done:
         console.say(_summary(result))
     if done:
         _name_left_out(done[-1].dataset)
-    if share != (1, 1):
+    if share != WHOLE:
         console.say("next: rin cache, once all parts have finished: it updates rin.lock")
         return
     console.say(f"next: {first_question(project, names)}")

@@ -66,6 +66,7 @@ def answer_lines(
             _tell(line, error, as_json=as_json)
             continue
         _show(report, as_json=as_json)
+        warn_unsaved(project)
         if report["interrupted"]:
             raise typer.Exit(ExitCode.INTERRUPTED)
     if not read:
@@ -75,6 +76,12 @@ def answer_lines(
             f"{console.count(failed, 'line')} of {_NAME} could not be answered (of {read:,})",
             hint="correct them, and ask again",
         )
+
+
+def warn_unsaved(project: Project) -> None:
+    """Say that a result was not saved, if it was not."""
+    if project.results.unsaved:
+        console.warn(f"not saved, so rin report cannot show it again: {project.results.unsaved}")
 
 
 def _values() -> Iterator[tuple[int, Any]]:

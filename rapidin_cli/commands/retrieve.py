@@ -14,7 +14,7 @@ import typer
 
 from rapidin_cli.commands import completion
 from rapidin_cli.commands.adding import arg, opt, project_of, switch
-from rapidin_cli.commands.lines import answer_lines
+from rapidin_cli.commands.lines import answer_lines, warn_unsaved
 from rapidin_cli.commands.options import AsJson, Checkpoint, Device
 from rapidin_cli.errors import ExitCode, UsageError
 from rapidin_cli.output import console
@@ -136,6 +136,8 @@ def retrieve(
     narrow = partial(_narrowed, contrast=contrast, focus=focus, token=token)
     asked = _questions(project, stdin, prompt, response, generate, queries, row)
     session = partial(project.session, **asdict(where))
+    if asked is None and dry_run:
+        raise UsageError("--dry-run needs a question", hint="rin retrieve --queries FILE --dry-run")
     if asked is None:
         answer_lines(project, session, options, narrow, generate=generate, as_json=as_json)
     elif dry_run:
@@ -221,8 +223,7 @@ def _show(project: Project, report: dict[str, Any], score: str, as_json: bool) -
         console.as_json(report)
     else:
         terminal.show(report)
-    if project.results.unsaved:
-        console.warn(f"not saved, so rin report cannot show it again: {project.results.unsaved}")
+    warn_unsaved(project)
     if score == AUTO and report["score"]["name"] == "dot":
         opened = [project.opened(member["name"]) for member in report["checkpoints"]]
         adam = all(has_second_moments(one.checkpoint) for one in opened)

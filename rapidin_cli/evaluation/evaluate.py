@@ -14,9 +14,10 @@ from rapidin_cli.evaluation.retraining import Retrainer
 from rapidin_cli.gradients.optimizer_state import has_second_moments
 from rapidin_cli.influence.lexical import Lexical
 from rapidin_cli.influence.loaded_checkpoint import LoadedCheckpoint
-from rapidin_cli.influence.options import Options, StageProgress
+from rapidin_cli.influence.options import Options
 from rapidin_cli.influence.queries import Query, Question
 from rapidin_cli.influence.score import SCORES
+from rapidin_cli.output.stages import StageProgress
 from rapidin_cli.output.version import __version__
 from rapidin_cli.workspace.project_checkpoint import ProjectCheckpoint
 

@@ -7,7 +7,7 @@ examples' gradients in that basis (George et al. 2018, arXiv 1806.03884). Grosse
 (arXiv 2308.03296) brought it to influence functions of language models.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +16,7 @@ from rapidin_cli.errors import out_of_memory
 from rapidin_cli.gradients.capture import Consumer
 from rapidin_cli.gradients.memory import release_memory
 from rapidin_cli.gradients.passes import Batch, Passes
+from rapidin_cli.output.stages import StageProgress
 
 MAX_SIDE = 4096
 """A longer side keeps its own axes: its eigenvectors would cost more than the layer."""
@@ -50,9 +51,6 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 Numbered = Iterable[tuple[int, Batch]]
 """Batches with their numbers, which seed the draws of labels."""
 
-
-StageProgress = Callable[[str, int, int], None]
-"""Called with (what is done, how much of it, of how much)."""
 
 FIRST_PASS, DECOMPOSITIONS, SECOND_PASS = "pass 1 of 2", "decompositions", "pass 2 of 2"
 

@@ -3,12 +3,11 @@
 import contextlib
 import ctypes
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psutil
 import torch
-from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from rapidin_cli.data.examples import IGNORED
@@ -22,7 +21,7 @@ _CPU_BYTES = 3 * 2**28
 _GPU_SHARE = 0.5
 # What a process takes beyond the model while it answers questions, less than 1.5 GB, and
 # what it may take in any case.
-_CPU_PROCESS, _LEAST_BYTES = 1_400_000_000, 2**28
+_CPU_PROCESS, _LEAST_BYTES = 1_300_000_000, 2**28
 # What a batch takes as a multiple of what its forward pass keeps: gradients on their way, and
 # what the allocator cannot use again. Measured with SmolLM2-135M: 2.0 to 2.3 in float32, and 4.7
 # in bfloat16, of which less is kept and copies in float32 are taken.
@@ -113,7 +112,7 @@ def room_left(passes: Passes) -> int:
         free, _ = torch.cuda.mem_get_info(passes.device)
         return int(_GPU_SHARE * free)
     give_back()
-    return max(_LEAST_BYTES, _cpu_room(passes.model))
+    return max(_LEAST_BYTES, _cpu_room(passes))
 
 
 def make_room(passes: Passes, needed: int) -> None:
@@ -121,25 +120,18 @@ def make_room(passes: Passes, needed: int) -> None:
 
     It is what comes of tensors of many sizes: places that fit none of the next ones.
     """
-    if passes.device.type == "cpu" and _cpu_room(passes.model) < needed:
+    if passes.device.type == "cpu" and _cpu_room(passes) < needed:
         give_back()
 
 
-def _cpu_room(model: nn.Module) -> int:
-    weights = {p.untyped_storage().data_ptr(): p.untyped_storage() for p in _tensors(model)}
-    size = sum(storage.nbytes() for storage in weights.values())
-    return size + _CPU_PROCESS - int(psutil.Process().memory_info().rss)
+def _cpu_room(passes: Passes) -> int:
+    return passes.weight_bytes + _CPU_PROCESS - int(psutil.Process().memory_info().rss)
 
 
 def give_back() -> None:
     """Give freed memory back to the system, where the C library can."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
 
 
 def in_halves(items: list[int], run: Callable[[list[int]], None]) -> bool:

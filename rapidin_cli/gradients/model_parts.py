@@ -69,3 +69,10 @@ def inner(model: nn.Module) -> nn.Module:
     found = get() if get else model
     assert isinstance(found, nn.Module)
     return found
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Memory of a model's weights and buffers; tied ones count once."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+                for t in (*model.parameters(), *model.buffers())}  # fmt: skip
+    return sum(storages.values())

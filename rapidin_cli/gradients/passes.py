@@ -31,6 +31,7 @@ from rapidin_cli.gradients.model_parts import (
     plain_experts,
     recomputed,
     vocabulary,
+    weight_bytes,
 )
 
 Compute = Literal["float32", "bfloat16"]
@@ -75,6 +76,7 @@ class Passes:
         targets: the watched layers. skipped: trainable parameters that are not, and why.
         left_out: what share of all trained numbers cannot be watched, and why.
         vocabulary: tokens that the model knows.
+        weight_bytes: memory of its weights and buffers.
         keeps: padded tokens of a batch whose activations fit in memory: those of a longer
             one are computed twice. None: of any.
     """
@@ -87,6 +89,7 @@ class Passes:
         self.device = device
         self.compute = compute
         self.vocabulary = vocabulary(model)
+        self.weight_bytes = weight_bytes(model)
         self.keeps: int | None = None
         self._positions = absolute_positions(inner(model))
         self.trained = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -315,8 +318,8 @@ class Passes:
         decoder: Any = getattr(below, "base_model", below)
         find: Any = getattr(below, "get_output_embeddings", lambda: None)
         head: Any = find()
-        watched = {target.module for target in self.targets}
-        if decoder is below or head is None or not watched.isdisjoint(head.modules()):
+        seen = {target.module for target in self.targets}
+        if decoder is below or head is None or not seen.isdisjoint(head.modules()):
             return None
         ids = torch.arange(6, device=self.device).view(2, 3) % self.vocabulary
         with torch.no_grad(), self._autocast():

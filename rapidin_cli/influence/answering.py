@@ -16,13 +16,14 @@ import torch
 from rapidin_cli.data.examples import Dataset, Example
 from rapidin_cli.influence.lexical import Lexical
 from rapidin_cli.influence.loaded_checkpoint import LoadedCheckpoint, PreparedQuery
-from rapidin_cli.influence.options import Options, StageProgress
+from rapidin_cli.influence.options import Options
 from rapidin_cli.influence.panel import Panel
 from rapidin_cli.influence.queries import Query, Question
 from rapidin_cli.influence.query_gradients import TokenGradients
 from rapidin_cli.influence.ranking import Ranked
 from rapidin_cli.influence.refinement import Exactness, Refinement
 from rapidin_cli.influence.score import Array
+from rapidin_cli.output.stages import StageProgress
 
 # Queries that are asked together: their gradients and directions take no more memory.
 _PREPARED_BYTES = 2**28
@@ -62,6 +63,7 @@ class _Pending:
 
     query: Query
     losses: list[list[float]] = field(default_factory=list)
+    words: Array | None = None
 
 
 class Answering:
@@ -86,7 +88,7 @@ class Answering:
         lexical: Lexical | None,
         options: Options,
         progress: StageProgress,
-        ranked: Callable[[Answer], None] = lambda _: None,
+        ranked: Callable[[Answer], None] | None = None,
     ) -> None:
         self._panel = panel
         self._options = options
@@ -125,10 +127,10 @@ class Answering:
         computed once. Several checkpoints are loaded in turn for a group, and scanned query by
         query.
         """
-        last = self._panel.at(-1)
-        if len(self._panel) == 1 and self._options.refines and last.row_bytes <= _READ_TWICE:
+        if self._in_stages:
             yield from ([query] for query in queries)
             return
+        last = self._panel.at(-1)
         group: list[Query] = []
         room = _PREPARED_BYTES
         for query in queries:
@@ -142,7 +144,7 @@ class Answering:
             yield group
 
     def _answer(self, pending: Sequence[_Pending]) -> Iterator[Answer]:
-        found = self._scan(pending, tokens=self._options.tokens and not self._in_stages(pending))
+        found = self._scan(pending, tokens=self._options.tokens and not self._in_stages)
         refine = self._options.refines
         for one, ranked in zip(pending, found, strict=True):
             if not refine or self.interrupted:
@@ -150,10 +152,12 @@ class Answering:
                 continue
             yield self._refined(one, ranked)
 
-    def _in_stages(self, pending: Sequence[_Pending]) -> bool:
-        """Whether a ranking comes first, and then the tokens."""
-        alone = len(pending) == 1 and len(self._panel) == 1
-        return alone and self._options.refines and self._panel.at(-1).row_bytes <= _READ_TWICE
+    @property
+    def _in_stages(self) -> bool:
+        """Whether a query is asked alone: its ranking comes first, and then its tokens."""
+        if len(self._panel) > 1 or not self._options.refines:
+            return False
+        return self._panel.at(-1).row_bytes <= _READ_TWICE
 
     def _scan(
         self, pending: Sequence[_Pending], *, tokens: bool, keep: bool = False
@@ -214,7 +218,8 @@ class Answering:
         """Score the likeliest exactly; an interruption keeps what is known by then."""
         refinement = None
         try:
-            self._ranked(self._finish(one, self._best(found), None))
+            if self._ranked is not None:
+                self._ranked(self._finish(one, self._best(found), None))
             if self._options.tokens and len(self._panel) == 1:
                 if found.scores.shape[1] == 1:
                     found = self._scan([one], tokens=True, keep=True)[0]
@@ -251,7 +256,8 @@ class Answering:
 
     def _finish(self, one: _Pending, found: Ranked, exact: Exactness | None) -> Answer:
         examples = [self._examples[int(position)] for position in found.slots]
-        words = np.zeros(len(self._examples), dtype=np.float32)
-        if self._lexical is not None:
-            words = self._lexical.scores(one.query.example)
-        return Answer(one.query, one.losses, examples, found, words, exact)
+        if one.words is None:
+            one.words = np.zeros(len(self._examples), dtype=np.float32)
+            if self._lexical is not None:
+                one.words = self._lexical.scores(one.query.example)
+        return Answer(one.query, one.losses, examples, found, one.words, exact)

@@ -14,7 +14,7 @@ from rapidin_cli.gradients.passes import as_batch
 from rapidin_cli.influence.loaded_checkpoint import LoadedCheckpoint
 from rapidin_cli.influence.options import Options
 from rapidin_cli.influence.queries import Question
-from rapidin_cli.influence.query_gradients import kept_bytes
+from rapidin_cli.influence.query_gradients import token_matrices_bytes
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def forecast(
         tokens = passes.each_token(as_batch([query.example]), ignore)
         next(tokens)  # it also runs forward
         token = query.explained * _seconds(lambda: next(tokens, 0.0))
-    needed = kept_bytes(passes, query.explained) if options.tokens else 0
+    needed = token_matrices_bytes(passes, query.explained) if options.tokens else 0
     if options.refines:
         needed += len(longest.input_ids) * loaded.token_bytes(passes)
     room = room_left(passes)

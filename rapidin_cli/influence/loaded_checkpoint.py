@@ -26,9 +26,9 @@ from rapidin_cli.influence.query_gradients import (
     QueryGradient,
     TokenGradients,
     gradient_bytes,
-    kept_bytes,
     query_gradient,
     token_gradients,
+    token_matrices_bytes,
 )
 from rapidin_cli.influence.ranking import Ranked
 from rapidin_cli.influence.scan import CachedRows, Scan, chunk_scores, scan
@@ -215,7 +215,7 @@ class LoadedCheckpoint:
     ) -> TokenGradients:
         """Return the gradients of the query's tokens, computed once."""
         if asked.tokens is None:
-            needed = kept_bytes(asked.passes, asked.query.explained)
+            needed = token_matrices_bytes(asked.passes, asked.query.explained)
             asked.tokens = token_gradients(
                 self._engine,
                 asked.passes,

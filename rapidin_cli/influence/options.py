@@ -1,13 +1,9 @@
 """The options of a question."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from rapidin_cli.influence.score import AUTO
-
-StageProgress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from rapidin_cli.data.examples import Example
+from rapidin_cli.gradients.capture import Consumer
 from rapidin_cli.gradients.directions import LayerGradient
 from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.passes import Passes, as_batch
@@ -107,36 +108,30 @@ def token_gradients(
         keep: whether the gradients themselves fit in memory.
         progress: called with how many more tokens are done.
     """
-    make = _kept if keep else _directions
-    found = make(engine, passes, query, divisors, inverse, progress)
+    matrices = None
+    if keep:
+        packer = _Packer(engine, passes, query.explained, divisors, inverse)
+        for example, sign in query.parts:
+            for _ in passes.each_token(as_batch([example]), packer.taking(sign)):
+                packer.next()
+                progress(1)
+        directions, matrices = packer.finish()
+    else:
+        change = inverse.change if inverse is not None and not inverse.on_rows else None
+        rows = []
+        for example, sign in query.parts:
+            batch = as_batch([example])
+            for row in engine.each_direction(passes, batch, divisors, sign, change):
+                rows.append(row)
+                progress(1)
+        directions = torch.stack(rows)
     if inverse is not None and inverse.on_rows:
-        return TokenGradients(inverse.apply_to_rows(found.directions), found.matrices)
-    return found
-
-
-def _kept(
-    engine: GradientEngine,
-    passes: Passes,
-    query: Query,
-    divisors: torch.Tensor,
-    inverse: Preconditioner | None,
-    progress: Callable[[int], None],
-) -> TokenGradients:
-    """Keep the gradients of all tokens; a few at a time are changed, sketched and packed."""
-    packer = _Packer(engine, passes, query.explained, divisors, inverse)
-    for example, sign in query.parts:
-
-        def consume(number: int, x: torch.Tensor, d: torch.Tensor, sign: float = sign) -> None:
-            packer.take(number, d[0].float().T * sign, x[0].float())
-
-        for _ in passes.each_token(as_batch([example]), consume):
-            packer.next()
-            progress(1)
-    return packer.finish()
+        directions = inverse.apply_to_rows(directions)
+    return TokenGradients(directions, matrices)
 
 
 class _Packer:
-    """Gathers gradients of single tokens, (O, I) for each layer."""
+    """Gathers gradients of single tokens; a few at a time are changed, sketched and packed."""
 
     def __init__(
         self,
@@ -164,9 +159,14 @@ class _Packer:
         self._directions: list[torch.Tensor] = []
         self._filled = self._done = 0
 
-    def take(self, number: int, d: torch.Tensor, x: torch.Tensor) -> None:
-        """Take a layer's gradient, d x."""
-        torch.matmul(d, x, out=self._buffers[number][self._filled])
+    def taking(self, sign: float) -> Consumer:
+        """Return what takes the layers of a token, whose loss counts with a sign."""
+
+        def take(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
+            into = self._buffers[number][self._filled]
+            torch.matmul(d[0].float().T * sign, x[0].float(), out=into)
+
+        return take
 
     def next(self) -> None:
         """End a token."""
@@ -194,12 +194,11 @@ class _Packer:
             self._scales[number, where] = scales * self._factors[number]
         self._done, self._filled = where.stop, 0
 
-    def finish(self) -> TokenGradients:
-        """Return all of them."""
+    def finish(self) -> tuple[torch.Tensor, TokenMatrices]:
+        """Return the directions (T, W), and the matrices."""
         if self._filled:
             self._pack()
-        directions = torch.cat(self._directions)
-        return TokenGradients(directions, TokenMatrices(self._layers, self._scales))
+        return torch.cat(self._directions), TokenMatrices(self._layers, self._scales)
 
 
 def _together(passes: Passes, tokens: int, *, changed: bool) -> int:
@@ -213,28 +212,11 @@ def _kept_dtype(passes: Passes, tokens: int) -> torch.dtype:
     return torch.float32 if numbers <= _WHOLE_NUMBERS else torch.float16
 
 
-def kept_bytes(passes: Passes, tokens: int) -> int:
+def token_matrices_bytes(passes: Passes, tokens: int) -> int:
     """Return the memory of the gradients of this many tokens, as `token_gradients` keeps them."""
     numbers = sum(t.layer.size for t in passes.targets)
     packed = tokens * numbers * _kept_dtype(passes, tokens).itemsize
     return packed + 4 * numbers * _together(passes, tokens, changed=True)
-
-
-def _directions(
-    engine: GradientEngine,
-    passes: Passes,
-    query: Query,
-    divisors: torch.Tensor,
-    inverse: Preconditioner | None,
-    progress: Callable[[int], None],
-) -> TokenGradients:
-    change = inverse.change if inverse is not None and not inverse.on_rows else None
-    rows = []
-    for example, sign in query.parts:
-        for row in engine.each_direction(passes, as_batch([example]), divisors, sign, change):
-            rows.append(row)
-            progress(1)
-    return TokenGradients(torch.stack(rows), None)
 
 
 def gradient_bytes(passes: Passes, example: Example) -> int:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from rapidin_cli.data.examples import Example
-from rapidin_cli.influence.options import Options, StageProgress
+from rapidin_cli.influence.options import Options
 from rapidin_cli.influence.panel import Panel
 from rapidin_cli.influence.queries import Query
 from rapidin_cli.influence.ranking import Ranked, extremes
 from rapidin_cli.influence.score import Array
 from rapidin_cli.influence.shortlist import GROWTH, Shortlist, doubtful, fit
+from rapidin_cli.output.stages import StageProgress
 
 # Between two looks at the clock: seconds of work, and examples at most.
 _STEP_SECONDS, _STEP_EXAMPLES = 3.0, 64
@@ -73,14 +74,14 @@ class _Pace:
         Of several checkpoints models are loaded anew for each step, so it is as large as can be.
         """
         while len(slots) and (not self._examples or time.monotonic() < until):
-            left = max(0.0, until - time.monotonic())
-            if self._several:
-                count = left / self.each if self._examples else len(slots)
-            elif self._examples:
-                count = min(left, _STEP_SECONDS) / self.each
+            most = len(slots) if self._several else _STEP_EXAMPLES
+            if self._examples:
+                left = max(0.0, until - time.monotonic())
+                seconds = left if self._several else min(left, _STEP_SECONDS)
+                count = min(most, seconds / max(self.each, 1e-9))
             else:
-                count = 1
-            some = slots[: max(1, int(min(count, len(slots) if self._several else _STEP_EXAMPLES)))]
+                count = most if self._several else 1
+            some = slots[: max(1, int(count))]
             start = time.monotonic()
             yield some
             self._seconds += time.monotonic() - start

@@ -10,10 +10,11 @@ from rapidin_cli.influence.answering import Answer, Answering
 from rapidin_cli.influence.forecast import Forecast, forecast
 from rapidin_cli.influence.lexical import Lexical
 from rapidin_cli.influence.loaded_checkpoint import LoadedCheckpoint
-from rapidin_cli.influence.options import Options, StageProgress
+from rapidin_cli.influence.options import Options
 from rapidin_cli.influence.panel import Panel
 from rapidin_cli.influence.queries import Question
 from rapidin_cli.influence.score import AUTO
+from rapidin_cli.output.stages import StageProgress
 from rapidin_storage import Snapshot
 
 
@@ -111,8 +112,10 @@ class Session:
         """
         options = replace(options, score=self._resolve(options.score))
 
-        def first(answer: Answer) -> None:
-            if ranked is not None:
+        first = None
+        if ranked is not None:
+
+            def first(answer: Answer) -> None:
                 ranked(self._answered([answer], options))
 
         answering = Answering(self._panel, self._dataset, self._lexical, options, progress, first)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
     from rich.text import Text
 
+StageProgress = Callable[[str, int, int], None]
+"""Called with (what is done, how much of it, of how much); a total of 0 is not known."""
+
 PLAIN_SECONDS = 30.0
 """Between two lines where there is no terminal."""
 

@@ -141,6 +141,8 @@ def settling(exact: View, command: str) -> str:
         return "raise --exact to find out"
     # What scores tokens costs as much again, and a guess should not fall short.
     asked = "--within", f"{max(10, 10 * math.ceil(2.5 * needed / 10))}s"
+    if not command:  # it was asked from Python
+        return f"a longer `within`, such as {asked[1]}, settles that"
     again = shlex.join([*_without(shlex.split(command), "--exact", "--within"), *asked])
     return f"{visible(again)} settles that"
 

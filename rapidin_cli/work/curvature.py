@@ -18,7 +18,6 @@ from rapidin_cli.gradients.curvature import (
     Collector,
     LayerCurvature,
     Pair,
-    StageProgress,
     collect,
     eigenvectors,
     layers_of,
@@ -26,6 +25,7 @@ from rapidin_cli.gradients.curvature import (
 from rapidin_cli.gradients.memory import batch_limit, token_bytes
 from rapidin_cli.gradients.passes import Passes, as_batch
 from rapidin_cli.gradients.stored_curvature import CollectedCurvature
+from rapidin_cli.output.stages import StageProgress
 from rapidin_cli.work.processes import Member
 from rapidin_cli.work.worker import Job, Ready, WorkerError, build_engine
 

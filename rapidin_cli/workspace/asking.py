@@ -15,9 +15,10 @@ from rapidin_cli.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from rapidin_cli.influence.forecast import Forecast
-    from rapidin_cli.influence.options import Options, StageProgress
+    from rapidin_cli.influence.options import Options
     from rapidin_cli.influence.queries import Question
     from rapidin_cli.influence.session import Session as Asking
+    from rapidin_cli.output.stages import StageProgress
 
 
 def session(
@@ -133,8 +134,10 @@ class Session:
 
         config = self._project.config
 
-        def first(answered: Answered) -> None:
-            if ranked is not None:
+        first = None
+        if ranked is not None:
+
+            def first(answered: Answered) -> None:
                 ranked(compose(answered, config.data.files, command))
 
         options = options or Options(batch_tokens=config.cache.batch_tokens)

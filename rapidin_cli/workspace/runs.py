@@ -30,10 +30,10 @@ from rapidin_storage.sync import synchronise
 
 if TYPE_CHECKING:
     from rapidin_cli.gradients.stored_curvature import CollectedCurvature
+    from rapidin_cli.output.stages import StageProgress
     from rapidin_cli.work.forecast import Forecast
 
 Tell = Callable[[str], None]
-StageProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from rapidin_cli import Options, Project, Question
 from rapidin_cli.commands import main as command_line
 from rapidin_cli.gradients import memory
 from rapidin_cli.influence import answering, refinement
+from rapidin_cli.report import terminal
 from tests.support.asked import PROMPT, RESPONSE, SCHEMA, by_digest
 from tests.support.forked import rin
 
@@ -196,6 +197,20 @@ def test_nothing_on_stdin_is_refused(prepared):
     done = rin(prepared, "retrieve", "-", stdin="\n")
     assert done.returncode == 4
     assert "stdin has no queries" in done.stderr
+
+
+def test_lines_have_no_dry_run(prepared):
+    done = rin(prepared, "retrieve", "-", "--dry-run", stdin=json.dumps(LINE))
+    assert done.returncode == 2
+    assert "--dry-run needs a question" in done.stderr
+
+
+def test_a_result_that_was_asked_from_python_names_no_command():
+    settled = terminal.settling({"settling": 3.0}, "")
+    assert settled == "a longer `within`, such as 10s, settles that"
+    command = "rin retrieve - --exact=2 --within 5s --top 3"
+    settled = terminal.settling({"settling": 30.0}, command)
+    assert settled == "rin retrieve - --top 3 --within 80s settles that"
 
 
 def test_a_dry_run_says_what_a_question_would_take(prepared):
