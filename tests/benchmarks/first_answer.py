@@ -56,11 +56,8 @@ def child(folder: str, data: str, born: str, score: str) -> None:
     first, second = questions_of(project, Path(data), 2)
     asked = project.session()
     told: dict[str, Any] = {}
-    for name, question, start in (
-        ("cold", first, float(born)),
-        ("warm", second, time.time()),
-    ):
-        start = start if name == "cold" else time.time()
+    for name, question in (("cold", first), ("warm", second)):
+        start = float(born) if name == "cold" else time.time()
 
         def ranked(_: Any, name: str = name, start: float = start) -> None:
             told[f"{name}, ranking"] = time.time() - start
