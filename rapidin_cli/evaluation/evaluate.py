@@ -111,7 +111,7 @@ class Evaluation:
 
     def _column(self, loaded: LoadedCheckpoint, query: Query, options: Options) -> Array:
         if self._plan.exact:
-            scorer = loaded.scorer(loaded.ask(query, options))
+            scorer = loaded.scorer(loaded.ask(query, options), alone=False)
             return scorer.scores(self.examples, tokens=False).totals.numpy()
         asked = loaded.ask(query, options)
         digests = [example.digest for example in self.examples]

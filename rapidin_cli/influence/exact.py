@@ -89,6 +89,8 @@ class ExactScorer:
         limit: padded tokens of a batch.
         token_bytes: memory of each.
         matrices: the gradients of the query's tokens; None if they do not fit.
+        alone: run each example by itself, so that no rounding depends on what is beside it, and
+            a question has the same answer whatever the clock and the memory were.
 
     Attributes:
         forward_mode: false once the model turns out to have an operator without a
@@ -103,6 +105,7 @@ class ExactScorer:
     limit: int
     token_bytes: int = 0
     matrices: TokenMatrices | None = None
+    alone: bool = False
     forward_mode: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
@@ -294,7 +297,7 @@ class ExactScorer:
         asked = max(len(part.input_ids) for part, _ in self.query.parts)
         while order:
             longest = examples[order[0]]
-            size = max(1, self.limit // len(longest.input_ids))
+            size = 1 if self.alone else max(1, self.limit // len(longest.input_ids))
             if keep:
                 fitting = _KEPT_BYTES // gradient_bytes(self.passes, longest)
                 size = max(1, min(size, self.limit // asked, fitting))

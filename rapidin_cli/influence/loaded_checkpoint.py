@@ -288,8 +288,12 @@ class LoadedCheckpoint:
         slots, places = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
         return slots, places
 
-    def scorer(self, asked: PreparedQuery) -> ExactScorer:
-        """Return what scores examples exactly against a query."""
+    def scorer(self, asked: PreparedQuery, *, alone: bool = True) -> ExactScorer:
+        """Return what scores examples exactly against a query.
+
+        Args:
+            alone: one example at a time on a CPU, see `ExactScorer`.
+        """
         if asked.scorer is None:
             each = self.token_bytes(asked.passes)
             limit = max(1, memory.room_left(asked.passes) // each)
@@ -303,6 +307,7 @@ class LoadedCheckpoint:
                 min(limit, asked.batch_tokens),
                 each,
                 None if asked.tokens is None else asked.tokens.matrices,
+                alone and asked.passes.device.type == "cpu",
             )
         return asked.scorer
 

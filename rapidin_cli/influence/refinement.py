@@ -32,7 +32,7 @@ class Exactness:
     Attributes:
         shortlist: how many examples were scored exactly.
         doubtful: how many others may belong to the best, by the measured error of sketches.
-        settling: seconds that scoring those would take, estimated.
+        example_seconds: how long an exact score took.
         sketched: (m,) the sketched totals of the kept examples, see `shortlist.fit`.
         totals, tokens: (m,) whether a kept example's total, its tokens' scores are exact.
         layers: for some of the kept examples, by number, each layer's part of the total (L,).
@@ -44,7 +44,7 @@ class Exactness:
 
     shortlist: int
     doubtful: int
-    settling: float
+    example_seconds: float
     sketched: Array
     totals: Array
     tokens: Array
@@ -285,7 +285,7 @@ class Refinement:
         return kept, Exactness(
             len(scored.slots),
             len(doubt),
-            len(doubt) * self._pace.each,
+            self._pace.each,
             sketched[kept.slots],
             exact,
             tokens | np.isin(kept.slots, list(self._tokens)),

@@ -35,7 +35,7 @@ def compose(
         learnt = [last.learnt_texts(rows[0]) for rows in found.examples]
         views.append(query_view(found, texts, learnt, dataset.distinct))
     return make_report(
-        provenance=_provenance(command),
+        provenance={**_provenance(command), **_pace(answered)},
         checkpoints=_checkpoints(answered),
         data={
             "files": list(files),
@@ -117,6 +117,12 @@ def _of_data(missing: int, dataset: Dataset, name: str) -> Iterator[str]:
         )
     if bad := dataset.unusable:
         yield f"{len(bad):,} unusable rows were skipped; the first is {bad[0]}"
+
+
+def _pace(answered: Answered) -> dict[str, float]:
+    """How long an exact score took: no part of the result, which is the same on any machine."""
+    found = [a.exact.example_seconds for a in answered.answers if a.exact is not None]
+    return {"example_seconds": short(sum(found) / len(found))} if found else {}
 
 
 def _provenance(command: str) -> dict[str, str]:

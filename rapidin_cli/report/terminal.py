@@ -48,7 +48,7 @@ def show(
     spans = [parse_span(token, item) for item in report["queries"]]
     console.data(_header(report, look))
     for item, span in zip(report["queries"], spans, strict=True):
-        console.data(_query(item, span, top, look, report["provenance"]["command"]))
+        console.data(_query(item, span, top, look, report["provenance"]))
     for warning in report["warnings"]:
         console.warn(warning)
     console.say(f"next: rin report {report['id']} --html report.html")
@@ -85,7 +85,7 @@ def _header(report: View, look: Look) -> RenderableType:
     return Panel(text, title=f"rin report {report['id']}", title_align="left", box=box.ROUNDED)
 
 
-def _query(query: View, span: Span, top: int, look: Look, command: str) -> RenderableType:
+def _query(query: View, span: Span, top: int, look: Look, provenance: View) -> RenderableType:
     title = Text(f"query {visible(query['id'])}", style="bold")
     title.append(f"   loss {query['loss']:.3f} nats", style="not bold")
     parts: list[RenderableType] = [Text(), title]
@@ -94,7 +94,7 @@ def _query(query: View, span: Span, top: int, look: Look, command: str) -> Rende
     if query["distribution"]["counts"]:
         parts.append(_histogram(query["distribution"], look))
     if query["exact"] is not None:
-        parts.append(_exactness(query, command))
+        parts.append(_exactness(query, provenance))
     if query["words"]["of"]:
         parts.append(words_told(query["words"]))
     what = "all tokens" if span.everything else str(span)
@@ -120,7 +120,7 @@ def _query(query: View, span: Span, top: int, look: Look, command: str) -> Rende
     return Group(*parts)
 
 
-def _exactness(query: View, command: str) -> Text:
+def _exactness(query: View, provenance: View) -> Text:
     exact, spread = query["exact"], query["distribution"]["std"]
     share = f" ({exact['sketch_error'] / spread:.1%} of the scores' sd)" if spread else ""
     text = (
@@ -130,15 +130,17 @@ def _exactness(query: View, command: str) -> Text:
     if any(Span.whole(query).is_sketched(query, example) for example in query["examples"]):
         text += "; ~ marks a score that is still a sketch's"
     if exact["doubtful"]:
-        text += f"; {exact['doubtful']:,} more may be among the best: {settling(exact, command)}"
+        settled = settling(exact["doubtful"], provenance)
+        text += f"; {exact['doubtful']:,} more may be among the best: {settled}"
     return Text(text)
 
 
-def settling(exact: View, command: str) -> str:
+def settling(doubtful: int, provenance: View) -> str:
     """Say how to score the examples that are in doubt, and what that takes."""
-    needed = exact.get("settling")
-    if needed is None:  # an older result
+    each, command = provenance.get("example_seconds"), provenance["command"]
+    if each is None:  # an older result
         return "raise --exact to find out"
+    needed = doubtful * each
     # What scores tokens costs as much again, and a guess should not fall short.
     asked = "--within", f"{max(10, 10 * math.ceil(2.5 * needed / 10))}s"
     if not command:  # it was asked from Python

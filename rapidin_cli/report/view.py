@@ -88,7 +88,6 @@ def _exact_view(answer: Answer) -> View | None:
     return {
         "shortlist": exact.shortlist,
         "doubtful": exact.doubtful,
-        "settling": short(exact.settling),
         "sketch_error": short(exact.sketch_error),
         "residual": short(max(apart, default=0)),
         "forward_mode": exact.forward_mode,
@@ -239,7 +238,7 @@ def short(value: Any) -> float:
 
 
 def make_report(
-    provenance: Mapping[str, str],
+    provenance: Mapping[str, Any],
     checkpoints: Sequence[Mapping[str, Any]],
     data: Mapping[str, Any],
     score: Mapping[str, Any],

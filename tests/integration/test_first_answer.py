@@ -80,7 +80,7 @@ def test_time_is_given_to_the_likeliest_and_what_is_left_is_told(prepared):
     scored = exact_of(query)
     assert 2 <= query["exact"]["shortlist"] == len(scored) < len(query["examples"])
     assert query["exact"]["doubtful"] > 0
-    assert query["exact"]["settling"] > 0
+    assert report["provenance"]["example_seconds"] > 0
     known = {example["digest"]: example for example in whole["examples"]}
     totals = sorted(abs(example["score"]) for example in whole["examples"])
     for example in scored:
@@ -93,6 +93,17 @@ def test_time_is_given_to_the_likeliest_and_what_is_left_is_told(prepared):
     assert "~ marks a score that is still a sketch's" in told
     assert f"{query['exact']['doubtful']} more may be among the best: rin retrieve x" in told
     assert told.count("~") > 1
+
+
+def test_an_answer_does_not_depend_on_how_fast_it_was_found(prepared, monkeypatch):
+    """Whatever goes into a step, scores are the same to the bit, and so is the result's name."""
+    project, options = Project.open(prepared), Options(score="dot")
+    expected = project.retrieve([ASKED], options)
+    monkeypatch.setattr(refinement, "_STEP_EXAMPLES", 3)
+    monkeypatch.setattr(memory, "room_left", lambda _: 2**40)
+    again = project.retrieve([ASKED], options)
+    assert again["queries"] == expected["queries"]
+    assert again["id"] == expected["id"]
 
 
 def test_no_time_is_no_exact_score(prepared):
@@ -206,10 +217,10 @@ def test_lines_have_no_dry_run(prepared):
 
 
 def test_a_result_that_was_asked_from_python_names_no_command():
-    settled = terminal.settling({"settling": 3.0}, "")
+    settled = terminal.settling(3, {"example_seconds": 1.0, "command": ""})
     assert settled == "a longer `within`, such as 10s, settles that"
     command = "rin retrieve - --exact=2 --within 5s --top 3"
-    settled = terminal.settling({"settling": 30.0}, command)
+    settled = terminal.settling(30, {"example_seconds": 1.0, "command": command})
     assert settled == "rin retrieve - --top 3 --within 80s settles that"
 
 

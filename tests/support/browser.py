@@ -180,7 +180,6 @@ def make_query(
         "exact": {
             "shortlist": 136,
             "doubtful": 3,
-            "settling": 2.5,
             "sketch_error": 0.0021,
             "residual": 1e-6,
             "forward_mode": True,
@@ -267,6 +266,7 @@ def make_report() -> dict[str, Any]:
             "transformers": "5.23.0",
             "command": "rin retrieve --prompt 'Can I return a hat?' --generate",
             "time": "2026-11-23T12:00:00Z",
+            "example_seconds": 0.5,
         },
         "checkpoint": {
             "name": "runs/support-lora/checkpoint-400",
