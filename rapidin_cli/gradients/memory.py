@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -22,10 +23,9 @@ _GPU_SHARE = 0.5
 # What a process takes beyond the model while it answers questions, less than 1.5 GB, and
 # what it may take in any case.
 _CPU_PROCESS, _LEAST_BYTES = 1_300_000_000, 2**28
-# What a batch takes as a multiple of what its forward pass keeps: gradients on their way, and
-# what the allocator cannot use again. Measured with SmolLM2-135M: 2.0 to 2.3 in float32, and 4.7
-# in bfloat16, of which less is kept and copies in float32 are taken.
-_OVERHEAD = {"float32": 2.1, "bfloat16": 4.7}
+# What a token takes as a multiple of what a forward pass keeps of it: gradients on their way, and
+# what the allocator cannot use again. Measured with SmolLM2-135M: 1.4 to 2.1.
+_OVERHEAD = 2.1
 
 
 # oneDNN keeps a kernel for every shape that it has met, a thousand of them: with rows of many
@@ -33,7 +33,7 @@ _OVERHEAD = {"float32": 2.1, "bfloat16": 4.7}
 _KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
 
 
-_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 2**20
+_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 3 * 2**18
 
 
 def spare() -> None:
@@ -53,15 +53,28 @@ def bound_kernels() -> None:
         os.environ.setdefault(name, most)
 
 
-def token_bytes(passes: Passes) -> int:
-    """Return the bytes that a batch takes for each of its padded tokens.
+@dataclass(frozen=True)
+class BatchBytes:
+    """What a batch takes beside the model.
 
-    Two short forward passes count what is kept for the backward pass; their difference leaves
-    out what does not grow with the batch, such as weights that autocast has rounded.
+    Attributes:
+        token: bytes of each padded token.
+        once: bytes whatever its size, such as weights that autocast has rounded.
     """
+
+    token: int
+    once: int
+
+    def of(self, tokens: int) -> int:
+        """Return the bytes of so many padded tokens."""
+        return self.once + tokens * self.token
+
+
+def batch_bytes(passes: Passes) -> BatchBytes:
+    """Measure what batches take, from what two short forward passes keep for the backward pass."""
     short, long = (kept_bytes(passes, length) for length in _PROBE_TOKENS)
     each = (long - short) / (_PROBE_TOKENS[1] - _PROBE_TOKENS[0])
-    return int(_OVERHEAD[passes.compute] * each)
+    return BatchBytes(int(_OVERHEAD * each), int(short - _PROBE_TOKENS[0] * each))
 
 
 def kept_bytes(passes: Passes, length: int) -> int:
@@ -73,7 +86,8 @@ def kept_bytes(passes: Passes, length: int) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # Without its history: a graph that holds its own outputs is never freed.
+        return tensor.detach()
 
     def watch(module: Any, inputs: tuple[Any, ...]) -> None:
         del module
@@ -95,12 +109,17 @@ def kept_bytes(passes: Passes, length: int) -> int:
     return sum(kept.values())
 
 
-def batch_limit(device: torch.device, each: int) -> int:
-    """Return how many padded tokens, each of `each` bytes, a batch may have; 16 or more."""
+def batch_limit(device: torch.device, takes: BatchBytes) -> int:
+    """Return how many padded tokens a batch may have; 16 or more."""
     room = _CPU_BYTES
     if device.type == "cuda":
         room = int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0])
-    return max(16, room // max(1, each) // 16 * 16)
+    return tokens_in(room, takes) // 16 * 16 or 16
+
+
+def tokens_in(room: int, takes: BatchBytes) -> int:
+    """Return how many padded tokens fit in so many bytes."""
+    return max(0, room - takes.once) // max(1, takes.token)
 
 
 def room_left(passes: Passes) -> int:

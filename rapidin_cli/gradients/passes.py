@@ -37,7 +37,7 @@ from rapidin_cli.gradients.model_parts import (
 Compute = Literal["float32", "bfloat16"]
 
 # Numbers of the logits that are computed at once.
-_LOGITS = {"cpu": 2**22, "cuda": 2**27}
+_LOGITS = {"cpu": 2**21, "cuda": 2**27}
 
 
 @dataclass(frozen=True)

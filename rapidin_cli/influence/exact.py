@@ -20,7 +20,7 @@ import torch
 
 from rapidin_cli.data.examples import Example
 from rapidin_cli.gradients.directions import Direction, LayerGradient
-from rapidin_cli.gradients.memory import in_halves, make_room
+from rapidin_cli.gradients.memory import BatchBytes, in_halves, make_room
 from rapidin_cli.gradients.passes import NoForwardModeError, Passes, as_batch
 from rapidin_cli.gradients.scaling import reciprocal
 from rapidin_cli.influence.preconditioners import Preconditioner
@@ -87,7 +87,7 @@ class ExactScorer:
         preconditioner: P; None for the unit matrix.
         query, gradient: what is asked.
         limit: padded tokens of a batch.
-        token_bytes: memory of each.
+        takes: memory of a batch, made room for before each.
         matrices: the gradients of the query's tokens; None if they do not fit.
         alone: run each example by itself, so that no rounding depends on what is beside it, and
             a question has the same answer whatever the clock and the memory were.
@@ -103,7 +103,7 @@ class ExactScorer:
     query: Query
     gradient: QueryGradient
     limit: int
-    token_bytes: int = 0
+    takes: BatchBytes | None = None
     matrices: TokenMatrices | None = None
     alone: bool = False
     forward_mode: bool = field(default=True, init=False)
@@ -283,7 +283,8 @@ class ExactScorer:
         """Run batches of examples, and what does not fit in memory after all in halves."""
         for chosen in self._batches(examples, keep=keep):
             longest = max(len(examples[n].input_ids) for n in chosen)
-            make_room(self.passes, len(chosen) * longest * self.token_bytes)
+            if self.takes is not None:
+                make_room(self.passes, self.takes.of(len(chosen) * longest))
             if in_halves(chosen, run):
                 self.limit = max(16, self.limit // 2)
 

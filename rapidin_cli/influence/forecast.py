@@ -61,7 +61,7 @@ def forecast(
         token = query.explained * _seconds(lambda: next(tokens, 0.0))
     needed = token_matrices_bytes(passes, query.explained) if options.tokens else 0
     if options.refines:
-        needed += len(longest.input_ids) * loaded.token_bytes(passes)
+        needed += loaded.batch_bytes(passes).of(len(longest.input_ids))
     room = room_left(passes)
     taken = psutil.Process().memory_info().rss if passes.device.type == "cpu" else 0
     return Forecast(

@@ -15,6 +15,7 @@ from rapidin_cli.gradients import memory
 from rapidin_cli.gradients.directions import Direction
 from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.layout import RowLayout
+from rapidin_cli.gradients.memory import BatchBytes
 from rapidin_cli.gradients.passes import Passes
 from rapidin_cli.gradients.rows.kinds import row_kind
 from rapidin_cli.gradients.stored_curvature import CollectedCurvature
@@ -93,8 +94,6 @@ class LoadedCheckpoint:
         hold: str = "disk",
         scan: Scan = scan,
     ) -> None:
-        if engine.passes.device.type == "cpu":
-            memory.spare()
         self._engine = engine
         self._tokenizer = tokenizer
         self._encoder = encoder
@@ -103,7 +102,7 @@ class LoadedCheckpoint:
         self._curvature = curvature
         self._second_moments = second_moments
         self._inverses: dict[tuple[str, float], Preconditioner] = {}
-        self._bytes: dict[str, int] = {}
+        self._takes: dict[str, BatchBytes] = {}
         self._rows = CachedRows(snapshot, row_kind(engine.layout), hold, engine.passes.device)
         self._scan = scan
         stored = snapshot.attributes.get("rin", {}).get("layout")
@@ -295,8 +294,8 @@ class LoadedCheckpoint:
             alone: one example at a time on a CPU, see `ExactScorer`.
         """
         if asked.scorer is None:
-            each = self.token_bytes(asked.passes)
-            limit = max(1, memory.room_left(asked.passes) // each)
+            takes = self.batch_bytes(asked.passes)
+            limit = max(1, memory.tokens_in(memory.room_left(asked.passes), takes))
             asked.passes.keeps = limit
             asked.scorer = ExactScorer(
                 asked.passes,
@@ -305,17 +304,17 @@ class LoadedCheckpoint:
                 asked.query,
                 asked.gradient,
                 min(limit, asked.batch_tokens),
-                each,
+                takes,
                 None if asked.tokens is None else asked.tokens.matrices,
                 alone and asked.passes.device.type == "cpu",
             )
         return asked.scorer
 
-    def token_bytes(self, passes: Passes) -> int:
+    def batch_bytes(self, passes: Passes) -> BatchBytes:
         """Return the memory of a padded token of a batch, measured once."""
-        if passes.compute not in self._bytes:
-            self._bytes[passes.compute] = memory.token_bytes(passes)
-        return self._bytes[passes.compute]
+        if passes.compute not in self._takes:
+            self._takes[passes.compute] = memory.batch_bytes(passes)
+        return self._takes[passes.compute]
 
     @property
     def row_bytes(self) -> int:

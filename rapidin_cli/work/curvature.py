@@ -22,7 +22,7 @@ from rapidin_cli.gradients.curvature import (
     eigenvectors,
     layers_of,
 )
-from rapidin_cli.gradients.memory import batch_limit, token_bytes
+from rapidin_cli.gradients.memory import batch_bytes, batch_limit
 from rapidin_cli.gradients.passes import Passes, as_batch
 from rapidin_cli.gradients.stored_curvature import CollectedCurvature
 from rapidin_cli.output.stages import StageProgress
@@ -95,7 +95,8 @@ def _collect_here(
 
 
 def _limit(passes: Passes) -> int:
-    return batch_limit(passes.device, token_bytes(passes))
+    passes.keeps = batch_limit(passes.device, batch_bytes(passes))
+    return passes.keeps
 
 
 def _key(passes: Passes, plan: Sequence[Sequence[Example]], sampled: bool) -> str:

@@ -8,6 +8,7 @@ import psutil
 import torch
 
 from rapidin_cli.data.examples import padded
+from rapidin_cli.gradients.memory import give_back
 from rapidin_cli.gradients.rows.kinds import row_kind
 from rapidin_cli.work.caching import MAX_PENDING_BYTES, Plan, chunk_rows
 from rapidin_cli.work.worker import Job, Worker
@@ -47,6 +48,7 @@ def forecast(name: str, plan: Plan, jobs: Sequence[Job], commit_seconds: float) 
     device = worker.engine.passes.device
     arrays = row_kind(worker.engine.layout).arrays()
     row_bytes = sum(spec.row_bytes for spec in arrays.values())
+    give_back()
     before = psutil.Process().memory_info().rss
     batch = plan.batches[len(plan.batches) // 2]
     tokens = padded(batch)
@@ -58,7 +60,8 @@ def forecast(name: str, plan: Plan, jobs: Sequence[Job], commit_seconds: float) 
     rate = sum(len(e.input_ids) for e in batch) / len(batch) / min(elapsed)
     seconds = plan.tokens / rate / len(jobs)
     largest = max(_padded_tokens(len(b[0].input_ids), len(b), worker.limit) for b in plan.batches)
-    needed = largest * worker.token_bytes
+    # Of a single row that is longer than the limit half as much is kept, see `Passes.keeps`.
+    needed = max(worker.takes.of(min(largest, worker.limit)), largest * worker.takes.token // 2)
     pending = min(MAX_PENDING_BYTES, row_bytes * plan.rows)
     if seconds > commit_seconds:
         pending = min(pending, int(row_bytes * plan.rows * commit_seconds / seconds))

@@ -62,9 +62,11 @@ def build_engine(job: Job) -> GradientEngine:
     import torch
 
     from rapidin_cli.gradients.engine import GradientEngine
-    from rapidin_cli.gradients.memory import bound_kernels
+    from rapidin_cli.gradients.memory import bound_kernels, spare
 
     bound_kernels()
+    if job.device == "cpu":
+        spare()
     if job.threads:
         torch.set_num_threads(job.threads)
     compute: Any = compute_dtype(job.dtype, job.device)
@@ -83,19 +85,21 @@ class Worker:
     """An engine with the row encoding, and batches no larger than memory and patience.
 
     Attributes:
-        token_bytes: memory of each padded token of a batch.
-        limit: padded tokens that a part of a batch may have; lower once memory has run out.
+        takes: memory of a batch.
+        limit: padded tokens that a part of a batch may have, except a single row, of which less
+            is kept; lower once memory has run out.
         token_seconds: what a padded token of the last part took, at first of a trial.
     """
 
     def __init__(self, job: Job) -> None:
-        from rapidin_cli.gradients.memory import batch_limit, token_bytes
+        from rapidin_cli.gradients.memory import batch_bytes, batch_limit
         from rapidin_cli.gradients.rows.kinds import row_kind
 
         self.engine = build_engine(job)
         self._kind = row_kind(self.engine.layout)
-        self.token_bytes = token_bytes(self.engine.passes)
-        self.limit = batch_limit(self.engine.passes.device, self.token_bytes)
+        self.takes = batch_bytes(self.engine.passes)
+        self.limit = batch_limit(self.engine.passes.device, self.takes)
+        self.engine.passes.keeps = self.limit
         self.token_seconds = self._try()
 
     @property

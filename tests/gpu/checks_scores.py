@@ -172,12 +172,12 @@ def too_little_memory(lab: Lab) -> None:
     worker.engine = watched  # type: ignore[assignment]
     for room in (20, 10, 5):
         sizes.clear()
-        with scarce(lab, watched, worker, room * length * worker.token_bytes):
+        with scarce(lab, watched, worker, worker.takes.of(room * length)):
             short = worker.rows((ids, ids))
         if len(sizes) > 1:
             break
     lab.note("sizes tried", list(sizes))
-    lab.note("bytes of room", room * length * worker.token_bytes)
+    lab.note("bytes of room", worker.takes.of(room * length))
     lab.note("an error that was made up", lab.device.type != "cuda")
     lab.true("halved", sizes[:2] == [64, 32])
     worker.engine = watched  # type: ignore[assignment]

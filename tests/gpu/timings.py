@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rapidin_cli.data.examples import Example, padded, plan_batches
 from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.layout import Layer, RowLayout
-from rapidin_cli.gradients.memory import batch_limit, token_bytes
+from rapidin_cli.gradients.memory import batch_bytes, batch_limit
 from rapidin_cli.gradients.passes import Batch
 from rapidin_cli.gradients.rows.kinds import RowKind, row_kind
 from rapidin_cli.gradients.spec import GradientSpec
@@ -138,9 +138,10 @@ def _compare(lab: Lab, checkpoint: Checkpoint, sizes: list[int]) -> None:
         works[kind] = partial(_cache, engine, row_kind(engine.layout))
         if kind == "sketch":
             works["sketch, not encoded"] = engine
-            each = token_bytes(engine.passes)
-            lab.note("predicted bytes a token", each)
-            lab.note("predicted limit of a batch", batch_limit(lab.device, each))
+            takes = batch_bytes(engine.passes)
+            lab.note("predicted bytes a token", takes.token)
+            lab.note("predicted bytes of a batch beside them", takes.once)
+            lab.note("predicted limit of a batch", batch_limit(lab.device, takes))
     lab.note("layers", len(engine.layout.layers))
     for tokens in sizes:
         _timed(lab, works, _batches(lab, tokens), f"{tokens:,} tokens")
