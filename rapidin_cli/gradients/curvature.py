@@ -8,21 +8,24 @@ examples' gradients in that basis (George et al. 2018, arXiv 1806.03884). Grosse
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from rapidin_cli.errors import out_of_memory
 from rapidin_cli.gradients.capture import Consumer
-from rapidin_cli.gradients.memory import release_memory
+from rapidin_cli.gradients.memory import make_room, release_memory
 from rapidin_cli.gradients.passes import Batch, Passes
+from rapidin_cli.gradients.scratch import Scratch
 from rapidin_cli.output.stages import StageProgress
 
 MAX_SIDE = 4096
 """A longer side keeps its own axes: its eigenvectors would cost more than the layer."""
 
 # Numbers of gradients that are formed at a time, 4 bytes each.
-_KEPT_NUMBERS = 2**27
+_KEPT_NUMBERS = {"cpu": 2**24, "cuda": 2**27}
 
 
 @dataclass(frozen=True)
@@ -55,30 +58,58 @@ Numbered = Iterable[tuple[int, Batch]]
 FIRST_PASS, DECOMPOSITIONS, SECOND_PASS = "pass 1 of 2", "decompositions", "pass 2 of 2"
 
 
+class Pairs(Scratch):
+    """Moments, or bases: of each layer (I, I) and (O, O), or (0, 0) if too long.
+
+    Args:
+        sides: I and O of each layer.
+    """
+
+    def __init__(
+        self, sides: Sequence[tuple[int, int]], device: torch.device, folder: Path | None = None
+    ) -> None:
+        sizes = [side if side <= MAX_SIDE else 0 for layer in sides for side in layer]
+        super().__init__([(size, size) for size in sizes], device, folder)
+
+    def __len__(self) -> int:
+        return len(self.tensors) // 2
+
+    def get(self, number: int) -> Pair:
+        """Return those of a layer."""
+        self.used(2 * number)
+        self.used(2 * number + 1)
+        return self.tensors[2 * number], self.tensors[2 * number + 1]
+
+    def put(self, number: int, pair: Pair) -> None:
+        """Take others of a layer."""
+        for place, values in zip(self.get(number), pair, strict=True):
+            place.copy_(values)
+
+
 @dataclass
 class Sums:
     """What a collection has so far; examples are counted in the order of the batches.
 
     Attributes:
         pairs: the layers' moments, and where those are decomposed their bases instead.
+        values: sums of the gradients' squares.
         passed: examples that are in the moments.
         decomposed: layers, from the first on, that have bases.
-        values: sums of the gradients' squares; empty before the second pass.
-        summed: examples that are in them.
+        summed: examples that are in the values.
     """
 
-    pairs: list[Pair]
+    pairs: "Pairs"
+    values: Scratch
     passed: int = 0
     decomposed: int = 0
-    values: list[torch.Tensor] = field(default_factory=list)
     summed: int = 0
 
 
 class Kept:
     """Where sums are safe while they are collected; this one keeps nothing."""
 
-    def load(self, device: torch.device) -> Sums | None:
-        """Return the sums of an earlier run that was cut off."""
+    def load(self, sums: Sums) -> None:
+        """Fill in the sums of an earlier run that was cut off."""
 
     def save(self, sums: Sums, *, phase: bool = False) -> None:
         """Keep them, if the last time was a while ago or a phase is over."""
@@ -94,24 +125,27 @@ class Collector:
         sampled: draw labels from the model's own predictions, as the Fisher matrix is
             defined, in place of those of the data (the empirical Fisher).
         limit: padded tokens that fit in memory; larger batches are cut. 0: any.
+        folder: where sums are kept that are larger than memory should be.
     """
 
-    def __init__(self, passes: Passes, *, sampled: bool, limit: int = 0) -> None:
+    def __init__(
+        self, passes: Passes, *, sampled: bool, limit: int = 0, folder: Path | None = None
+    ) -> None:
         self._passes = passes
+        self._folder = folder
         self._generator = torch.Generator(passes.device) if sampled else None
         self._limit = limit
         self._sides = [(t.layer.in_features, t.layer.out_features) for t in passes.targets]
 
-    def no_moments(self) -> list[Pair]:
-        """Return moments of no example: zeros (I, I) and (O, O), or (0, 0) if too long."""
-        device = self._passes.device
-        return [(_moment(i, device), _moment(o, device)) for i, o in self._sides]
+    def no_moments(self) -> Pairs:
+        """Return moments of no example."""
+        return Pairs(self._sides, self._passes.device, self._folder)
 
-    def no_values(self) -> list[torch.Tensor]:
+    def no_values(self) -> Scratch:
         """Return the squares of no example's gradients, (O, I)."""
-        return [torch.zeros(o, i, device=self._passes.device) for i, o in self._sides]
+        return Scratch([(o, i) for i, o in self._sides], self._passes.device, self._folder)
 
-    def moments(self, totals: Sequence[Pair], batches: Numbered, skip: int = 0) -> Iterator[int]:
+    def moments(self, totals: Pairs, batches: Numbered, skip: int = 0) -> Iterator[int]:
         """Add x x^T (I, I) and d d^T (O, O), summed over tokens, to `totals`.
 
         Yields how many examples were added, part by part; the first `skip` are left out.
@@ -120,7 +154,7 @@ class Collector:
         def consume(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
             x, d = x.float().flatten(0, 1), d.float().flatten(0, 1)
             real = d.any(1)  # no padding
-            pairs = list(zip(totals[number], (x[real], d[real]), strict=True))
+            pairs = list(zip(totals.get(number), (x[real], d[real]), strict=True))
             # All or nothing: memory may run out on the way.
             sums = [(total, v.T @ v) for total, v in pairs if len(total)]
             for total, more in sums:
@@ -129,20 +163,18 @@ class Collector:
         return self._run(batches, consume, 0, skip)
 
     def values(
-        self,
-        bases: Sequence[Pair],
-        totals: Sequence[torch.Tensor],
-        batches: Numbered,
-        skip: int = 0,
+        self, bases: Pairs, totals: Scratch, batches: Numbered, skip: int = 0
     ) -> Iterator[int]:
         """Add the squares of the examples' gradients in these bases, (O, I); see `moments`."""
 
         def consume(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
-            size = max(1, _KEPT_NUMBERS // totals[number].numel())
-            more = torch.zeros_like(totals[number])
+            total, basis = totals.tensors[number], bases.get(number)
+            size = max(1, _KEPT_NUMBERS[x.device.type] // total.numel())
+            more = torch.zeros_like(total)
             for part in zip(x.float().split(size), d.float().split(size), strict=True):
-                more += _gradients(*part, *bases[number]).square_().sum(0)
-            totals[number].add_(more)
+                more += _gradients(*part, *basis).square_().sum(0)
+            total.add_(more)
+            totals.used(number)
 
         return self._run(batches, consume, 1, skip)
 
@@ -179,6 +211,7 @@ class Collector:
                 consume(number, x, d)
                 reached.add(number)
 
+        make_room(self._passes)
         part = Batch(batch.input_ids[first:stop], batch.labels[first:stop])
         if self._generator is not None:
             self._generator.manual_seed(seed + (first << 32))
@@ -202,18 +235,20 @@ def collect(
     sampled: bool,
     limit: int = 0,
     kept: Kept | None = None,
+    folder: Path | None = None,
     progress: StageProgress = lambda *_: None,
-) -> list[LayerCurvature]:
+) -> Sequence[LayerCurvature]:
     """Go over the examples twice on one device: for the bases, then for the eigenvalues.
 
     Args:
-        passes, sampled, limit: see `Collector`.
-        kept: where sums are kept meanwhile; it goes on from what it has.
+        passes, sampled, limit, folder: see `Collector`.
+        kept: where sums are safe meanwhile; it goes on from what it has.
         progress: called with each of the three stages.
     """
     kept = kept or Kept()
-    collector = Collector(passes, sampled=sampled, limit=limit)
-    sums = kept.load(passes.device) or Sums(collector.no_moments())
+    collector = Collector(passes, sampled=sampled, limit=limit, folder=folder)
+    sums = Sums(collector.no_moments(), collector.no_values())
+    kept.load(sums)
     examples = sum(len(batch.input_ids) for batch in batches)
     if sums.passed < examples:
         progress(FIRST_PASS, sums.passed, examples)
@@ -223,16 +258,15 @@ def collect(
         kept.save(sums, phase=sums.passed == examples)
     for number in range(sums.decomposed, len(sums.pairs)):
         progress(DECOMPOSITIONS, number, len(sums.pairs))
-        sums.pairs[number] = eigenvectors(sums.pairs[number])
+        sums.pairs.put(number, eigenvectors(sums.pairs.get(number)))
         sums.decomposed = number + 1
         kept.save(sums, phase=sums.decomposed == len(sums.pairs))
-    sums.values = sums.values or collector.no_values()
     progress(SECOND_PASS, sums.summed, examples)
     for more in collector.values(sums.pairs, sums.values, enumerate(batches), sums.summed):
         sums.summed += more
         progress(SECOND_PASS, sums.summed, examples)
         kept.save(sums, phase=sums.summed == examples)
-    return layers_of(sums.pairs, sums.values, examples)
+    return CollectedLayers(sums.pairs, sums.values, examples)
 
 
 def _gradients(
@@ -255,12 +289,23 @@ def _gradients(
     return gradients
 
 
-def layers_of(
-    bases: Sequence[Pair], values: Sequence[torch.Tensor], examples: int
-) -> list[LayerCurvature]:
-    """Return the curvature from the sums over this many examples."""
-    pairs = zip(bases, values, strict=True)
-    return [LayerCurvature(*basis, total / max(1, examples)) for basis, total in pairs]
+class CollectedLayers(Sequence[LayerCurvature]):
+    """The curvature of all layers, from the sums over this many examples."""
+
+    def __init__(self, bases: Pairs, values: Scratch, examples: int) -> None:
+        self._bases = bases
+        self._values = values
+        self._examples = max(1, examples)
+
+    def __len__(self) -> int:
+        return len(self._bases)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[n] for n in range(*number.indices(len(self)))]
+        self._values.used(number)
+        values = self._values.tensors[number] / self._examples
+        return LayerCurvature(*self._bases.get(number), values)
 
 
 def eigenvectors(moments: Pair) -> Pair:
@@ -270,8 +315,3 @@ def eigenvectors(moments: Pair) -> Pair:
         for moment in moments
     )
     return inputs, outputs
-
-
-def _moment(features: int, device: torch.device) -> torch.Tensor:
-    size = features if features <= MAX_SIDE else 0
-    return torch.zeros(size, size, device=device)

@@ -134,8 +134,8 @@ def room_left(passes: Passes) -> int:
     return max(_LEAST_BYTES, _cpu_room(passes))
 
 
-def make_room(passes: Passes, needed: int) -> None:
-    """Give freed memory back, if what is needed would not fit beside it.
+def make_room(passes: Passes, needed: int = _CPU_BYTES) -> None:
+    """Give freed memory back, if what is needed, a batch say, would not fit beside it.
 
     It is what comes of tensors of many sizes: places that fit none of the next ones.
     """

@@ -15,15 +15,17 @@ from rapidin_cli.gradients.curvature import (
     DECOMPOSITIONS,
     FIRST_PASS,
     SECOND_PASS,
+    CollectedLayers,
     Collector,
     LayerCurvature,
     Pair,
+    Pairs,
     collect,
     eigenvectors,
-    layers_of,
 )
 from rapidin_cli.gradients.memory import batch_bytes, batch_limit
 from rapidin_cli.gradients.passes import Passes, as_batch
+from rapidin_cli.gradients.scratch import Scratch
 from rapidin_cli.gradients.stored_curvature import CollectedCurvature
 from rapidin_cli.output.stages import StageProgress
 from rapidin_cli.work.processes import Member
@@ -32,6 +34,7 @@ from rapidin_cli.work.worker import Job, Ready, WorkerError, build_engine
 Array = np.ndarray[Any, Any]
 
 _LOADING = "loading the model"
+_HERE = torch.device("cpu")
 
 
 def collect_curvature(
@@ -51,8 +54,8 @@ def collect_curvature(
         rows: distinct examples to take, spread by their digests; 0 for all.
         sampled: see `Collector`.
         batch_tokens: padded tokens of a batch; fewer if they would not fit in memory.
-        folder: where a single worker keeps its sums, and looks for those of a run that was
-            cut off. It must be of this checkpoint alone.
+        folder: where large sums are, and where a single worker looks for those of a run that
+            was cut off. It must be of this checkpoint alone.
         progress: called with (stage, done, all).
 
     Raises:
@@ -64,7 +67,7 @@ def collect_curvature(
     if len(jobs) == 1:
         layers = _collect_here(jobs[0], plan, sampled, folder, progress)
     else:
-        pool = _Pool(jobs, len(examples), progress)
+        pool = _Pool(jobs, len(examples), folder, progress)
         try:
             layers = pool.collect(plan, sampled)
         finally:
@@ -78,7 +81,7 @@ def _collect_here(
     sampled: bool,
     folder: Path | None,
     progress: StageProgress,
-) -> list[LayerCurvature]:
+) -> Sequence[LayerCurvature]:
     from rapidin_cli.gradients.partial_curvature import PartialCurvature
 
     progress(_LOADING, 0, 0)
@@ -90,6 +93,7 @@ def _collect_here(
         sampled=sampled,
         limit=_limit(passes),
         kept=kept,
+        folder=folder,
         progress=progress,
     )
 
@@ -117,35 +121,46 @@ class _Pool:
     machine's memory.
     """
 
-    def __init__(self, jobs: Sequence[Job], examples: int, progress: StageProgress) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], examples: int, folder: Path | None, progress: StageProgress
+    ) -> None:
         self._progress = progress
         self._examples = examples
+        self._folder = folder
         progress(_LOADING, 0, 0)
         self._members = [Member(job, _serve) for job in jobs]
 
-    def collect(self, plan: Sequence[Sequence[Example]], sampled: bool) -> list[LayerCurvature]:
+    def collect(self, plan: Sequence[Sequence[Example]], sampled: bool) -> Sequence[LayerCurvature]:
         """Do the same as `gradients.curvature.collect`."""
         count = len(self._members)
         ready = [member.wait_ready() for member in self._members]
-        layers = len(ready[0].layout.layers)
+        watched = ready[0].layout.layers
+        layers = len(watched)
         numbered = list(enumerate(plan))
         for place, member in enumerate(self._members):
             share = numbered[place::count]
-            self._send(member, (sampled, share, len(range(place, layers, count))))
-        pairs = [_sums(parts) for parts in self._by_layer(layers, FIRST_PASS)]
+            self._send(member, (sampled, self._folder, share, len(range(place, layers, count))))
+        sides = [(layer.in_features, layer.out_features) for layer in watched]
+        pairs = Pairs(sides, _HERE, self._folder)
+        for number, parts in enumerate(self._by_layer(layers, FIRST_PASS)):
+            pairs.put(number, _tensors(_sums(parts)))
         # Decompositions cost as much as a pass where layers are wide: a share for each.
         for start in range(0, layers, count):
             self._progress(DECOMPOSITIONS, start, layers)
             chosen = range(start, min(start + count, layers))
             for member, number in zip(self._members, chosen, strict=False):
-                self._send(member, pairs[number])
+                self._send(member, _arrays(pairs.get(number)))
             for member, number in zip(self._members, chosen, strict=False):
-                pairs[number] = self._receive(member)
-        for pair in pairs:
+                pairs.put(number, _tensors(self._receive(member)))
+        for number in range(layers):
+            pair = _arrays(pairs.get(number))
             for member in self._members:
                 self._send(member, pair)
-        values = [torch.from_numpy(_sum(parts)) for parts in self._by_layer(layers, SECOND_PASS)]
-        return layers_of([_tensors(pair) for pair in pairs], values, self._examples)
+        values = Scratch([(o, i) for i, o in sides], _HERE, self._folder)
+        for number, parts in enumerate(self._by_layer(layers, SECOND_PASS)):
+            values.tensors[number].copy_(torch.from_numpy(_sum(parts)))
+            values.used(number)
+        return CollectedLayers(pairs, values, self._examples)
 
     def _by_layer(self, layers: int, stage: str) -> Iterator[list[Any]]:
         """Yield for each layer what all workers say, once they have gone over their shares."""
@@ -205,23 +220,26 @@ def _serve(job: Job, connection: Connection) -> None:
     """Run in a worker: moments of its share, bases of some layers, values of its share."""
     engine = build_engine(job)
     connection.send(Ready(engine.layout, engine.skipped))
-    sampled, share, decompositions = connection.recv()
+    sampled, folder, share, decompositions = connection.recv()
     batches = [(number, as_batch(examples)) for number, examples in share]
-    collector = Collector(engine.passes, sampled=sampled, limit=_limit(engine.passes))
-    moments = collector.no_moments()
-    for more in collector.moments(moments, batches):
+    limit = _limit(engine.passes)
+    collector = Collector(engine.passes, sampled=sampled, limit=limit, folder=folder)
+    pairs = collector.no_moments()
+    for more in collector.moments(pairs, batches):
         connection.send(more)
-    while moments:
-        connection.send(_arrays(moments.pop(0)))
+    for number in range(len(pairs)):
+        connection.send(_arrays(pairs.get(number)))
     device = engine.passes.device
     for _ in range(decompositions):
         connection.send(_arrays(eigenvectors(_tensors(connection.recv(), device))))
-    bases = [_tensors(connection.recv(), device) for _ in engine.layout.layers]
+    for number in range(len(pairs)):
+        pairs.put(number, _tensors(connection.recv(), device))
     values = collector.no_values()
-    for more in collector.values(bases, values, batches):
+    for more in collector.values(pairs, values, batches):
         connection.send(more)
-    for value in values:
+    for number, value in enumerate(values.tensors):
         connection.send(value.cpu().numpy())
+        values.used(number)
 
 
 def _sum(parts: Sequence[Array]) -> Array:

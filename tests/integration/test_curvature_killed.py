@@ -68,7 +68,7 @@ def test_killed_in_every_stage_it_goes_on_to_the_same(tmp_path, labels):
     assert (batches, layers) == (8, 14)
     kept = folder / ".rin/curvature"
     run(folder, 0.1, "b" * 5)
-    assert [path.name for path in kept.glob("*/[!.]*")] == ["pairs.safetensors"]
+    assert [path.name for path in kept.glob("*/[!.]*")] == ["pairs.sums"]
     second, _ = run(folder, 0.1, "e" * 4)
     assert second.startswith("b" * (batches - 4) + "e"), "four of five batches were safe"
     third, _ = run(folder, 0.1, "e" + "b" * 4)
@@ -91,9 +91,9 @@ def test_sums_of_other_data_and_damaged_ones_are_not_taken(tmp_path):
     tiny.write_jsonl(folder / "data.jsonl", tiny.rows(29))
     again, _ = run(folder, 0.1, "b" * 5)
     assert again == "b" * 5, "begun anew"
-    [pairs] = (folder / ".rin/curvature").glob("*/pairs.safetensors")
+    [pairs] = (folder / ".rin/curvature").glob("*/pairs.sums")
     pairs.write_bytes(pairs.read_bytes()[:-100])
-    (pairs.parent / ".pairs.safetensors.0123.tmp").write_bytes(b"x")
+    (pairs.parent / ".pairs.sums.0123.tmp").write_bytes(b"x")
     steps, talk = run(folder, 0)
     assert steps.count("b") == 2 * 7, talk
     assert "collected on 29 examples" in talk

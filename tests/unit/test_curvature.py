@@ -1,10 +1,13 @@
 """Curvature against explicit matrices, plain loops and dense solves."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
 
-from rapidin_cli.gradients import curvature
+from rapidin_cli.gradients import curvature, scratch
 from rapidin_cli.gradients.capture import find_targets
 from rapidin_cli.gradients.directions import LayerGradient
 from rapidin_cli.gradients.engine import GradientEngine
@@ -293,3 +296,25 @@ def same(found, expected):
         wanted = theirs.change(number, gradient)
         scale = float(wanted.abs().max())
         torch.testing.assert_close(ours.change(number, gradient), wanted, rtol=0, atol=2e-3 * scale)
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_sums_that_are_larger_than_memory_are_in_a_file(monkeypatch, tmp_path, room):
+    """And in memory after all where a disk has no room for them."""
+    plain = collected(tiny.llama())[1]
+    monkeypatch.setattr(scratch, "_LEAST", 0)
+    monkeypatch.setattr(scratch, "_RESTS", 1000)
+    if not room:
+
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "posix_fallocate", full)
+    passes = Passes(tiny.llama(), "", CPU, "float32")
+    sums = curvature.Collector(passes, sampled=False, folder=tmp_path / "new").no_moments()
+    assert (sums._map is not None) == room
+    found = curvature.collect(passes, batches(), sampled=False, folder=tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == [], "the file has no name"
+    for ours, theirs in zip(found, plain, strict=True):
+        torch.testing.assert_close(ours.inputs, theirs.inputs, rtol=0, atol=0)
+        torch.testing.assert_close(ours.values, theirs.values, rtol=0, atol=0)
