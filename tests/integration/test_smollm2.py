@@ -87,8 +87,9 @@ def test_the_memory_of_caching_is_what_the_dry_run_said(project):
 def test_a_default_question_takes_the_model_and_little_more(project, more):
     """Thirty tokens, all rows. The curvature is collected in as little."""
     if "ekfac" in more:
-        with (project / "rin.toml").open("a") as file:
-            file.write("\n[curvature]\nrows = 20\n")
+        settings = project / "rin.toml"
+        text = settings.read_text()
+        settings.write_text(text.replace("[curvature]", "[curvature]\nrows = 20", 1))
         collected = run(project, "-c", RIN_AND_TELL_PEAK, "curvature").stderr
         assert peak_of(collected) < promised(project)
     asked = "--prompt", "How do I make crepes?", "--response", ANSWER
