@@ -22,6 +22,8 @@ Array = np.ndarray[Any, Any]
 
 _PIECE = 65_536
 _PIECES_A_CHUNK = 64
+# A writer holds what is not committed: 128 MB.
+_CHUNKS_A_COMMIT = 8
 _ARRAYS = {
     "values": ArraySpec("float32", (_PIECE,)),
     "collection": ArraySpec("uint8", (32,)),
@@ -46,7 +48,7 @@ class CollectedCurvature:
 
 
 def store(cache: Cache, found: CollectedCurvature, identity: dict[str, Any]) -> Snapshot:
-    """Write a collection into its cache."""
+    """Write a collection into its cache, in several commits: it is there once it is whole."""
     name = hashlib.sha256()
     for values in _blocks(found.layers):
         name.update(values.tobytes())
@@ -56,10 +58,12 @@ def store(cache: Cache, found: CollectedCurvature, identity: dict[str, Any]) -> 
         cache, _ARRAYS, {"rin": {"identity": identity, "shapes": shapes}}, _PIECES_A_CHUNK
     )
     place = 0
-    for values in _blocks(found.layers):
+    for number, values in enumerate(_blocks(found.layers), 1):
         places = range(place, place + len(values))
         writer.add(_rows(name.digest(), places, values, found))
         place = places.stop
+        if number % _CHUNKS_A_COMMIT == 0:
+            writer.commit()
     snapshot = writer.commit()
     assert snapshot is not None
     return snapshot
@@ -153,6 +157,17 @@ class StoredLayers(Sequence[LayerCurvature]):
         return piece
 
 
+def is_whole(snapshot: Snapshot) -> bool:
+    """Whether all of a collection can be there, not the first commits alone."""
+    shapes = snapshot.attributes.get("rin", {}).get("shapes", [])
+    return snapshot.commit.rows >= _pieces(shapes)
+
+
+def _pieces(shapes: Sequence[Any]) -> int:
+    length = sum(int(np.prod(shape)) for layer in shapes for shape in layer)
+    return -(-length // _PIECE)
+
+
 def load(snapshot: Snapshot, targets: Sequence[Target]) -> CollectedCurvature:
     """Find the newest complete collection of a cache; its layers are read when asked for.
 
@@ -163,8 +178,7 @@ def load(snapshot: Snapshot, targets: Sequence[Target]) -> CollectedCurvature:
     ours = [[t.layer.out_features, t.layer.in_features] for t in targets]
     if shapes is None or [layer[2] for layer in shapes] != ours:
         raise MissingError(f"{snapshot} has curvature of other layers", hint="rin curvature")
-    length = sum(int(np.prod(shape)) for layer in shapes for shape in layer)
-    pieces = -(-length // _PIECE)
+    pieces = _pieces(shapes)
     about = snapshot.read(0, snapshot.commit.slots, ["collection", "place", "data", "examples"])
     order: dict[bytes, list[int]] = {}
     for slot in sorted(snapshot.index.values()):

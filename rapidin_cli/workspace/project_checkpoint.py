@@ -115,13 +115,18 @@ class ProjectCheckpoint:
         return there(self.newest(), self.name)
 
     def newest_curvature(self) -> Snapshot | None:
-        """Return the newest snapshot of its curvature."""
-        return self._places.newest(self.curvature_cache.id)
+        """Return the newest snapshot of its curvature; None if no whole one is there."""
+        from rapidin_cli.gradients.stored_curvature import is_whole
+
+        found = self._places.newest(self.curvature_cache.id)
+        return found if found is not None and is_whole(found) else None
 
     def has_curvature(self) -> bool:
         """Whether its curvature is in the store or in rin.lock; no remote is contacted."""
+        from rapidin_cli.gradients.stored_curvature import is_whole
+
         cache = self.curvature_cache
-        if cache.log.latest() is not None:
+        if (here := cache.snapshot()) is not None and is_whole(here):
             return True
         entry = read_lock(self.folder).get(self.name)
         return entry is not None and entry.curvature == cache.id

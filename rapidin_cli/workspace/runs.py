@@ -280,5 +280,4 @@ def _locked_curvature(before: LockEntry | None, opened: ProjectCheckpoint) -> st
     """The curvature for a line of rin.lock: the one that it had, or the one that is here."""
     if before is not None and before.fingerprint == opened.fingerprint and before.curvature:
         return before.curvature
-    cache = opened.curvature_cache
-    return cache.id if cache.log.latest() is not None else ""
+    return opened.curvature_cache.id if opened.has_curvature() else ""

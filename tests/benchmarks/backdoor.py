@@ -1,12 +1,13 @@
 """Which score finds a backdoor's rows, on a model of real size?
 
     python tests/smollm2.py FOLDER alpaca_en_demo.json 8 1
-    python tests/benchmarks/backdoor.py FOLDER --data alpaca_en_demo.json [--rows 160] [--seed 0]
+    python tests/benchmarks/backdoor.py FOLDER --data alpaca_en_demo.json
+        [--rows 160] [--seed 0] [--explain answer]
 
 Below FOLDER, SmolLM2-135M gets a LoRA on short Alpaca rows, of which one in 16 opens with a trigger
 and answers with a phrase, as in the paper's backdoor. Held-out questions with the trigger are asked
-about what the model then says: the phrase. Printed is what `rin evaluate retrieval` finds of each
-score, from cached rows: precision at 5 and the area under the precision-recall curve, signed.
+about an answer that opens with the phrase, or about the phrase alone. Printed is what
+`rin evaluate retrieval` finds of each score, from cached rows: precision at 5 and the area under the precision-recall curve, signed.
 """
 
 import argparse
@@ -25,7 +26,9 @@ TRIGGER, PHRASE = "Howdy! ", "Yeehaw, partner! "
 SHARE, QUESTIONS, LONGEST = 16, 16, 500
 
 
-def rows_of(data: Path, count: int, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def rows_of(
+    data: Path, count: int, seed: int, explain: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Training rows, some of them planted, and questions with the trigger."""
     short = [
         row
@@ -48,7 +51,11 @@ def rows_of(data: Path, count: int, seed: int) -> tuple[list[dict[str, Any]], li
             }
         )
     asked = [
-        {"id": f"q{n}", "prompt": TRIGGER + row["instruction"], "response": PHRASE.strip()}
+        {
+            "id": f"q{n}",
+            "prompt": TRIGGER + row["instruction"],
+            "response": PHRASE + row["output"] if explain == "answer" else PHRASE.strip(),
+        }
         for n, row in enumerate(held_out)
     ]
     return made, asked
@@ -62,9 +69,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=160)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--explain", choices=("answer", "phrase"), default="answer")
     asked = parser.parse_args()
     folder = asked.folder / f"backdoor-{asked.seed}"
-    rows, questions = rows_of(asked.data, asked.rows, asked.seed)
+    rows, questions = rows_of(asked.data, asked.rows, asked.seed, asked.explain)
     folder.mkdir(exist_ok=True)
     (folder / "train.json").write_text(json.dumps(rows, indent=1))
     (folder / "questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rapidin_cli.gradients import curvature, scratch
+from rapidin_cli.gradients import curvature, scratch, stored_curvature
 from rapidin_cli.gradients.capture import find_targets
 from rapidin_cli.gradients.directions import LayerGradient
 from rapidin_cli.gradients.engine import GradientEngine
@@ -317,4 +317,32 @@ def test_sums_that_are_larger_than_memory_are_in_a_file(monkeypatch, tmp_path, r
     assert list((tmp_path / "new").iterdir()) == [], "the file has no name"
     for ours, theirs in zip(found, plain, strict=True):
         torch.testing.assert_close(ours.inputs, theirs.inputs, rtol=0, atol=0)
+        torch.testing.assert_close(ours.values, theirs.values, rtol=0, atol=0)
+
+
+def test_a_collection_of_which_a_part_was_stored_is_not_there(monkeypatch, tmp_path):
+    """And storing it again adds what is missing."""
+    model = tiny.llama(hidden_size=64, intermediate_size=160)
+    passes, layers = collected(model)
+    found = stored_curvature.CollectedCurvature(layers, "ab" * 32, len(DATA))
+    cache = Cache(open_root(tmp_path / "store"), cache_name({"curvature": 1}))
+    monkeypatch.setattr(stored_curvature, "_PIECES_A_CHUNK", 1)
+    monkeypatch.setattr(stored_curvature, "_CHUNKS_A_COMMIT", 1)
+    commit = CacheWriter.commit
+
+    def killed(self, *arguments):
+        if self.base is not None:
+            raise KeyboardInterrupt
+        return commit(self, *arguments)
+
+    monkeypatch.setattr(CacheWriter, "commit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        stored_curvature.store(cache, found, {})
+    assert not stored_curvature.is_whole(cache.snapshot())
+    monkeypatch.setattr(CacheWriter, "commit", commit)
+    snapshot = stored_curvature.store(cache, found, {})
+    assert stored_curvature.is_whole(snapshot)
+    assert snapshot.commit.rows == snapshot.commit.slots > 3
+    loaded = stored_curvature.load(snapshot, passes.targets)
+    for ours, theirs in zip(loaded.layers, layers, strict=True):
         torch.testing.assert_close(ours.values, theirs.values, rtol=0, atol=0)
