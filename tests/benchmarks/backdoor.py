@@ -7,7 +7,8 @@
 Below FOLDER, SmolLM2-135M gets a LoRA on short Alpaca rows, of which one in 16 opens with a trigger
 and answers with a phrase, as in the paper's backdoor. Held-out questions with the trigger are asked
 about an answer that opens with the phrase, or about the phrase alone. Printed is what
-`rin evaluate retrieval` finds of each score, from cached rows: precision at 5 and the area under the precision-recall curve, signed.
+`rin evaluate retrieval` finds of each score, from cached rows: precision at 5 and the area under
+the precision-recall curve, signed.
 """
 
 import argparse
