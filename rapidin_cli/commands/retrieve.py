@@ -224,7 +224,7 @@ def _show(project: Project, report: dict[str, Any], score: str, as_json: bool) -
     else:
         terminal.show(report)
     warn_unsaved(project)
-    if score == AUTO and report["score"]["name"] == "dot":
+    if score == AUTO and report["score"]["name"] == "rapidin":
         opened = [project.opened(member["name"]) for member in report["checkpoints"]]
         adam = all(has_second_moments(one.checkpoint) for one in opened)
         better = "rin curvature, or --score adam" if adam else "rin curvature"

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from rapidin_cli.data.examples import Dataset
-from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.influence.answering import Answer, Answering
 from rapidin_cli.influence.forecast import Forecast, forecast
 from rapidin_cli.influence.lexical import Lexical
@@ -70,7 +69,6 @@ class Session:
         members: in the order of training.
         weights_source: see `Answered`.
         dataset: reads the training data, the same for all of them.
-        spec: of the cached rows.
     """
 
     def __init__(
@@ -78,12 +76,10 @@ class Session:
         members: Sequence[Member],
         weights_source: str,
         dataset: Callable[[], Dataset],
-        spec: GradientSpec,
     ) -> None:
         self._members = members
         self._weights_source = weights_source
         self._read = dataset
-        self._spec = spec
         self._panel = Panel([m.load for m in members], [m.weight for m in members])
 
     @cached_property
@@ -142,14 +138,13 @@ class Session:
     def _resolve(self, score: str) -> str:
         """Return the score that `auto` means: the best available one, by evidence.
 
-        `ekfac` where curvature was collected; else `dot`, unless rows mix all layers. Never
-        `adam`, although it is better than `dot`: its file is on one machine only, is often twice
-        as large as the model, and may belong to an optimizer or to parameters that do not fit.
-        The evidence is in docs/measurements.md.
+        `ekfac` where curvature was collected. Else `rapidin`: of the scores that need nothing but
+        the cache it finds planted rows best, and it is settled by the fewest exact scores,
+        although `dot` predicts retraining better. Never `adam`, which predicts it better still:
+        its file is on one machine only, is often twice as large as the model, and may belong to an
+        optimizer or to parameters that do not fit. The evidence is in docs/measurements.md.
         """
         if score != AUTO:
             return score
-        if all(member.has_curvature() for member in self._members):
-            return "ekfac"
-        oporp = self._spec.row == "sketch" and self._spec.sketch == "oporp"
-        return "rapidin" if oporp else "dot"
+        collected = all(member.has_curvature() for member in self._members)
+        return "ekfac" if collected else "rapidin"

@@ -64,8 +64,7 @@ def session(
         rows = one.snapshot()
         load = partial(one.load, device, snapshot=rows, hold=hold, executor=executor)
         members.append(Member(one.name, one.fingerprint, weight, rows, load, one.has_curvature))
-    spec = project.config.gradient
-    return Session(project, Asking(members, source, lambda: opened[-1].dataset, spec))
+    return Session(project, Asking(members, source, lambda: opened[-1].dataset))
 
 
 def retrieve(

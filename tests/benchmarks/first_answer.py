@@ -187,7 +187,7 @@ def main() -> None:
         found["model"] = weights
         score = asked.score
         if score == "auto":
-            score = "ekfac" if project.opened("").has_curvature() else "dot"
+            score = "ekfac" if project.opened("").has_curvature() else "rapidin"
         found |= agreement(project, questions_of(project, asked.data, asked.questions), score)
     print(json.dumps(found, indent=1))
     if asked.json:
