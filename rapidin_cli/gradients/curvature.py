@@ -98,7 +98,7 @@ class Sums:
         summed: examples that are in the values.
     """
 
-    pairs: "Pairs"
+    pairs: Pairs
     values: Scratch
     passed: int = 0
     decomposed: int = 0
