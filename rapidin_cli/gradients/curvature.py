@@ -301,8 +301,6 @@ class CollectedLayers(Sequence[LayerCurvature]):
         return len(self._bases)
 
     def __getitem__(self, number: Any) -> Any:
-        if isinstance(number, slice):
-            return [self[n] for n in range(*number.indices(len(self)))]
         self._values.used(number)
         values = self._values.tensors[number] / self._examples
         return LayerCurvature(*self._bases.get(number), values)

@@ -7,6 +7,7 @@ collection, or a damaged one, is not taken.
 
 import contextlib
 import json
+import os
 import shutil
 import time
 import uuid
@@ -79,18 +80,25 @@ class PartialCurvature(Kept):
     def _read(self, name: str, sums: Scratch, bases: str | None = None) -> dict[str, Any] | None:
         """Read a file, if it is whole and of this collection; of these bases, if any are named."""
         size = sum(tensor.nbytes for tensor in sums.tensors)
-        with contextlib.suppress(OSError, ValueError), (self._folder / name).open("rb") as file:
-            first = file.readline(_LONGEST)
-            about: dict[str, Any] = json.loads(first)
-            whole = (self._folder / name).stat().st_size == len(first) + size
-            ours = about.get("key") == self._key and bases in (None, about["bases"])
-            if whole and ours:
+        try:
+            with (self._folder / name).open("rb") as file:
+                first = file.readline(_LONGEST)
+                about: dict[str, Any] = json.loads(first)
+                ours = about["key"] == self._key and bases in (None, about["bases"])
+                if not ours or os.fstat(file.fileno()).st_size != len(first) + size:
+                    return None
                 for number, tensor in enumerate(sums.tensors):
                     read = np.fromfile(file, np.float32, tensor.numel())
                     tensor.copy_(torch.from_numpy(read).view(tensor.shape))
                     sums.used(number)
-                return about
-        return None
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError):  # damaged: begin anew
+            for number, tensor in enumerate(sums.tensors):
+                tensor.zero_()
+                sums.used(number)
+            return None
+        return about
 
 
 def remove(folder: Path) -> None:

@@ -132,8 +132,6 @@ class StoredLayers(Sequence[LayerCurvature]):
         Raises:
             CorruptError: it was written wrongly.
         """
-        if isinstance(number, slice):
-            return [self[n] for n in range(*number.indices(len(self)))]
         number = range(len(self))[number]
         start, stop = int(self._starts[number]), int(self._starts[number + 1])
         first, last = start // _PIECE, -(-stop // _PIECE)

@@ -138,11 +138,11 @@ class Session:
     def _resolve(self, score: str) -> str:
         """Return the score that `auto` means: the best available one, by evidence.
 
-        `ekfac` where curvature was collected. Else `rapidin`: of the scores that need nothing but
-        the cache it finds planted rows best, and it is settled by the fewest exact scores,
-        although `dot` predicts retraining better. Never `adam`, which predicts it better still:
-        its file is on one machine only, is often twice as large as the model, and may belong to an
-        optimizer or to parameters that do not fit. The evidence is in docs/measurements.md.
+        `ekfac` where curvature was collected. Else `rapidin`: it finds planted rows, which `dot`
+        hides, although `dot` predicts retraining better. `gram` finds them too, but reads the whole
+        cache first, and only sketches have it. Never `adam`, which predicts retraining better
+        still: its file is on one machine only, is often twice as large as the model, and may belong
+        to an optimizer or to parameters that do not fit. The evidence is in docs/measurements.md.
         """
         if score != AUTO:
             return score

@@ -99,6 +99,7 @@ def _collect_here(
 
 
 def _limit(passes: Passes) -> int:
+    """Return how many padded tokens a batch may have; of a longer row less is kept."""
     passes.keeps = batch_limit(passes.device, batch_bytes(passes))
     return passes.keeps
 

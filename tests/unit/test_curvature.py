@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rapidin_cli.gradients import curvature, scratch, stored_curvature
+from rapidin_cli.gradients import curvature, partial_curvature, scratch, stored_curvature
 from rapidin_cli.gradients.capture import find_targets
 from rapidin_cli.gradients.directions import LayerGradient
 from rapidin_cli.gradients.engine import GradientEngine
@@ -346,3 +346,37 @@ def test_a_collection_of_which_a_part_was_stored_is_not_there(monkeypatch, tmp_p
     loaded = stored_curvature.load(snapshot, passes.targets)
     for ours, theirs in zip(loaded.layers, layers, strict=True):
         torch.testing.assert_close(ours.values, theirs.values, rtol=0, atol=0)
+
+
+def test_sums_that_cannot_be_read_to_their_end_leave_nothing(monkeypatch, tmp_path):
+    """Half of them would make a curvature of no data at all."""
+    passes = Passes(tiny.llama(), LAYERS, CPU, "float32")
+    collector = curvature.Collector(passes, sampled=False)
+
+    def none() -> curvature.Sums:
+        return curvature.Sums(collector.no_moments(), collector.no_values())
+
+    sums, kept = none(), partial_curvature.PartialCurvature(tmp_path, "key")
+    sums.passed = sum(collector.moments(sums.pairs, enumerate(batches())))
+    kept.save(sums, phase=True)
+    whole = none()
+    kept.load(whole)
+    assert whole.passed == len(DATA)
+    assert all(map(torch.equal, whole.pairs.tensors, sums.pairs.tensors))
+    read, calls = np.fromfile, []
+
+    def failing(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(*arguments)
+
+    monkeypatch.setattr(np, "fromfile", failing)
+    left = none()
+    kept.load(left)
+    assert len(calls) == 3
+    assert left.passed == 0
+    assert not any(tensor.any() for tensor in left.pairs.tensors)
+    (tmp_path / "pairs.sums").write_bytes(b"3\n")
+    kept.load(left)
+    assert left.passed == 0
