@@ -251,7 +251,7 @@ ARGUMENTS = [
     Case("adam", nothing, (*ASK, "--score", "adam"), BAD, "'tuned' has no optimizer.pt"),
     Case("ekfac", nothing, (*ASK, "--score", "ekfac"), STORE, "no curvature was collected"),
     Case("damping", nothing, (*ASK, "--score", "dot", "--damping", "1"), USAGE, "no damping"),
-    Case("damping of auto", nothing, (*ASK, "--damping", "1"), USAGE, "dot has no damping"),
+    Case("damping of auto", nothing, (*ASK, "--damping", "1"), USAGE, "rapidin has no damping"),
     Case("damping inf", nothing, (*ASK, "--score", "gram", "--damping", "inf"), USAGE, "inf"),
     Case("twice", nothing, (*ASK, "--checkpoints", "tuned,tuned"), USAGE, "is named twice"),
     Case("all and one", nothing, (*ASK, "--checkpoints", "all,tuned"), USAGE, "neither `all`"),
