@@ -9,7 +9,7 @@ from rapidin_cli.output import console
 from rapidin_cli.work.caching import CachingProgress
 
 if TYPE_CHECKING:
-    from rapidin_cli.gradients.capture import Skipped
+    from rapidin_cli.gradients.capture.target import Skipped
     from rapidin_cli.output.stages import Stages
     from rapidin_cli.work.worker import Ready
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from rapidin_cli.errors import out_of_memory
-from rapidin_cli.gradients.capture import Consumer
+from rapidin_cli.gradients.capture.watching import Consumer
+from rapidin_cli.gradients.capture.wide import Side, WideSide
 from rapidin_cli.gradients.memory import make_room, release_memory
 from rapidin_cli.gradients.passes import Batch, Passes
 from rapidin_cli.gradients.scratch import Scratch
@@ -135,11 +136,16 @@ class Collector:
         self._folder = folder
         self._generator = torch.Generator(passes.device) if sampled else None
         self._limit = limit
+        self._targets = passes.targets
         self._sides = [(t.layer.in_features, t.layer.out_features) for t in passes.targets]
 
     def no_moments(self) -> Pairs:
         """Return moments of no example."""
-        return Pairs(self._sides, self._passes.device, self._folder)
+        sides = [
+            (i, MAX_SIDE + 1 if target.own_axes else o)
+            for target, (i, o) in zip(self._targets, self._sides, strict=True)
+        ]
+        return Pairs(sides, self._passes.device, self._folder)
 
     def no_values(self) -> Scratch:
         """Return the squares of no example's gradients, (O, I)."""
@@ -151,9 +157,11 @@ class Collector:
         Yields how many examples were added, part by part; the first `skip` are left out.
         """
 
-        def consume(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
-            x, d = x.float().flatten(0, 1), d.float().flatten(0, 1)
-            real = d.any(1)  # no padding
+        def consume(number: int, x: torch.Tensor, d: Side) -> None:
+            x = x.float().flatten(0, 1)
+            # No padding; the output side of what is wide has no moments.
+            d = x[:, :0] if isinstance(d, WideSide) else d.float().flatten(0, 1)
+            real = d.any(1) if d.shape[1] else x.any(1)
             pairs = list(zip(totals.get(number), (x[real], d[real]), strict=True))
             # All or nothing: memory may run out on the way.
             sums = [(total, v.T @ v) for total, v in pairs if len(total)]
@@ -167,8 +175,12 @@ class Collector:
     ) -> Iterator[int]:
         """Add the squares of the examples' gradients in these bases, (O, I); see `moments`."""
 
-        def consume(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
+        def consume(number: int, x: torch.Tensor, d: Side) -> None:
             total, basis = totals.tensors[number], bases.get(number)
+            if isinstance(d, WideSide):
+                _add_squares(total, rotated(x.float(), basis[0]), d)
+                totals.used(number)
+                return
             size = max(1, _KEPT_NUMBERS[x.device.type] // total.numel())
             more = torch.zeros_like(total)
             for part in zip(x.float().split(size), d.float().split(size), strict=True):
@@ -206,7 +218,7 @@ class Collector:
         """
         reached = set(there)
 
-        def once(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
+        def once(number: int, x: torch.Tensor, d: Side) -> None:
             if number not in reached:
                 consume(number, x, d)
                 reached.add(number)
@@ -267,6 +279,15 @@ def collect(
         progress(SECOND_PASS, sums.summed, examples)
         kept.save(sums, phase=sums.summed == examples)
     return CollectedLayers(sums.pairs, sums.values, examples)
+
+
+def _add_squares(total: torch.Tensor, x: torch.Tensor, d: WideSide) -> None:
+    """Add the squares of gradients d^T x (V, I) of each example, some words at a time."""
+    whole = torch.zeros_like(total)
+    for where, values in d.pieces():
+        for row, side in zip(x, values, strict=True):
+            whole[where] += (side.T @ row).square_()
+    total.add_(whole)
 
 
 def _gradients(

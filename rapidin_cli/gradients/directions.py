@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from rapidin_cli.gradients.capture.wide import Side, WideSide, floats, taken
 from rapidin_cli.gradients.compress.tensorsketch import ghost_norm
 
 
@@ -18,6 +19,9 @@ class Direction(Protocol):
 
         A single direction (B = 1) serves any number of sequences.
         """
+
+    def of_words(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the rows of V that an embedding looks up, (B, T) -> (B, T, I)."""
 
     def dense(self) -> torch.Tensor:
         """Return the directions as matrices, (B, O, I)."""
@@ -38,15 +42,15 @@ class LayerGradient:
     """
 
     x: torch.Tensor
-    d: torch.Tensor
+    d: Side
     matrix: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, x: torch.Tensor, d: torch.Tensor) -> LayerGradient:
+    def of(cls, x: torch.Tensor, d: Side) -> LayerGradient:
         """Keep the gradient of a backward pass, float32."""
-        x, d = x.float(), d.float()
+        x, d = floats(x, d)
         length, out, inner = x.shape[1], d.shape[2], x.shape[2]
-        if out * inner > length * (out + inner):
+        if isinstance(d, WideSide) or out * inner > length * (out + inner):
             return cls(x, d)
         return cls(x[:, :0], d[:, :0], d.transpose(1, 2) @ x)
 
@@ -60,17 +64,34 @@ class LayerGradient:
         """See `Direction.along`."""
         if self.matrix is not None:
             return inputs @ _shared(self.matrix).mT
-        return inputs @ _shared(self.x).mT @ _shared(self.d)
+        mixed = inputs @ _shared(self.x).mT
+        if isinstance(self.d, WideSide):
+            if len(self.x) == 1:
+                return self.d.combined(mixed.flatten(0, 1)[None])[0].view(*mixed.shape[:2], -1)
+            return self.d.combined(mixed)
+        return mixed @ _shared(self.d)
+
+    def of_words(self, ids: torch.Tensor) -> torch.Tensor:
+        """See `Direction.of_words`."""
+        if self.matrix is not None or not isinstance(self.d, WideSide):
+            return taken(self.dense(), ids)
+        if len(self.x) == 1:
+            return (self.d.columns(ids.flatten()[None]).mT @ self.x)[0].view(*ids.shape, -1)
+        return self.d.columns(ids).mT @ self.x
 
     def dense(self) -> torch.Tensor:
         """See `Direction.dense`."""
-        return self.d.transpose(1, 2) @ self.x if self.matrix is None else self.matrix
+        if self.matrix is not None:
+            return self.matrix
+        if isinstance(self.d, WideSide):
+            return self.d.combined(self.x.mT).mT
+        return self.d.transpose(1, 2) @ self.x
 
     def scaled(self, factors: torch.Tensor) -> LayerGradient:
         """See `Direction.scaled`."""
         factors = factors.to(self.x.device)[:, None, None]
         matrix = None if self.matrix is None else self.matrix * factors
-        return LayerGradient(self.x, self.d * factors, matrix)
+        return LayerGradient(self.x * factors, self.d, matrix)
 
     def norm(self) -> torch.Tensor:
         """Frobenius norms, (B,)."""
@@ -84,7 +105,8 @@ class LayerGradient:
         if len(self.x) == 1:
             return self
         matrix = None if self.matrix is None else self.matrix[rows]
-        return LayerGradient(self.x[rows], self.d[rows], matrix)
+        d = self.d.pick(rows) if isinstance(self.d, WideSide) else self.d[rows]
+        return LayerGradient(self.x[rows], d, matrix)
 
 
 def _shared(matrices: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from rapidin_cli.errors import InputError
-from rapidin_cli.gradients.capture import Target
+from rapidin_cli.gradients.capture.target import Target
+from rapidin_cli.gradients.capture.wide import Side
 from rapidin_cli.gradients.compress.factors import FactorMaker
 from rapidin_cli.gradients.compress.oporp import Oporp
 from rapidin_cli.gradients.compress.tensorsketch import BlockSketch, block_sizes
@@ -28,9 +29,7 @@ class Maker(Protocol):
     def start(self, batch: int) -> None:
         """Begin with B new rows."""
 
-    def add(
-        self, number: int, x: torch.Tensor, d: torch.Tensor, divisor: torch.Tensor | None
-    ) -> None:
+    def add(self, number: int, x: torch.Tensor, d: Side, divisor: torch.Tensor | None) -> None:
         """Add one layer from its inputs and output gradients.
 
         Args:
@@ -73,7 +72,8 @@ class GradientEngine:
     def __init__(
         self, model: nn.Module, spec: GradientSpec, device: torch.device, compute: Compute
     ) -> None:
-        self.passes = Passes(model, spec.layers, device, compute)
+        linear = spec.capture == "linear"
+        self.passes = Passes(model, spec.layers, device, compute, linear=linear)
         self.skipped = self.passes.skipped
         self._device = device
         targets = self.passes.targets
@@ -129,11 +129,11 @@ class GradientEngine:
         """
         divisors = divisors.to(self._device)
 
-        def consume(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
+        def consume(number: int, x: torch.Tensor, d: Side) -> None:
             if change is None:
-                self._prober.add(number, x, d * sign, divisors[number])
+                self._prober.add(number, x * sign, d, divisors[number])
             else:
-                gradient = change(number, (d.float() * sign).transpose(1, 2) @ x.float())
+                gradient = change(number, LayerGradient.of(x * sign, d).dense())
                 self._prober.add_matrix(number, gradient, divisors[number])
 
         self._prober.start(1)
@@ -208,9 +208,7 @@ class _TensorSketchRows:
         self._rows = torch.zeros(batch, self.layout.dimensions, device=self._device)
         self._norms = torch.zeros(batch, len(self.blocks), device=self._device)
 
-    def add(
-        self, number: int, x: torch.Tensor, d: torch.Tensor, divisor: torch.Tensor | None
-    ) -> None:
+    def add(self, number: int, x: torch.Tensor, d: Side, divisor: torch.Tensor | None) -> None:
         self._put(number, *self.blocks[number](x, d), divisor)
 
     def add_matrix(self, number: int, gradient: torch.Tensor, divisor: torch.Tensor | None) -> None:
@@ -242,10 +240,8 @@ class _OporpRows:
         self._gradient = torch.zeros(batch, self.layout.parameters, device=self._device)
         self._norms = torch.zeros(batch, len(self.layout.layers), device=self._device)
 
-    def add(
-        self, number: int, x: torch.Tensor, d: torch.Tensor, divisor: torch.Tensor | None
-    ) -> None:
-        self.add_matrix(number, torch.bmm(d.float().transpose(1, 2), x.float()), divisor)
+    def add(self, number: int, x: torch.Tensor, d: Side, divisor: torch.Tensor | None) -> None:
+        self.add_matrix(number, LayerGradient.of(x, d).dense(), divisor)
 
     def add_matrix(self, number: int, gradient: torch.Tensor, divisor: torch.Tensor | None) -> None:
         gradient = gradient.flatten(1)

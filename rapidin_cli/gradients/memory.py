@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from rapidin_cli.data.examples import IGNORED
 from rapidin_cli.errors import out_of_memory
-from rapidin_cli.gradients.capture import captured
+from rapidin_cli.gradients.capture.watching import captured
 from rapidin_cli.gradients.passes import Passes
 
 _PROBE_TOKENS = 32, 64
@@ -96,7 +96,9 @@ def kept_bytes(passes: Passes, length: int) -> int:
     ids = torch.arange(length, device=passes.device)[None] % passes.vocabulary
     labels = torch.full_like(ids, IGNORED)
     labels[0, -1] = ids[0, -1]
-    handles = [target.module.register_forward_pre_hook(watch) for target in passes.targets]
+    handles = [
+        use.module.register_forward_pre_hook(watch) for t in passes.targets for use in t.uses
+    ]
     try:
         with captured(passes.model, passes.targets, lambda *_: None):
             # The graph must live until all of it is counted, or memory is counted twice.

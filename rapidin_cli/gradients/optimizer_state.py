@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from rapidin_cli.errors import InputError
-from rapidin_cli.gradients.capture import is_transposed
 from rapidin_cli.gradients.passes import Passes
 from rapidin_cli.models.checkpoints import Checkpoint
 from rapidin_cli.models.loading import quiet_loading
@@ -69,16 +68,17 @@ def second_moments(checkpoint: Checkpoint, passes: Passes) -> list[torch.Tensor]
             )
         found[id(parameter)] = number
     beta = {n: float(group["betas"][1]) for group in groups for n in group["params"]}
-    moments = []
-    for target in passes.targets:
-        number = found[id(target.module.weight)]
+
+    def moment(parameter: nn.Parameter) -> torch.Tensor:
+        number = found[id(parameter)]
         state = states.get(number)
         if state is None:  # it never had a gradient
-            moments.append(torch.zeros(target.layer.out_features, target.layer.in_features))
-            continue
-        moment = state["exp_avg_sq"].float() / (1 - beta[number] ** float(state["step"]))
-        moments.append(moment.T if is_transposed(target.module) else moment)
-    return moments
+            return torch.zeros(parameter.shape)
+        corrected = 1 - beta[number] ** float(state["step"])
+        second: torch.Tensor = state["exp_avg_sq"].float() / corrected
+        return second
+
+    return [target.gathered(moment) for target in passes.targets]
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], dict[int, dict[str, Any]]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -17,12 +17,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rapidin_cli.data.examples import IGNORED, Example, padded
 from rapidin_cli.errors import InputError
-from rapidin_cli.gradients.capture import (
+from rapidin_cli.gradients.capture.targets import find_targets, share_left_out
+from rapidin_cli.gradients.capture.uses import OutputLayerUse
+from rapidin_cli.gradients.capture.watching import (
     Consumer,
+    Perturbation,
     captured,
-    find_targets,
-    of_sequences,
-    share_left_out,
+    perturbed,
     watched,
 )
 from rapidin_cli.gradients.model_parts import (
@@ -33,11 +34,9 @@ from rapidin_cli.gradients.model_parts import (
     vocabulary,
     weight_bytes,
 )
+from rapidin_cli.gradients.output_layer import OutputLayer, drawn
 
 Compute = Literal["float32", "bfloat16"]
-
-# Numbers of the logits that are computed at once.
-_LOGITS = {"cpu": 2**21, "cuda": 2**27}
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,6 @@ class Batch:
     labels: torch.Tensor
 
 
-Perturbation = Callable[[int, torch.Tensor], torch.Tensor]
-"""Called with a target's number and its inputs (B, T, I): the change of its outputs (B, T, O)."""
-
-
 class NoForwardModeError(Exception):
     """An operator of the model has no forward-mode derivative."""
 
@@ -70,6 +65,7 @@ class Passes:
         pattern: regular expression on the names of the layers to watch.
         device: where the model is.
         compute: `bfloat16` runs the model under autocast.
+        linear: watch linear layers alone.
 
     Attributes:
         trained: names of all trainable parameters.
@@ -82,7 +78,13 @@ class Passes:
     """
 
     def __init__(
-        self, model: nn.Module, pattern: str, device: torch.device, compute: Compute
+        self,
+        model: nn.Module,
+        pattern: str,
+        device: torch.device,
+        compute: Compute,
+        *,
+        linear: bool = False,
     ) -> None:
         model.eval()
         self.model = model
@@ -93,7 +95,7 @@ class Passes:
         self.keeps: int | None = None
         self._positions = absolute_positions(inner(model))
         self.trained = [name for name, p in model.named_parameters() if p.requires_grad]
-        self.targets, self.skipped = find_targets(model, pattern)
+        self.targets, self.skipped = find_targets(model, pattern, linear=linear)
         self.left_out = share_left_out(self.targets, self.skipped)
         model.requires_grad_(False)
         self._separate = self._find_head()
@@ -125,12 +127,12 @@ class Passes:
         factors = None
         if weights is not None:
             factors = weights.to(self.device).repeat_interleave(counts)
-        with captured(self.model, self.targets, consume), self._fitting(ids):
+        with captured(self.model, self.targets, consume) as capture, self._fitting(ids):
             if self._separate is not None:
-                hidden, gradients, losses = self._above(
-                    *self._separate, ids, labels, factors, sampler
-                )
-                hidden.backward(gradients)
+                found = self._separate.above(ids, labels, factors, sampler)
+                losses = found.losses
+                self._separate.capture(capture, found)
+                found.hidden.backward(found.gradients)
             else:
                 losses = self.token_losses(ids, labels, sampler)
                 _weighted(losses, factors).backward()
@@ -150,59 +152,21 @@ class Passes:
         """
         ids, labels = self._moved(batch)
         with watched(self.model, self.targets, consume) as capture, self._fitting(ids):
+            above = None
             if self._separate is not None:
-                ends, gradients, losses = self._above(*self._separate, ids, labels, None, None)
+                above = self._separate.above(ids, labels, None, None)
+                ends, gradients, losses = above.hidden, above.gradients, above.losses
             else:
                 ends = losses = self.token_losses(ids, labels)
                 gradients = torch.ones_like(losses)
         for token, loss in enumerate(losses.detach().tolist()):
             alone = torch.zeros_like(gradients)
             alone[token] = gradients[token]
+            if above is not None and self._separate is not None:
+                self._separate.capture(capture, above.token(token))
             ends.backward(alone, retain_graph=token + 1 < len(losses))
             capture.finish()
             yield loss
-
-    def _above(
-        self,
-        decoder: nn.Module,
-        head: nn.Module,
-        ids: torch.Tensor,
-        labels: torch.Tensor,
-        factors: torch.Tensor | None,
-        sampler: torch.Generator | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Run the decoder, and above it both passes, a few tokens at a time.
-
-        Logits are the largest tensors by far, and several copies of them are needed at once: they
-        are made of labelled tokens only.
-
-        Returns:
-            What the decoder says of each labelled token (n, H), the gradients of the weighted loss
-            by that, and the losses (n,).
-        """
-        hidden, targets, size = self._ends(decoder, ids, labels)
-        losses = torch.empty(len(targets), device=self.device)
-        gradients = torch.empty_like(hidden)
-        for first in range(0, len(targets), size):
-            part = slice(first, first + size)
-            leaf = hidden[part].detach().requires_grad_()
-            with self._autocast():
-                logits = head(leaf)
-            loss = _cross_entropy(logits.float(), targets[part], sampler)
-            total = _weighted(loss, None if factors is None else factors[part])
-            gradients[part] = torch.autograd.grad(total, leaf)[0]
-            losses[part] = loss.detach()
-        return hidden, gradients, losses
-
-    def _ends(
-        self, decoder: nn.Module, ids: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """What the decoder says of labelled tokens, the tokens, and how many to take at once."""
-        wanted = labels[:, 1:] != IGNORED
-        with self._autocast():
-            hidden = decoder(input_ids=ids, use_cache=False)[0][:, :-1][wanted]
-        size = max(1, _LOGITS[self.device.type] // self.vocabulary)
-        return hidden, labels[:, 1:][wanted], size
 
     def tangents(self, batch: Batch, perturb: Perturbation) -> list[torch.Tensor]:
         """Differentiate each token's loss along a change of the target layers' weights.
@@ -219,45 +183,23 @@ class Passes:
         """
         ids, labels = self._moved(batch)
         plain = sdpa_kernel(SDPBackend.MATH), plain_experts(inner(self.model))
-        with torch.no_grad(), forward_ad.dual_level(), plain[0], plain[1]:
-
-            def watch(number: int) -> Any:
-                def hook(module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> Any:
-                    del module
-                    if not of_sequences(inputs):
-                        return output
-                    # The inputs' own changes are in the output's already.
-                    known = forward_ad.unpack_dual(inputs[0]).primal
-                    change = perturb(number, known).to(output.dtype)
-                    before = forward_ad.unpack_dual(output)
-                    if before.tangent is not None:
-                        change = before.tangent + change
-                    return forward_ad.make_dual(before.primal, change)
-
-                return hook
-
-            handles = [t.module.register_forward_hook(watch(n)) for n, t in enumerate(self.targets)]
+        changed = perturbed(self.targets, perturb, len(ids))
+        with torch.no_grad(), forward_ad.dual_level(), plain[0], plain[1], changed:
             try:
-                tangent = torch.cat([_tangent(part) for part in self._losses_in_parts(ids, labels)])
+                parts = self._losses_in_parts(ids, labels, perturb)
+                tangent = torch.cat([_tangent(part) for part in parts])
             except NotImplementedError as error:
                 raise NoForwardModeError(str(error).split("\n")[0]) from error
-            finally:
-                for handle in handles:
-                    handle.remove()
         return list(tangent.split((labels[:, 1:] != IGNORED).sum(1).tolist()))
 
-    def _losses_in_parts(self, ids: torch.Tensor, labels: torch.Tensor) -> Iterator[torch.Tensor]:
+    def _losses_in_parts(
+        self, ids: torch.Tensor, labels: torch.Tensor, perturb: Perturbation
+    ) -> Iterator[torch.Tensor]:
         """Yield the losses of all labelled tokens, in reading order, a few of them at a time."""
         if self._separate is None:
             yield self.token_losses(ids, labels)
-            return
-        decoder, head = self._separate
-        hidden, targets, size = self._ends(decoder, ids, labels)
-        for first in range(0, len(targets), size):
-            part = slice(first, first + size)
-            with self._autocast():
-                logits = head(hidden[part])
-            yield _cross_entropy(logits.float(), targets[part], None)
+        else:
+            yield from self._separate.losses(ids, labels, perturb)
 
     def exactly(self) -> Passes:
         """Return the same passes in float32, where the weights are: without autocast."""
@@ -265,6 +207,8 @@ class Passes:
         exact = copy.copy(self)
         if weights == {torch.float32}:
             exact.compute = "float32"
+            if self._separate is not None:
+                exact._separate = replace(self._separate, autocast=exact._autocast)
         return exact
 
     def _moved(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -308,18 +252,25 @@ class Passes:
         mask = wanted[:, positions]
         return _cross_entropy(logits[mask].float(), labels[:, 1:][:, positions][mask], sampler)
 
-    def _find_head(self) -> tuple[nn.Module, nn.Module] | None:
+    def _find_head(self) -> OutputLayer | None:
         """Return the decoder and the output layer, if the model is one after the other.
 
-        Tried, not guessed: models may scale or cap logits. Not where a target is in the output
-        layer, whose inputs must be seen example by example.
+        Tried, not guessed: models may scale or cap logits. Not where something else than the
+        output layer's weight is a target in it, whose inputs must be seen example by example.
         """
         below = inner(self.model)
         decoder: Any = getattr(below, "base_model", below)
         find: Any = getattr(below, "get_output_embeddings", lambda: None)
         head: Any = find()
-        seen = {target.module for target in self.targets}
-        if decoder is below or head is None or not seen.isdisjoint(head.modules()):
+        if decoder is below or head is None:
+            return None
+        inside = set(head.modules())
+        uses = [(n, use) for n, t in enumerate(self.targets) for use in t.uses]
+        here = [(n, use) for n, use in uses if use.module in inside]
+        weight = [(n, use) for n, use in here if isinstance(use, OutputLayerUse)]
+        if len(here) > len(weight) or any(use.module is not head for _, use in weight):
+            return None
+        if weight and getattr(head, "bias", None) is not None:
             return None
         ids = torch.arange(6, device=self.device).view(2, 3) % self.vocabulary
         with torch.no_grad(), self._autocast():
@@ -328,7 +279,10 @@ class Passes:
                 apart = head(decoder(input_ids=ids, use_cache=False)[0])
             except (IndexError, KeyError, RuntimeError, TypeError, ValueError):
                 return None  # what is called its decoder is something else
-        return (decoder, head) if torch.equal(whole, apart) else None
+        if not torch.equal(whole, apart):
+            return None
+        number, use = weight[0] if weight else (None, None)
+        return OutputLayer(decoder, head, self.vocabulary, self._autocast, number, use)
 
     def _fitting(self, ids: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
         """Have a forward pass keep no more than fits in memory."""
@@ -346,9 +300,7 @@ def _cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, sampler: torch.Generator | None
 ) -> torch.Tensor:
     """Return each token's loss; with a sampler, that of targets drawn from the predictions."""
-    if sampler is not None:
-        targets = torch.multinomial(logits.detach().softmax(1), 1, generator=sampler)[:, 0]
-    return F.cross_entropy(logits, targets, reduction="none")
+    return F.cross_entropy(logits, drawn(logits, targets, sampler), reduction="none")
 
 
 def _tangent(values: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from rapidin_cli.errors import InputError
 RowKind = Literal["sketch", "factors"]
 SketchKind = Literal["tensorsketch", "oporp"]
 Precision = Literal["int8", "float16", "sign", "int4"]
+Captured = Literal["all", "linear"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class GradientSpec:
         precision: how the numbers are stored: `sign` is for sketches, `int4` for factors.
         seed: of all hashes, signs and permutations.
         layers: regular expression on module names (`re.search`); empty for all.
+        capture: `all` that was trained, or the weights of `linear` layers alone, without what is
+            tied to an embedding: all that rin 0.1 captured.
         rounds: lambda, the rounds of row and column shuffling in `oporp`.
     """
 
@@ -36,10 +39,16 @@ class GradientSpec:
     precision: Precision = "int8"
     seed: int = 0
     layers: str = ""
+    capture: Captured = "all"
     rounds: int = 20
 
     def __post_init__(self) -> None:
-        choices = {"row": RowKind, "sketch": SketchKind, "precision": Precision}
+        choices = {
+            "row": RowKind,
+            "sketch": SketchKind,
+            "precision": Precision,
+            "capture": Captured,
+        }
         for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):
                 raise InputError(
@@ -73,9 +82,15 @@ class GradientSpec:
             return f"factors, rank {self.rank}{cut}, {self.precision}"
         return f"{self.sketch}, {self.dimensions:,} dimensions, {self.precision}"
 
-    def identity(self) -> dict[str, Any]:
-        """The fields that change a row, as JSON: hashed into the cache-id."""
+    def identity(self, *, linear: bool = False) -> dict[str, Any]:
+        """The fields that change a row, as JSON: hashed into the cache-id.
+
+        Args:
+            linear: whether nothing but the weights of linear layers was trained.
+        """
         fields = asdict(self)
+        if linear or self.capture == "linear":  # as rows were named that knew nothing else
+            del fields["capture"]
         unused = {"sketch": ("rank", "projection"), "factors": ("sketch", "dimensions", "rounds")}
         for name in unused[self.row]:
             del fields[name]

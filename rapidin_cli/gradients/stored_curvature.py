@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from rapidin_cli.errors import MissingError
-from rapidin_cli.gradients.capture import Target
+from rapidin_cli.gradients.capture.target import Target
 from rapidin_cli.gradients.curvature import LayerCurvature
 from rapidin_storage import ArraySpec, Cache, CacheWriter, CorruptError, Snapshot
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import torch
 
 from rapidin_cli.data.examples import Example
+from rapidin_cli.gradients.capture.wide import Side, WideSide, floats
 from rapidin_cli.gradients.directions import Direction, LayerGradient
 from rapidin_cli.gradients.memory import BatchBytes, in_halves, make_room
 from rapidin_cli.gradients.passes import NoForwardModeError, Passes, as_batch
@@ -41,10 +42,16 @@ class Field:
     directions: Sequence[Direction]
     factors: torch.Tensor
 
-    def along(self, number: int, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the change of layer `number`'s outputs, (B, T, O)."""
-        change = self.directions[number].along(inputs.float())
-        return change * self.factors[:, number, None, None]
+    def along(self, number: int, inputs: torch.Tensor, row: int | None = None) -> torch.Tensor:
+        """Return the change of layer `number`'s outputs; see `Perturbation`."""
+        direction, factors = self.directions[number], self.factors[:, number, None, None]
+        if row is not None:
+            some = slice(row, row + 1)
+            direction = direction.pick(some)
+            factors = factors if len(factors) == 1 else factors[some]
+        if inputs.is_floating_point():
+            return direction.along(inputs.float()) * factors
+        return direction.of_words(inputs) * factors
 
     def pick(self, row: int) -> Field:
         """Return the field of one of the B sequences."""
@@ -118,7 +125,8 @@ class ExactScorer:
     def _along(self, number: int, gradient: LayerGradient) -> Direction:
         """V of a layer; a small one as a matrix, so that P is used once, not for every example."""
         direction = self._changed(number, gradient).scaled(self._inverse[number : number + 1])
-        small = self.passes.targets[number].layer.size <= _DENSE
+        target = self.passes.targets[number]
+        small = target.layer.size <= _DENSE or target.kind == "wide"
         return LayerGradient.of_matrix(direction.dense()) if small else direction
 
     def _changed(self, number: int, gradient: LayerGradient) -> Direction:
@@ -162,8 +170,8 @@ class ExactScorer:
         kept: dict[int, Direction] = {}
         layered = self.score.normalise == "layer"
 
-        def consume(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
-            x, d = x.float(), d.float()
+        def consume(number: int, x: torch.Tensor, d: Side) -> None:
+            x, d = floats(x, d)
             gradient = LayerGradient.of(x, d)
             norm[:, number] = gradient.norm()
             inner[:, number] = self._inner(number, gradient, x, d)
@@ -183,10 +191,12 @@ class ExactScorer:
         return ExactScores(inner * factors, tokens, factors)
 
     def _inner(
-        self, number: int, gradient: LayerGradient, x: torch.Tensor, d: torch.Tensor
+        self, number: int, gradient: LayerGradient, x: torch.Tensor, d: Side
     ) -> torch.Tensor:
         """Return <V_l, g_bl>, (B,)."""
         direction = self._directions[number]
+        if isinstance(d, WideSide):
+            return (d.along(direction.dense()[0]) * x).sum((1, 2))
         if isinstance(direction, LayerGradient) and None not in (direction.matrix, gradient.matrix):
             return gradient.dense().flatten(1) @ direction.dense().flatten()
         return (d * direction.along(x)).sum((1, 2))
@@ -246,7 +256,7 @@ class ExactScorer:
             def keep(
                 number: int,
                 x: torch.Tensor,
-                d: torch.Tensor,
+                d: Side,
                 gradients: dict[int, Direction] = gradients,
             ) -> None:
                 gradients[number] = self._changed(number, LayerGradient.of(x, d))
@@ -268,8 +278,12 @@ class ExactScorer:
         """Do what forward mode does, with one backward pass per token."""
         inner = torch.zeros((), device=self.passes.device)
 
-        def consume(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
-            inner.add_((d.float() * field.along(number, x)).sum())
+        def consume(number: int, x: torch.Tensor, d: Side) -> None:
+            if isinstance(d, WideSide):
+                whole = field.directions[number].dense()[0] * field.factors[0, number]
+                inner.add_((d.along(whole) * x).sum())
+            else:
+                inner.add_((d.float() * field.along(number, x)).sum())
 
         done = []
         for _ in self.passes.each_token(as_batch([example]), consume):

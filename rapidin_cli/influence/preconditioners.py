@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from rapidin_cli.gradients.capture.wide import taken
 from rapidin_cli.gradients.compress.tensorsketch import BlockSketch
 from rapidin_cli.gradients.curvature import LayerCurvature, rotated
 from rapidin_cli.gradients.directions import Direction, LayerGradient
@@ -57,6 +58,10 @@ class _Rotated:
         matrix = rotated(self.gradient.dense() * self.weights, self.inputs.mT)
         return rotated(matrix.mT, self.outputs.mT).mT
 
+    def of_words(self, ids: torch.Tensor) -> torch.Tensor:
+        """See `Direction.of_words`."""
+        return taken(self.dense(), ids)
+
     def scaled(self, factors: torch.Tensor) -> _Rotated:
         """See `Direction.scaled`."""
         scaled = self.gradient.scaled(factors)
@@ -93,9 +98,10 @@ class _Diagonal:
         """See `Preconditioner.direction`."""
         layer = self._layer(number)
         if gradient.matrix is None:
-            turned = LayerGradient(
-                rotated(gradient.x, layer.inputs), rotated(gradient.d, layer.outputs)
-            )
+            side = gradient.d
+            if isinstance(side, torch.Tensor):  # else its axes are its own
+                side = rotated(side, layer.outputs)
+            turned = LayerGradient(rotated(gradient.x, layer.inputs), side)
         else:
             turned = LayerGradient.of_matrix(
                 rotated(rotated(gradient.matrix, layer.inputs).mT, layer.outputs).mT
@@ -181,6 +187,10 @@ class _Unsketched:
     def dense(self) -> torch.Tensor:
         """See `Direction.dense`."""
         return self.block.transposed(self.sketches)
+
+    def of_words(self, ids: torch.Tensor) -> torch.Tensor:
+        """See `Direction.of_words`."""
+        return taken(self.dense(), ids)
 
     def scaled(self, factors: torch.Tensor) -> _Unsketched:
         """See `Direction.scaled`."""

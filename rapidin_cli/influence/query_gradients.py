@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from rapidin_cli.data.examples import Example
-from rapidin_cli.gradients.capture import Consumer
+from rapidin_cli.gradients.capture.watching import Consumer
+from rapidin_cli.gradients.capture.wide import Side, WideSide, joined
 from rapidin_cli.gradients.directions import LayerGradient
 from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.passes import Passes, as_batch
@@ -77,9 +78,9 @@ def query_gradient(passes: Passes, query: Query) -> QueryGradient:
     examples, signs = zip(*query.parts, strict=True)
     layers: dict[int, LayerGradient] = {}
 
-    def consume(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
+    def consume(number: int, x: torch.Tensor, d: Side) -> None:
         # Both responses as one sequence: the gradient sums over its tokens.
-        layers[number] = LayerGradient.of(x.flatten(0, 1)[None], d.flatten(0, 1)[None])
+        layers[number] = LayerGradient.of(*joined(x, d))
 
     losses = passes.backward(as_batch(examples), consume, torch.tensor(signs))
     ordered = [layers[number] for number in sorted(layers)]
@@ -162,9 +163,12 @@ class _Packer:
     def taking(self, sign: float) -> Consumer:
         """Return what takes the layers of a token, whose loss counts with a sign."""
 
-        def take(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
+        def take(number: int, x: torch.Tensor, d: Side) -> None:
             into = self._buffers[number][self._filled]
-            torch.matmul(d[0].float().T * sign, x[0].float(), out=into)
+            if isinstance(d, WideSide):
+                into.copy_(LayerGradient.of(x, d.times(sign)).dense()[0])
+            else:
+                torch.matmul(d[0].float().T * sign, x[0].float(), out=into)
 
         return take
 

@@ -2,15 +2,19 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from rapidin_cli.errors import InputError
+from rapidin_cli.models.checkpoints import Checkpoint
 from rapidin_cli.models.weights import pickled_tensors, weights_of
 from rapidin_storage import canonical_json
 
 # What safetensors call PyTorch's types.
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
+
+_FACTOR = re.compile(r"\.lora_[AB]\.(.*\.)?weight$")
 
 
 def _not_whole(file: Path) -> InputError:
@@ -97,3 +101,14 @@ def hash_tensors(file: Path) -> dict[str, str]:
                 left -= len(block)
             hashes[name] = digest.hexdigest()
     return hashes
+
+
+def only_factors(checkpoint: Checkpoint) -> bool:
+    """Whether nothing was trained but low-rank factors of linear layers.
+
+    Raises:
+        InputError: there are no weights, or they cannot be read.
+    """
+    if checkpoint.base is None:
+        return False
+    return all(_FACTOR.search(name) for name in tensor_shapes(checkpoint.path))

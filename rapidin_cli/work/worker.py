@@ -20,7 +20,7 @@ from rapidin_cli.models.loading import load_model
 from rapidin_cli.work.devices import compute_dtype
 
 if TYPE_CHECKING:
-    from rapidin_cli.gradients.capture import Skipped
+    from rapidin_cli.gradients.capture.target import Skipped
     from rapidin_cli.gradients.engine import GradientEngine
     from rapidin_cli.gradients.layout import RowLayout
     from rapidin_cli.gradients.passes import Batch

@@ -6,6 +6,7 @@ import math
 import re
 import tomllib
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from glob import glob
 from pathlib import Path
@@ -111,9 +112,14 @@ class CurvatureSettings:
     labels: Labels = "data"
     rows: int = 0
 
-    def identity(self, layers: str) -> dict[str, Any]:
-        """What makes collections of one checkpoint comparable, as JSON."""
-        return {"kind": "ek-fac", "labels": self.labels, "layers": layers}
+    def identity(self, gradient: Mapping[str, Any]) -> dict[str, Any]:
+        """What makes collections of one checkpoint comparable, as JSON.
+
+        Args:
+            gradient: the identity of its rows.
+        """
+        kept = {name: gradient[name] for name in ("layers", "capture") if name in gradient}
+        return {"kind": "ek-fac", "labels": self.labels, **kept}
 
 
 @dataclass(frozen=True)

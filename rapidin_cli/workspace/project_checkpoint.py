@@ -13,6 +13,7 @@ from rapidin_cli.errors import MissingError
 from rapidin_cli.models.checkpoints import Checkpoint, resolve
 from rapidin_cli.models.fingerprints import Fingerprints
 from rapidin_cli.models.loading import load_tokenizer
+from rapidin_cli.models.tensor_files import only_factors
 from rapidin_cli.work.devices import choose_devices
 from rapidin_cli.work.pools import LOCAL, RAY
 from rapidin_cli.work.worker import Job
@@ -22,7 +23,7 @@ from rapidin_cli.workspace.places import Places
 from rapidin_storage import Cache, Snapshot, cache_name
 
 if TYPE_CHECKING:
-    from rapidin_cli.gradients.capture import Target
+    from rapidin_cli.gradients.capture.target import Target
     from rapidin_cli.gradients.stored_curvature import CollectedCurvature
     from rapidin_cli.influence.loaded_checkpoint import LoadedCheckpoint
 
@@ -80,8 +81,12 @@ class ProjectCheckpoint:
         return {
             "checkpoint": self.fingerprint,
             "tokenizer": self._tokenizer_fingerprint,
-            "gradient": self.config.gradient.identity(),
+            "gradient": self._gradient_identity,
         }
+
+    @cached_property
+    def _gradient_identity(self) -> dict[str, Any]:
+        return self.config.gradient.identity(linear=only_factors(self.checkpoint))
 
     @cached_property
     def cache(self) -> Cache:
@@ -94,7 +99,7 @@ class ProjectCheckpoint:
         return {
             "checkpoint": self.fingerprint,
             "tokenizer": self._tokenizer_fingerprint,
-            "curvature": self.config.curvature.identity(self.config.gradient.layers),
+            "curvature": self.config.curvature.identity(self._gradient_identity),
         }
 
     @property
@@ -112,7 +117,17 @@ class ProjectCheckpoint:
         Raises:
             MissingError: nothing is cached for it yet.
         """
-        return there(self.newest(), self.name)
+        found = self.newest()
+        if found is None and "capture" in self._gradient_identity:
+            linear = {**self.identity, "gradient": self.config.gradient.identity(linear=True)}
+            if self._places.newest(cache_name(linear)) is not None:
+                raise MissingError(
+                    f"checkpoint {self.name!r} has rows of its linear layers alone, as rin cached "
+                    "them before it captured all that was trained",
+                    hint=f'rin cache {self.name}, or set [gradient] capture = "linear" in '
+                    f"{CONFIG_FILE} to ask those",
+                )
+        return there(found, self.name)
 
     def newest_curvature(self) -> Snapshot | None:
         """Return the newest snapshot of its curvature; None if no whole one is there."""

@@ -4,7 +4,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rapidin_cli.gradients.capture import find_targets
+from rapidin_cli.gradients.capture.targets import find_targets
 from rapidin_cli.gradients.engine import GradientEngine
 from tests.support import tiny
 from tests.support.oracle import CPU, EXACT, batch, one, plain_loop
@@ -100,9 +100,8 @@ def check_rows(model: torch.nn.Module) -> None:
     targets, _ = find_targets(model, "")
     engine = GradientEngine(model, EXACT, CPU, "float32")
     rows = engine(batch(400))
-    weights = [target.module.weight for target in targets]
     for row in range(3):
-        loss, gradients = plain_loop(model, weights, one(batch(400), row))
+        loss, gradients = plain_loop(model, targets, one(batch(400), row))
         start = 0
         for number, (target, gradient) in enumerate(zip(targets, gradients, strict=True)):
             block = rows.blocks[row, start : start + target.layer.size]

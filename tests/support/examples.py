@@ -5,10 +5,11 @@ import torch
 
 from rapidin_cli.data.examples import IGNORED, Example
 from rapidin_cli.data.rows import Row
-from rapidin_cli.gradients.capture import find_targets
+from rapidin_cli.gradients.capture.targets import find_targets
 from rapidin_cli.gradients.passes import as_batch
 from rapidin_cli.influence.queries import Query
 from tests.support import tiny
+from tests.support.oracle import gathered, trained_by
 
 MODELS = {
     "llama": tiny.llama,
@@ -34,13 +35,13 @@ CONTRAST = Query("q", "given", example(50, 10, 4), example(51, 8, 4))
 
 def plain_gradients(model: torch.nn.Module, item: Example) -> list[torch.Tensor]:
     """The gradients of an example's loss by one backward pass through ordinary parameters."""
-    weights = [target.module.weight for target in find_targets(model, "")[0]]
+    targets = find_targets(model, "")[0]
     batch = as_batch([item])
     logits = model(input_ids=batch.input_ids).logits[0, :-1]
     loss = torch.nn.functional.cross_entropy(
         logits, batch.labels[0, 1:], reduction="sum", ignore_index=IGNORED
     )
-    return list(torch.autograd.grad(loss, weights))
+    return gathered(targets, torch.autograd.grad(loss, trained_by(targets)))
 
 
 def one_token_queries(query: Example) -> list[Example]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rapidin_cli.gradients import curvature, partial_curvature, scratch, stored_curvature
-from rapidin_cli.gradients.capture import find_targets
+from rapidin_cli.gradients.capture.targets import find_targets
 from rapidin_cli.gradients.directions import LayerGradient
 from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.passes import Passes, as_batch
@@ -26,6 +26,10 @@ from tests.support.oracle import CPU
 DATA = [example(100 + n, 5 + n % 9) for n in range(24)]
 LAYERS = "layers.0.self_attn.[kv]_proj"  # small enough for explicit matrices: (16, 32)
 DAMPING = 0.1
+
+
+def whole(x, d):
+    return LayerGradient.of(x, d).dense()[0]
 
 
 def batches(items=DATA):
@@ -48,7 +52,7 @@ def explicit_inverses(model, damping, data):
             xs[number], outs[number] = x.detach()[0], out
 
         handles = [
-            target.module.register_forward_hook(
+            target.uses[0].module.register_forward_hook(
                 lambda _, x, out, n=n, hook=hook: hook(n, x[0], out)
             )
             for n, target in enumerate(targets)
@@ -56,7 +60,7 @@ def explicit_inverses(model, damping, data):
         batch = as_batch([item])
         logits = model(input_ids=batch.input_ids).logits[0, :-1]
         loss = torch.nn.functional.cross_entropy(logits, batch.labels[0, 1:], reduction="sum")
-        weights = [target.module.weight for target in targets]
+        weights = [target.parameters[0] for target in targets]
         ordered = [outs[n] for n in range(len(targets))]
         parts = torch.autograd.grad(loss, [*weights, *ordered])
         gradients.append(parts[: len(targets)])
@@ -149,7 +153,7 @@ def cached(folder, engine, precision_rows=DATA):
     return writer.commit()
 
 
-@pytest.mark.parametrize("dimensions", [16 * 14, 4096])  # fewer and more than there are rows
+@pytest.mark.parametrize("dimensions", [16 * 16, 4096])  # fewer and more than there are rows
 def test_gram_is_a_dense_solve(tmp_path, dimensions):
     engine = GradientEngine(
         tiny.llama(), GradientSpec(dimensions=dimensions, precision="float16"), CPU, "float32"
@@ -205,7 +209,7 @@ def test_preconditioned_sums_equal_the_total(tmp_path, name, lora):
     directions = [chosen.change(n, g.dense()) for n, g in enumerate(gradient.layers)]
     for row, item in enumerate(EXAMPLES):
         taken: dict[int, torch.Tensor] = {}
-        passes.backward(as_batch([item]), lambda n, x, d, t=taken: t.update({n: d[0].T @ x[0]}))
+        passes.backward(as_batch([item]), lambda n, x, d, t=taken: t.update({n: whole(x, d)}))
         parts = [float((directions[n][0] * taken[n]).sum()) for n in sorted(taken)]
         scale = sum(map(abs, parts))
         assert float(found.totals[row]) == pytest.approx(sum(parts), abs=1e-3 * scale)

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from rapidin_cli.gradients.directions import LayerGradient
 from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.passes import Batch, NoForwardModeError, Passes, as_batch
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.influence import query_gradients
-from rapidin_cli.influence.exact import ExactScorer
+from rapidin_cli.influence.exact import ExactScorer, Field
 from rapidin_cli.influence.queries import Query
 from rapidin_cli.influence.query_gradients import query_gradient, token_gradients
 from rapidin_cli.influence.score import SCORES
@@ -20,6 +21,7 @@ from tests.support.examples import (
     one_token_queries,
     plain_gradients,
 )
+from tests.support.oracle import gathered, trained_by
 
 CPU = torch.device("cpu")
 PLAIN = ["rapidin", "dot", "cosine"]
@@ -111,7 +113,8 @@ def test_gradients_of_tokens_score_an_example_by_its_backward_pass_alone(
 def test_activations_that_are_computed_twice_give_the_same(name):
     passes = Passes(MODELS[name](), "", CPU, "float32")
     runs = []
-    passes.targets[0].module.register_forward_hook(lambda *_: runs.append(1))
+    block = next(target for target in passes.targets if target.kind == "matrix")
+    block.uses[0].module.register_forward_hook(lambda *_: runs.append(1))
 
     def gradients(keeps: int | None) -> tuple[list[torch.Tensor], int]:
         passes.keeps = keeps
@@ -121,7 +124,11 @@ def test_activations_that_are_computed_twice_give_the_same(name):
             for layer in query_gradient(passes, Query("q", "given", EXAMPLES[1])).layers
         ]
         once = len(runs)
-        for _ in passes.each_token(as_batch([EXAMPLES[0]]), lambda *part: found.append(part[2])):
+
+        def keep(*layer):
+            found.append(LayerGradient.of(*layer[1:]).dense())
+
+        for _ in passes.each_token(as_batch([EXAMPLES[0]]), keep):
             pass
         return found, once
 
@@ -223,15 +230,18 @@ def test_tangents_are_derivatives_of_losses():
     model = tiny.llama().double()
     passes = Passes(model, "", CPU, "float32")
     torch.manual_seed(1)
-    changes = [torch.randn_like(target.module.weight) for target in passes.targets]
+    weights = trained_by(passes.targets)
+    changes = [torch.randn_like(weight) for weight in weights]
+    along = [LayerGradient.of_matrix(m[None].float()) for m in gathered(passes.targets, changes)]
+    field = Field(along, torch.ones(1, len(along)))
     batch = Batch(torch.randint(1, 300, (2, 8)), torch.randint(1, 300, (2, 8)))
-    found = passes.tangents(batch, lambda number, x: x @ changes[number].T)
+    found = passes.tangents(batch, field.along)
     losses = []
-    for step in (-1e-5, 1e-5):
-        for target, change in zip(passes.targets, changes, strict=True):
-            target.module.weight.data += step * change
+    for step in (-3e-4, 3e-4):
+        for weight, change in zip(weights, changes, strict=True):
+            weight.data += step * change
         losses.append(torch.stack(passes.backward(batch, lambda *_: None)))
-        for target, change in zip(passes.targets, changes, strict=True):
-            target.module.weight.data -= step * change
-    slope = (losses[1] - losses[0]) / 2e-5
+        for weight, change in zip(weights, changes, strict=True):
+            weight.data -= step * change
+    slope = (losses[1] - losses[0]) / 6e-4
     torch.testing.assert_close(torch.stack(found).float(), slope.float(), rtol=2e-2, atol=2e-2)

@@ -80,10 +80,10 @@ def scores(spec: GradientSpec, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("name", ["rapidin", "dot"])
 @pytest.mark.parametrize(
-    ("precision", "tolerance"), [("float16", 0.02), ("int8", 0.03), ("int4", 0.4)]
+    ("precision", "tolerance"), [("float16", 0.02), ("int8", 0.06), ("int4", 0.4)]
 )
 def test_scores_of_nearly_all_components_are_nearly_exact(name, precision, tolerance):
-    found, expected = scores(GradientSpec(row="factors", rank=24, precision=precision), name)
+    found, expected = scores(GradientSpec(row="factors", rank=32, precision=precision), name)
     np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from rapidin_cli.data.examples import IGNORED
 from rapidin_cli.errors import InputError
-from rapidin_cli.gradients.capture import find_targets
+from rapidin_cli.gradients.capture.targets import find_targets
 from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.passes import Batch
 from rapidin_cli.gradients.spec import GradientSpec
@@ -33,13 +33,23 @@ class Shared(nn.Module):
         return type("Output", (), {"logits": self.head(hidden)})()
 
 
-class Experts(Shared):
-    """A layer that sees tokens of all examples in one heap, like a mixture's expert."""
+class Flat(Shared):
+    """A layer that sees all examples' tokens in one heap, example after example, as in OPT."""
 
     def forward(self, input_ids, **_):
         hidden = self.embed(input_ids)
         flat = self.shared(hidden.reshape(-1, 8)).view_as(hidden)
         return type("Output", (), {"logits": self.head(hidden + flat)})()
+
+
+class Experts(Shared):
+    """A layer that sees tokens of all examples in one heap in another order: an expert."""
+
+    def forward(self, input_ids, **_):
+        hidden = self.embed(input_ids)
+        heap = hidden.transpose(0, 1).reshape(-1, 8)
+        mixed = self.shared(heap).view_as(hidden.transpose(0, 1)).transpose(0, 1)
+        return type("Output", (), {"logits": self.head(hidden + mixed)})()
 
 
 MODELS = {
@@ -50,6 +60,7 @@ MODELS = {
     "lora": lambda: tiny.lora(tiny.llama()),
     "lora on gpt2": lambda: tiny.lora(tiny.gpt2()),
     "shared": lambda: (torch.manual_seed(0), Shared())[1],
+    "flat": lambda: (torch.manual_seed(0), Flat())[1],
 }
 
 
@@ -59,15 +70,13 @@ def test_rows_equal_a_plain_loop(name):
     targets, _ = find_targets(model, "")
     engine = GradientEngine(model, EXACT, CPU, "float32")
     rows = engine(batch())
-    weights = [target.module.weight for target in targets]
-    assert len(weights) == len(engine.layout.layers)
+    assert len(targets) == len(engine.layout.layers)
     for row in range(3):
-        loss, gradients = plain_loop(model, weights, one(batch(), row))
+        loss, gradients = plain_loop(model, targets, one(batch(), row))
         expected = []
-        for target, gradient in zip(targets, gradients, strict=True):
-            as_stored = gradient.T if type(target.module).__name__ == "Conv1D" else gradient
-            norm = as_stored.norm()
-            expected.append((as_stored / norm if norm > 0 else as_stored).flatten())
+        for gradient in gradients:
+            norm = gradient.norm()
+            expected.append((gradient / norm if norm > 0 else gradient).flatten())
         torch.testing.assert_close(rows.blocks[row], torch.cat(expected), rtol=1e-4, atol=1e-5)
         norms = torch.stack([gradient.norm() for gradient in gradients])
         torch.testing.assert_close(rows.norm[row], norms, rtol=1e-4, atol=1e-6)
@@ -153,24 +162,31 @@ def test_a_zero_gradient_stays_zero():
 
 
 def test_what_is_not_captured_is_named_with_its_reason():
-    _, skipped = find_targets(tiny.llama(), "mlp")
+    model = tiny.llama()
+    model.odd = nn.Parameter(torch.ones(2, 2, 2, 2))
+    model.unused = nn.LayerNorm(4)
+    targets, skipped = find_targets(model, "mlp|unused")
+    assert {target.layer.name.split(".")[-2] for target in targets} == {"mlp"}
     reasons = {item.name: item.reason for item in skipped}
-    assert reasons["model.embed_tokens.weight"] == "the embedding, tied to the output layer"
-    assert "not matched" in reasons["model.layers.0.self_attn.q_proj.weight"]
-    assert "not the weight of a linear" in reasons["model.norm.weight"]
+    for name in ("embed_tokens", "layers.0.self_attn.q_proj", "norm"):
+        assert "not matched" in reasons[f"model.{name}.weight"]
+    assert "not the weight of a layer" in reasons["odd"]
+    assert "not run" in reasons["unused.weight"]
+    assert "not run" in reasons["unused.bias"]
 
 
 def test_layers_that_mix_examples_are_left_out_and_named():
     targets, skipped = find_targets(Experts(), "")
-    assert [target.layer.name for target in targets] == ["head"]
+    assert [target.layer.name for target in targets] == ["embed", "head", "norms and biases"]
     reasons = {item.name: item.reason for item in skipped}
     assert "do not keep the examples" in reasons["shared.weight"]
+    assert "do not keep the examples" in reasons["shared.bias"]
 
 
 def test_the_pattern_narrows_the_layers():
     targets, _ = find_targets(tiny.llama(), r"layers\.1\..*down_proj")
     assert [target.layer.name for target in targets] == ["model.layers.1.mlp.down_proj"]
-    with pytest.raises(InputError, match="no trainable linear layer"):
+    with pytest.raises(InputError, match="matches nothing that was trained"):
         find_targets(tiny.llama(), "nothing")
     with pytest.raises(InputError, match="not a regular expression"):
         find_targets(tiny.llama(), "(")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rapidin_cli.gradients import passes as passes_module
+from rapidin_cli.gradients import output_layer
 from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.memory import batch_bytes, batch_limit, kept_bytes
 from rapidin_cli.gradients.passes import Batch, Passes
@@ -163,9 +163,13 @@ def test_a_batch_for_which_there_is_no_memory_is_halved(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["tried"][:2] == [64, 32], found
-    halves = [n for n in found["tried"] if n < 64]
-    assert sum(n for n in halves if n == min(halves)) == 64, found
-    smallest = min(halves)
+    left, following = [64], [*found["tried"][1:], 0]
+    for size, then in zip(found["tried"], following, strict=True):
+        assert size == left.pop(), found
+        if then == size // 2 and (not left or left[-1] != then):  # it failed
+            left += [then, then]
+    assert not left, found
+    smallest = min(found["tried"])
     assert found["then"] == [smallest] * (64 // smallest), "later batches are cut at once"
     assert found["same"]
 
@@ -173,8 +177,7 @@ def test_a_batch_for_which_there_is_no_memory_is_halved(tmp_path):
 def test_logits_come_in_parts_only_where_they_are_the_output_layers():
     assert passes_of(tiny.llama())._separate is not None
     assert passes_of(tiny.lora(tiny.gpt2()))._separate is not None
-    # Here the output layer is trained, and its inputs are wanted example by example.
-    assert passes_of(tiny.llama(tie_word_embeddings=False))._separate is None
+    assert passes_of(tiny.llama(tie_word_embeddings=False))._separate is not None
     assert passes_of(tiny.cohere())._separate is None
 
 
@@ -187,7 +190,7 @@ def test_parts_of_the_logits_make_no_difference(monkeypatch, weighted):
     weights = torch.tensor([0.5, -2.0, 1.0]) if weighted else None
     found = []
     for numbers in (2**23, 400, 1600):  # all at once; one token, four tokens at a time
-        monkeypatch.setitem(passes_module._LOGITS, "cpu", numbers)
+        monkeypatch.setitem(output_layer._LOGITS, "cpu", numbers)
         engine = GradientEngine(tiny.lora(tiny.llama()), GradientSpec(), CPU, "float32")
         gradients: dict[int, torch.Tensor] = {}
 

@@ -11,8 +11,11 @@ from peft import (
 )
 
 from rapidin_cli.errors import InputError
-from rapidin_cli.gradients.capture import find_targets, share_left_out
+from rapidin_cli.gradients.capture.targets import find_targets, share_left_out
+from rapidin_cli.gradients.capture.wide import Side
+from rapidin_cli.gradients.directions import LayerGradient
 from rapidin_cli.gradients.passes import Passes
+from rapidin_cli.influence.exact import Field
 from tests.support.architectures import (
     ADAPTERS,
     LORA,
@@ -42,14 +45,15 @@ def check_forward_mode(model: torch.nn.Module) -> None:
     """Along its own gradient, an example's tokens lose the square of the gradient's norm."""
     passes = Passes(model, "", CPU, "float32")
     example = one(batch(400), 0)
-    gradients: dict[int, torch.Tensor] = {}
+    gradients: dict[int, LayerGradient] = {}
 
-    def keep(number: int, x: torch.Tensor, d: torch.Tensor) -> None:
-        gradients[number] = d[0].T @ x[0]
+    def keep(number: int, x: torch.Tensor, d: Side) -> None:
+        gradients[number] = LayerGradient.of(x, d)
 
     passes.backward(example, keep)
-    [derivatives] = passes.tangents(example, lambda n, x: x @ gradients[n].T)
-    squared = sum(gradient.square().sum() for gradient in gradients.values())
+    along = Field([gradients[n] for n in sorted(gradients)], torch.ones(1, len(gradients)))
+    [derivatives] = passes.tangents(example, along.along)
+    squared = sum(gradient.norm().square().sum() for gradient in gradients.values())
     torch.testing.assert_close(derivatives.sum(), squared, rtol=1e-3, atol=1e-4)
 
 
@@ -64,7 +68,7 @@ def test_fused_experts_are_named_as_not_captured(kind):
     targets, skipped = find_targets(model_of(kind), "")
     experts = [each for each in skipped if "fused into one tensor" in each.reason]
     assert {each.name.rpartition(".")[2] for each in experts} >= {"gate_up_proj", "down_proj"}
-    assert share_left_out(targets, skipped)[0] > 0.5
+    assert share_left_out(targets, skipped)[0] > 0.25
     assert any(target.layer.name.endswith("q_proj") for target in targets)
 
 
@@ -87,8 +91,6 @@ def test_an_adapter_on_experts_is_captured_where_it_is_a_layer():
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("dora", "lora_magnitude_vector"),
-        ("with the embedding", "modules_to_save"),
         ("on the embedding", "lora_embedding_A"),
         ("with single tokens", "trainable_tokens_delta"),
     ],
@@ -107,7 +109,7 @@ def test_what_the_user_leaves_out_is_no_lack():
 
 @pytest.mark.parametrize("trained", REFUSED)
 def test_adapters_without_factors_are_refused_by_name(trained):
-    with pytest.raises(InputError, match="no trainable linear layer") as caught:
+    with pytest.raises(InputError, match="no trained layer that is known") as caught:
         find_targets(adapted(REFUSED[trained]), "")
     assert trained in caught.value.message
     assert "LoRA" in caught.value.hint

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from rapidin_cli.gradients.capture import Target
+from rapidin_cli.gradients.capture.target import Target
+from rapidin_cli.gradients.capture.wide import Side, WideSide, floats
 from rapidin_cli.gradients.compress.hashing import Bags, CountSketch
 from rapidin_cli.gradients.compress.tensorsketch import ghost_norm
 from rapidin_cli.gradients.layout import RowLayout
@@ -45,6 +46,18 @@ def factors_of_pass(x: torch.Tensor, d: torch.Tensor, rank: int) -> Factors:
     )
 
 
+def factors_of_wide(x: torch.Tensor, d: WideSide, rank: int) -> Factors:
+    """Do the same as `factors_of_pass` where d is as wide as a vocabulary."""
+    if x.shape[2] <= _FEW:
+        return factors_of_matrix(d.combined(x.mT).mT, rank)
+    return _factors(
+        lambda rows: d.along(rows.mT).mT @ x,
+        lambda rows: d.combined(rows @ x.mT),
+        d.combined(_mix(d.shape[1], rank).to(x.device)[None]),
+        rank,
+    )
+
+
 def factors_of_matrix(gradient: torch.Tensor, rank: int) -> Factors:
     """Do the same as `factors_of_pass` for a gradient (B, O, I) that already exists."""
     out, inner = gradient.shape[1:]
@@ -64,9 +77,12 @@ def factors_of_matrix(gradient: torch.Tensor, rank: int) -> Factors:
 
 def _spread(vectors: torch.Tensor, rank: int) -> torch.Tensor:
     """Random combinations, of a fixed seed, of (B, n, O) vectors."""
+    return _mix(vectors.shape[1], rank).to(vectors.device) @ vectors
+
+
+def _mix(count: int, rank: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    mix = torch.randn(rank + _OVERSAMPLE, vectors.shape[1], generator=generator)
-    return mix.to(vectors.device) @ vectors
+    return torch.randn(rank + _OVERSAMPLE, count, generator=generator)
 
 
 def _factors(times: Product, transposed: Product, start: torch.Tensor, rank: int) -> Factors:
@@ -133,6 +149,13 @@ class FactorMaker:
             )
             for layer in layers
         ]
+        self._pieces = {
+            number: _sketch(target.layer.out_features, spec, target.layer.name, "out").pieces(
+                device
+            )
+            for number, target in enumerate(targets)
+            if target.kind == "wide" and self._hashes[number][0] is not None
+        }
         self._starts = [sum(self._widths[:n]) for n in range(len(layers))]
 
     def start(self, batch: int) -> None:
@@ -140,17 +163,34 @@ class FactorMaker:
         self._rows = torch.zeros(batch, self.layout.dimensions, device=self._device)
         self._norms = torch.zeros(batch, len(self._widths), device=self._device)
 
-    def add(
-        self, number: int, x: torch.Tensor, d: torch.Tensor, divisor: torch.Tensor | None
-    ) -> None:
+    def add(self, number: int, x: torch.Tensor, d: Side, divisor: torch.Tensor | None) -> None:
         """See `engine.Maker.add`."""
-        x, d = x.float(), d.float()
+        x, d = floats(x, d)
+        if isinstance(d, WideSide):
+            self._add_wide(number, x, d, divisor)
+            return
         if min(d.shape[2], x.shape[2]) <= _FEW:
             self.add_matrix(number, d.mT @ x, divisor)
             return
         out, inner = self._hashes[number]
         factors = factors_of_pass(_hashed(x, inner), _hashed(d, out), self._rank)
         self._put(number, factors, ghost_norm(x, d), divisor)
+
+    def _add_wide(
+        self, number: int, x: torch.Tensor, d: WideSide, divisor: torch.Tensor | None
+    ) -> None:
+        """Do the same with one row after the other, so that its numbers may be kept."""
+        pieces, hashed = self._pieces.get(number), _hashed(x, self._hashes[number][1])
+        parts = []
+        for row in range(len(x)):
+            some, side = slice(row, row + 1), d.pick(slice(row, row + 1)).kept()
+            if pieces is None:
+                parts.append(factors_of_wide(hashed[some], side, self._rank))
+            else:
+                narrow, _ = side.sketched(pieces)
+                parts.append(factors_of_pass(hashed[some], narrow, self._rank))
+        u, v = zip(*parts, strict=True)
+        self._put(number, (torch.cat(u), torch.cat(v)), ghost_norm(x, d), divisor)
 
     def add_matrix(self, number: int, gradient: torch.Tensor, divisor: torch.Tensor | None) -> None:
         """See `engine.Maker.add_matrix`."""
@@ -176,7 +216,11 @@ class FactorMaker:
 def _hash(features: int, spec: GradientSpec, device: torch.device, *key: str) -> Bags | None:
     if not spec.projection or features <= spec.projection:
         return None
-    return CountSketch.make(features, spec.projection, spec.seed, *key).bags(device, torch.float32)
+    return _sketch(features, spec, *key).bags(device, torch.float32)
+
+
+def _sketch(features: int, spec: GradientSpec, *key: str) -> CountSketch:
+    return CountSketch.make(features, spec.projection, spec.seed, *key)
 
 
 def _hashed(values: torch.Tensor, bags: Bags | None) -> torch.Tensor:

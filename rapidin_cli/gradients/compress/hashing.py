@@ -77,6 +77,30 @@ class CountSketch:
             self.sign[order].to(device, dtype),
         )
 
+    def pieces(self, device: torch.device) -> Pieces:
+        """Lay the hash out for values that come some coordinates at a time."""
+        return Pieces(self, device)
+
+
+class Pieces:
+    """A `CountSketch` of which shares are taken, and of vectors with a single one."""
+
+    def __init__(self, whole: CountSketch, device: torch.device) -> None:
+        self.size = whole.size
+        self._bin = whole.bin.to(device)
+        self._sign = whole.sign.to(device)
+
+    def part(self, first: int, last: int, values: torch.Tensor) -> torch.Tensor:
+        """Return the share of some coordinates, (last - first, n) -> (k, n)."""
+        signed = values * self._sign[first:last, None]
+        share = signed.new_zeros(self.size, values.shape[1])
+        return share.index_add_(0, self._bin[first:last], signed)
+
+    def of_ones(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the sketches of vectors with a single one, (...) -> (..., k)."""
+        made = self._sign.new_zeros(*ids.shape, self.size)
+        return made.scatter_(-1, self._bin[ids][..., None], self._sign[ids][..., None])
+
 
 @dataclass(frozen=True)
 class Bags:

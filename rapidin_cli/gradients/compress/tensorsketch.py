@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from rapidin_cli.gradients.compress.hashing import Bags, CountSketch
+from rapidin_cli.gradients.capture.wide import Side, WideSide
+from rapidin_cli.gradients.compress.hashing import Bags, CountSketch, Pieces
 
 Way = Literal["fourier", "matrix", "gradient"]
 
@@ -34,6 +35,8 @@ class _Costs:
 
 # A layer with fewer elements has its hash laid out element by element, 8 bytes each.
 _ELEMENTWISE = 2**16
+# Nothing of a vocabulary by the hidden side is formed that has more elements.
+_FORMED = 2**20
 
 _COSTS = {
     torch.bfloat16: _Costs(gemm=0.006, fft=0.17, sketch=0.4, fold=0.2),
@@ -109,8 +112,12 @@ class BlockSketch:
         }
         return min(ways, key=lambda way: ways[way])
 
+    @cached_property
+    def _out_pieces(self) -> Pieces:
+        return self.out_hash.pieces(self._device)
+
     def __call__(
-        self, x: torch.Tensor, d: torch.Tensor, way: Way | None = None
+        self, x: torch.Tensor, d: Side, way: Way | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Sketch the gradients of a batch.
 
@@ -123,6 +130,8 @@ class BlockSketch:
             The sketches (B, k), not normalised, and the Frobenius norms (B,) of the exact
             gradients, both float32.
         """
+        if isinstance(d, WideSide):
+            return self._of_wide(x.float(), d, way)
         x, d = x.to(self._dtype), d.to(self._dtype)
         way = way or self.choose(x.shape[1])
         if way == "gradient":
@@ -134,6 +143,23 @@ class BlockSketch:
         sd = sd.view(self.size, batch, length).permute(1, 0, 2)
         sketch = self._convolve(sx, sd) if way == "fourier" else self._outer(sx, sd)
         return sketch, ghost_norm(x, d)
+
+    def _of_wide(
+        self, x: torch.Tensor, d: WideSide, way: Way | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same where d is as wide as a vocabulary: its numbers are gone through once."""
+        if self.exact or (d.size * x.shape[2] <= _FORMED and way in ("gradient", None)):
+            return self.of_gradient(d.combined(x.mT).mT)
+        batch, length = x.shape[:2]
+        sd, gram = d.sketched(self._out_pieces)
+        flat = x.reshape(-1, self.in_features).t().to(self._dtype)
+        sx = self._in_bags(flat).view(self.size, batch, length).permute(1, 0, 2).float()
+        cost = _COSTS[torch.float32]
+        fourier = cost.fft * np.log2(self.size) * (2 * length + 1)
+        matrix = cost.gemm * length * self.size + cost.fold * self.size
+        apart = way == "fourier" or (way is None and fourier < matrix)
+        sketch = self._convolve(sx, sd.mT) if apart else self._outer(sx, sd.mT)
+        return sketch, root_of_products(gram, x)
 
     def _convolve(self, sx: torch.Tensor, sd: torch.Tensor) -> torch.Tensor:
         """Way (a): circular convolution by FFT, summed over tokens in the Fourier domain."""
@@ -191,14 +217,20 @@ def fold(matrix: torch.Tensor) -> torch.Tensor:
     return doubled.as_strided((batch, k, k), (2 * k * k, 2 * k - 1, 1), k).sum(1)
 
 
-def ghost_norm(x: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+def ghost_norm(x: torch.Tensor, d: Side) -> torch.Tensor:
     """Frobenius norm of sum_t d_t x_t^T without forming it, (B,) float32.
 
     |G|^2 = sum_{t,t'} (x_t . x_t') (d_t . d_t') (Goodfellow 2015, arXiv 1510.01799; Li et
     al. 2022 call it the ghost norm).
     """
+    if isinstance(d, WideSide):
+        return root_of_products(d.gram(), x.float())
+    return root_of_products(torch.bmm(d, d.transpose(1, 2)).float(), x)
+
+
+def root_of_products(gram_d: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Do what `ghost_norm` does with d d^T, (B, T, T)."""
     gram_x = torch.bmm(x, x.transpose(1, 2)).float()
-    gram_d = torch.bmm(d, d.transpose(1, 2)).float()
     return torch.einsum("bst,bst->b", gram_x, gram_d).clamp_min(0).sqrt()
 
 

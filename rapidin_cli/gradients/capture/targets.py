@@ -1,0 +1,346 @@
+"""Which trained tensors can be captured: found by looking, and tried before they are believed."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from rapidin_cli.errors import InputError
+from rapidin_cli.gradients.capture.target import Skipped, Target
+from rapidin_cli.gradients.capture.uses import (
+    EmbeddingUse,
+    LinearUse,
+    OutputLayerUse,
+    Use,
+    VectorUse,
+)
+from rapidin_cli.gradients.capture.watching import captured
+from rapidin_cli.gradients.directions import LayerGradient
+from rapidin_cli.gradients.layout import Layer
+
+VECTORS = "norms and biases"
+"""The name under which all trained vectors are one layer."""
+
+BESIDE = "rin_beside"
+"""The attribute of a loaded model that `beside` reads."""
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+# What is tried on a model: sequences of different words.
+_PROBE_BATCH, _PROBE_LENGTH = 2, 5
+# Tensors that are compared with their own gradients; and how far those may lie apart, as a share,
+# in float32 and in half precision.
+_COMPARED, _APART = 2**20, (1e-3, 5e-2)
+
+_MIXED = "its inputs do not keep the examples of a batch apart"
+_NOT_RUN = "not run as a layer in the forward pass"
+_TUPLE = "returns more than one tensor, as some routers do"
+_OTHERWISE = "used in another way than a layer's weight"
+_UNKNOWN = "not the weight of a layer that is known"
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A trained parameter and the modules that have it."""
+
+    parameter: nn.Parameter
+    name: str
+    places: tuple[tuple[str, nn.Module, str], ...]  # names of modules, modules, attributes
+
+
+def share_left_out(targets: Sequence[Target], skipped: Sequence[Skipped]) -> tuple[float, str]:
+    """Return the share of the trained numbers that cannot be captured, and the main reason."""
+    sizes: Counter[str] = Counter()
+    for each in skipped:
+        sizes[each.reason] += 0 if each.chosen else each.size
+    trained = sum(each.size for each in skipped) + sum(each.layer.size for each in targets)
+    reason = max(sizes, key=lambda name: sizes[name], default="")
+    return sizes.total() / trained, reason
+
+
+def find_targets(
+    model: nn.Module, pattern: str, *, linear: bool = False
+) -> tuple[list[Target], list[Skipped]]:
+    """Return what was trained and `pattern` matches, in the model's order.
+
+    That are the parameters that require a gradient: the weights of linear layers (`nn.Linear` and
+    Hugging Face's `Conv1D`), embeddings and output layers, tied or not, and vectors that act on
+    one output each, such as biases and norms, which make one target together. Probe passes find
+    out how often each is used, whether its inputs keep examples apart, and whether the captured
+    gradients of small tensors are autograd's own.
+
+    Args:
+        linear: leave out all but linear layers' weights, and those that are tied to an embedding.
+
+    Raises:
+        InputError: a broken pattern, or nothing left.
+    """
+    try:
+        matches = re.compile(pattern).search
+    except re.error as error:
+        raise InputError(
+            f"[gradient] layers = {pattern!r} is not a regular expression: {error}",
+            hint="correct rin.toml",
+        ) from None
+    reasons: dict[int, str] = {}
+    candidates: list[Target] = []
+    unmatched: set[int] = set()
+    trained = _trained(model)
+    for found in trained:
+        made = _candidate(model, found)
+        if isinstance(made, str):
+            reasons[id(found.parameter)] = made
+        elif linear and not all(isinstance(use, LinearUse) for use in made.uses):
+            reasons[id(found.parameter)] = 'left out by capture = "linear"'
+            unmatched.add(id(found.parameter))
+        elif not any(matches(layer_name(name)) for name, _, _ in found.places):
+            reasons[id(found.parameter)] = f"not matched by layers = {pattern!r}"
+            unmatched.add(id(found.parameter))
+        else:
+            candidates.append(made)
+    targets = []
+    for target, verdict in zip(candidates, _tried(model, candidates), strict=True):
+        if isinstance(verdict, str):
+            reasons[id(target.parameters[0])] = verdict
+        else:
+            targets.append(verdict)
+    skipped = [
+        Skipped(
+            layer_name(found.name),
+            reasons[id(found.parameter)],
+            found.parameter.numel(),
+            id(found.parameter) in unmatched,
+        )
+        for found in trained
+        if id(found.parameter) in reasons
+    ]
+    skipped += [Skipped(name, "beside the language model", size) for name, size in beside(model)]
+    if not targets:
+        raise _nothing_to_capture(pattern, skipped)
+    return _together(targets), skipped
+
+
+def beside(model: nn.Module) -> Sequence[tuple[str, int]]:
+    """Names and sizes of tensors in a model's files that no language model has: value heads."""
+    found: Sequence[tuple[str, int]] = getattr(model, BESIDE, ())
+    return found
+
+
+def layer_name(name: str) -> str:
+    """Return a module's name without what PEFT adds to it."""
+    name = re.sub(r"^base_model\.model\.", "", name)
+    name = re.sub(r"\.modules_to_save\.[^.]+", "", name)
+    return re.sub(r"\.(lora_[AB])\.[^.]+", r".\1", name)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a linear layer stores its weight as (I, O), as Hugging Face's Conv1D does."""
+    return type(module).__name__ == "Conv1D"
+
+
+def _trained(model: nn.Module) -> list[_Found]:
+    """Every trained parameter once, with all modules that have it, in the model's order."""
+    places: dict[int, list[tuple[str, nn.Module, str]]] = {}
+    for name, module in model.named_modules():
+        for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            places.setdefault(id(parameter), []).append((name, module, attribute))
+    return [
+        _Found(parameter, name, tuple(places[id(parameter)]))
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    ]
+
+
+def _candidate(model: nn.Module, found: _Found) -> Target | str:
+    """How a parameter may be captured, or why it cannot be."""
+    modules = [module for _, module, _ in found.places]
+    named = {attribute for _, _, attribute in found.places}
+    name, first = layer_name(found.places[0][0]), modules[0]
+    parameter = found.parameter
+    if "prompt_encoder" in found.name:
+        return "virtual tokens of a prompt"
+    if parameter.dim() == 1 and not isinstance(first, _CONVOLUTIONS):
+        uses: list[Use] = [VectorUse(module, attribute) for _, module, attribute in found.places]
+        layer = Layer(layer_name(found.name), parameter.numel(), 1)
+        return Target(layer, tuple(uses), (parameter,), kind="vectors")
+    if named == {"weight"} and parameter.dim() == 2:
+        linear = all(_is_linear(module) for module in modules)
+        wide = all(isinstance(module, nn.Embedding | nn.Linear) for module in modules)
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        if linear and not (head is not None and head in modules and wide):
+            sides = parameter.shape[::-1] if is_transposed(first) else parameter.shape
+            return Target(
+                Layer(name, *sides),
+                tuple(LinearUse(module) for module in modules),
+                (parameter,),
+                transposed=is_transposed(first),
+            )
+        if wide:
+            uses = [
+                EmbeddingUse(module) if isinstance(module, nn.Embedding) else OutputLayerUse(module)
+                for module in modules
+            ]
+            return Target(Layer(name, *parameter.shape), tuple(uses), (parameter,), kind="wide")
+    if isinstance(first, _CONVOLUTIONS):
+        return "a convolution, not a linear layer"
+    if parameter.dim() == 3:
+        return "matrices fused into one tensor, as in a mixture of experts"
+    return _UNKNOWN
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or is_transposed(module)
+
+
+def _together(targets: Sequence[Target]) -> list[Target]:
+    """Make one target of all vectors: alone, each would count as much as a matrix."""
+    vectors = [target for target in targets if target.kind == "vectors"]
+    if not vectors:
+        return list(targets)
+    uses: list[Use] = []
+    parameters: list[nn.Parameter] = []
+    start = 0
+    for target in vectors:
+        uses += [replace(use, start=start) for use in target.uses if isinstance(use, VectorUse)]
+        parameters += target.parameters
+        start += target.layer.size
+    whole = Target(Layer(VECTORS, start, 1), tuple(uses), tuple(parameters), kind="vectors")
+    return [*(target for target in targets if target.kind != "vectors"), whole]
+
+
+class _Trial:
+    """A pass over two short sequences, of which the first alone has a loss."""
+
+    def __init__(self, model: nn.Module, targets: Sequence[Target]) -> None:
+        self.calls = [0] * len(targets)
+        self.strays: list[list[Any]] = [[] for _ in targets]
+        self.apart = [True] * len(targets)
+        self.gradients: dict[int, torch.Tensor] = {}
+        self._targets = targets
+        device = next(model.parameters()).device
+        rows = model.get_input_embeddings().weight  # type: ignore[operator]
+        ids = torch.arange(1, 1 + _PROBE_BATCH * _PROBE_LENGTH, device=device) % len(rows)
+        watched = [replace(target, calls=0) for target in targets]
+        compared = [n for n, target in enumerate(targets) if _is_compared(target)]
+        parameters = [targets[n].parameters[0] for n in compared]
+        start: list[torch.Tensor] = []
+        embedding = model.get_input_embeddings()  # type: ignore[operator]
+        with captured(model, watched, self._take, self._see):
+            handle = embedding.register_forward_hook(lambda *call: start.append(call[-1]))
+            logits = model(input_ids=ids.view(_PROBE_BATCH, -1), use_cache=False).logits
+            loss = logits[0].float().square().sum()
+            outputs = [
+                output
+                for each in self.strays
+                for output in each
+                if isinstance(output, torch.Tensor) and output.requires_grad
+            ]
+            # To the start, so that the pass goes through all layers.
+            ends = [*parameters, *outputs, *start]
+            found = torch.autograd.grad(loss, ends, allow_unused=True)
+            handle.remove()
+        self.truth = dict(zip(compared, found[: len(compared)], strict=True))
+        self.strayed = {id(o): g for o, g in zip(outputs, found[len(compared) :], strict=False)}
+
+    def _see(self, number: int, output: Any, fits: bool) -> None:
+        if fits:
+            self.calls[number] += 1
+        else:
+            self.strays[number].append(output)
+
+    def _take(self, number: int, x: torch.Tensor, d: Any) -> None:
+        gradient = LayerGradient.of(x, d)
+        self.apart[number] = not bool(gradient.pick(slice(1, 2)).norm() > 0)
+        if _is_compared(self._targets[number]):
+            self.gradients[number] = gradient.dense().sum(0)
+
+    def verdict(self, number: int) -> str:
+        """Say why a target cannot be captured; empty if it can."""
+        strays = self.strays[number]
+        if any(not isinstance(output, torch.Tensor) for output in strays):
+            return _TUPLE if self._targets[number].kind == "matrix" else _UNKNOWN
+        with_gradient = [o for o in strays if self.strayed.get(id(o)) is not None]
+        if any(len(output) == _PROBE_BATCH for output in with_gradient):
+            return _OTHERWISE
+        if with_gradient:
+            return _MIXED
+        if not self.calls[number]:
+            return _NOT_RUN
+        if not self.apart[number]:
+            return _MIXED
+        if number in self.truth and not self._agrees(number):
+            return _OTHERWISE
+        return ""
+
+    def _agrees(self, number: int) -> bool:
+        target, truth = self._targets[number], self.truth[number]
+        found = self.gradients[number].float()
+        if truth is None:
+            return not found.any()
+        expected = target.gathered(lambda _: truth).float()
+        most = _APART[truth.dtype != torch.float32 or found.dtype != torch.float32]
+        return bool((found - expected).norm() <= most * expected.norm() + 1e-12)
+
+
+def _is_compared(target: Target) -> bool:
+    return target.kind != "matrix" and target.layer.size <= _COMPARED
+
+
+def _tried(model: nn.Module, candidates: Sequence[Target]) -> list[Target | str]:
+    """Return, for each candidate, the target that was found to be right, or why there is none."""
+    candidates = [_scaled(target) for target in candidates]
+    trial = _Trial(model, candidates)
+    verdicts = [trial.verdict(number) for number in range(len(candidates))]
+    again = [n for n, said in enumerate(verdicts) if said == _MIXED and not trial.calls[n]]
+    again = [n for n in again if candidates[n].kind == "matrix"]
+    made = list(candidates)
+    if again:
+        flat = [
+            replace(
+                candidates[n], uses=tuple(LinearUse(use.module, True) for use in candidates[n].uses)
+            )
+            for n in again
+        ]
+        second = _Trial(model, flat)
+        for place, number in enumerate(again):
+            verdicts[number] = second.verdict(place)
+            made[number] = flat[place]
+            trial.calls[number] = second.calls[place]
+    return [
+        said or replace(target, calls=0 if target.kind == "vectors" else calls)
+        for said, target, calls in zip(verdicts, made, trial.calls, strict=True)
+    ]
+
+
+def _scaled(target: Target) -> Target:
+    """Find out what embeddings multiply by: Gemma's look-ups are scaled."""
+    uses: list[Use] = []
+    for use in target.uses:
+        if isinstance(use, EmbeddingUse):
+            module = use.module
+            ids = torch.arange(min(8, module.num_embeddings), device=module.weight.device)[None]
+            with torch.no_grad():
+                found, plain = module(ids).float(), module.weight[ids].float()
+            place = plain.abs().argmax()
+            scale = found.flatten()[place] / plain.flatten()[place]
+            use = replace(use, scale=float(scale))
+        uses.append(use)
+    return replace(target, uses=tuple(uses))
+
+
+def _nothing_to_capture(pattern: str, skipped: list[Skipped]) -> InputError:
+    if any(each.chosen for each in skipped):
+        return InputError(
+            f"[gradient] layers = {pattern!r} matches nothing that was trained",
+            hint="correct [gradient] layers in rin.toml",
+        )
+    trained = f"{skipped[0].name} ({skipped[0].reason})" if skipped else "nothing at all"
+    return InputError(
+        f"the checkpoint has no trained layer that is known; what was trained is {trained}",
+        hint="rin supports full models and low-rank adapters (LoRA, rsLoRA, DoRA)",
+    )

@@ -1,0 +1,214 @@
+"""How a module uses a trained tensor: where its gradient comes from, and what changing it does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+
+from rapidin_cli.gradients.capture.wide import Formed, Side, WideSide
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of a module in a forward pass over B sequences."""
+
+    batch: int
+    inputs: tuple[Any, ...]
+    named: dict[str, Any]
+    output: torch.Tensor
+
+
+Along = Callable[[torch.Tensor], torch.Tensor]
+"""Maps inputs (B, S, I) of an (O, I) tensor, or tokens (B, S), to the change of its outputs."""
+
+
+class Use(Protocol):
+    """A module that uses a trained tensor."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The module."""
+
+    def accepts(self, call: Call) -> bool:
+        """Whether a run of the module is one whose examples can be told apart."""
+
+    def sides(self, call: Call, d: torch.Tensor) -> tuple[torch.Tensor, Side]:
+        """Return x (B, S, I) and d (B, S, O) of the tensor, from the output's gradient."""
+
+    def change(self, call: Call, along: Along) -> torch.Tensor:
+        """Return how the output changes with the tensor, in the output's shape."""
+
+
+def _rows(values: torch.Tensor, batch: int) -> torch.Tensor:
+    """(B, ..., n) or (B * S, n) as (B, S, n)."""
+    return values.reshape(batch, -1, values.shape[-1])
+
+
+@dataclass(frozen=True)
+class LinearUse:
+    """The weight of a linear layer.
+
+    Attributes:
+        flat: whether its inputs are all examples' tokens in one heap, example after example.
+    """
+
+    module: nn.Module
+    flat: bool = False
+
+    @property
+    def _sides(self) -> torch.Size:
+        weight = self.module.weight
+        assert isinstance(weight, torch.Tensor)
+        return weight.shape
+
+    def accepts(self, call: Call) -> bool:
+        """See `Use.accepts`."""
+        shape = call.inputs[0].shape
+        if call.output.shape[:-1] != shape[:-1] or call.output.shape[-1] not in self._sides:
+            return False
+        if self.flat:
+            return len(shape) == 2 and shape[0] % call.batch == 0
+        return len(shape) > 2 and shape[0] == call.batch
+
+    def sides(self, call: Call, d: torch.Tensor) -> tuple[torch.Tensor, Side]:
+        """See `Use.sides`."""
+        return _rows(call.inputs[0].detach(), call.batch), _rows(d, call.batch)
+
+    def change(self, call: Call, along: Along) -> torch.Tensor:
+        """See `Use.change`."""
+        return along(_rows(_primal(call.inputs[0]), call.batch)).view(call.output.shape)
+
+
+@dataclass(frozen=True)
+class OutputLayerUse(LinearUse):
+    """The weight of the output layer: its outputs are as wide as the vocabulary."""
+
+    def sides(self, call: Call, d: torch.Tensor) -> tuple[torch.Tensor, Side]:
+        """See `Use.sides`."""
+        x, side = super().sides(call, d)
+        assert isinstance(side, torch.Tensor)
+        return x, WideSide(side.shape[2], Formed(side))
+
+
+@dataclass(frozen=True)
+class EmbeddingUse:
+    """The weight of an embedding.
+
+    Attributes:
+        scale: what is looked up is multiplied by.
+    """
+
+    module: nn.Embedding
+    scale: float = 1.0
+
+    def accepts(self, call: Call) -> bool:
+        """See `Use.accepts`; positions are often looked up once for all examples."""
+        return call.inputs[0].dim() == 2 and call.output.shape[0] == call.batch
+
+    def sides(self, call: Call, d: torch.Tensor) -> tuple[torch.Tensor, Side]:
+        """See `Use.sides`."""
+        ids = self._ids(call)
+        x = d * self.scale
+        if self.module.padding_idx is not None:  # autograd leaves it out
+            x = x * (ids != self.module.padding_idx)[..., None]
+        return x, WideSide(self.module.num_embeddings, ids=ids)
+
+    def change(self, call: Call, along: Along) -> torch.Tensor:
+        """See `Use.change`."""
+        ids = self._ids(call)
+        change = along(ids) * self.scale
+        if self.module.padding_idx is not None:
+            change = change * (ids != self.module.padding_idx)[..., None]
+        return change
+
+    @staticmethod
+    def _ids(call: Call) -> torch.Tensor:
+        ids: torch.Tensor = call.inputs[0]
+        return ids.expand(call.batch, -1)
+
+
+@dataclass(frozen=True)
+class VectorUse:
+    """A vector of which each number acts on one number of the outputs: a bias, a norm's weight.
+
+    It is an (O, 1) tensor whose input is 1, and its d is summed over tokens.
+
+    Attributes:
+        name: the parameter's name in the module.
+        start: where it begins among all vectors.
+    """
+
+    module: nn.Module
+    name: str
+    start: int = 0
+
+    @property
+    def size(self) -> int:
+        """Numbers of the vector."""
+        return self._vector.numel()
+
+    @property
+    def _vector(self) -> torch.Tensor:
+        vector = self.module._parameters[self.name]
+        assert vector is not None
+        return vector
+
+    def accepts(self, call: Call) -> bool:
+        """See `Use.accepts`."""
+        shape = call.output.shape
+        return len(shape) > 1 and shape[-1] == self.size and shape[0] % call.batch == 0
+
+    def sides(self, call: Call, d: torch.Tensor) -> tuple[torch.Tensor, Side]:
+        """See `Use.sides`."""
+        whole = _rows(d.float() * self._slope(call), call.batch).sum(1, keepdim=True)
+        return whole.new_ones(call.batch, 1, 1), whole
+
+    def change(self, call: Call, along: Along) -> torch.Tensor:
+        """See `Use.change`."""
+        slope, output = self._slope(call), call.output
+        change = along(torch.ones(call.batch, 1, 1, device=output.device))
+        change = change[..., self.start : self.start + self.size]
+        whole = torch.broadcast_to(torch.as_tensor(slope, device=output.device), output.shape)
+        return (change * _rows(whole, call.batch)).view(output.shape)
+
+    def _slope(self, call: Call) -> torch.Tensor | float:
+        """How each output number grows with its number of the vector, in the output's shape.
+
+        The output is affine in the vector (`targets` checks that): its values at one and at zero
+        tell.
+        """
+        if self.name == "bias":
+            return 1.0
+        inputs = [_primal(value) for value in call.inputs]
+        named = {name: _primal(value) for name, value in call.named.items()}
+        kind, dtype = call.output.device.type, call.output.dtype
+        rounded = dtype in (torch.bfloat16, torch.float16)
+        with torch.no_grad(), torch.autocast(kind, dtype=dtype, enabled=rounded):
+            values = []
+            for number in (1.0, 0.0):
+                with self._replaced(torch.full_like(self._vector, number)):
+                    values.append(self.module.forward(*inputs, **named).float())
+        slope: torch.Tensor = values[0] - values[1]
+        return slope
+
+    @contextlib.contextmanager
+    def _replaced(self, vector: torch.Tensor) -> Any:
+        before = self.module._parameters[self.name]
+        self.module._parameters[self.name] = nn.Parameter(vector, requires_grad=False)
+        try:
+            yield
+        finally:
+            self.module._parameters[self.name] = before
+
+
+def _primal(value: Any) -> Any:
+    """A value without what autograd knows of it."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return forward_ad.unpack_dual(value).primal.detach()
