@@ -53,7 +53,7 @@ def factors_of_wide(x: torch.Tensor, d: WideSide, rank: int) -> Factors:
     return _factors(
         lambda rows: d.along(rows.mT).mT @ x,
         lambda rows: d.combined(rows @ x.mT),
-        d.combined(_mix(d.shape[1], rank).to(x.device)[None]),
+        d.combined(_mix(d.shape[1], rank).to(x.device).expand(len(x), -1, -1)),
         rank,
     )
 
