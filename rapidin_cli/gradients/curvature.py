@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from rapidin_cli.errors import out_of_memory
+from rapidin_cli.gradients.capture.sides import Side, WideSide
 from rapidin_cli.gradients.capture.watching import Consumer
-from rapidin_cli.gradients.capture.wide import Side, WideSide
 from rapidin_cli.gradients.memory import make_room, release_memory
 from rapidin_cli.gradients.passes import Batch, Passes
 from rapidin_cli.gradients.scratch import Scratch

@@ -7,17 +7,20 @@ from typing import Protocol
 
 import torch
 
-from rapidin_cli.gradients.capture.wide import Side, WideSide, floats, taken
+from rapidin_cli.gradients.capture.sides import Side, WideSide, floats, taken
 from rapidin_cli.gradients.compress.tensorsketch import ghost_norm
 
 
 class Direction(Protocol):
     """B directions in the space of one (O, I) weight."""
 
-    def along(self, inputs: torch.Tensor) -> torch.Tensor:
+    def along(self, inputs: torch.Tensor, part: slice | None = None) -> torch.Tensor:
         """Return inputs @ V^T, the change of the layer's outputs: (B, T, I) -> (B, T, O).
 
         A single direction (B = 1) serves any number of sequences.
+
+        Args:
+            part: the outputs that are wanted; all if None.
         """
 
     def of_words(self, ids: torch.Tensor) -> torch.Tensor:
@@ -60,16 +63,19 @@ class LayerGradient:
         batch, out, inner = matrix.shape
         return cls(matrix.new_zeros(batch, 0, inner), matrix.new_zeros(batch, 0, out), matrix)
 
-    def along(self, inputs: torch.Tensor) -> torch.Tensor:
+    def along(self, inputs: torch.Tensor, part: slice | None = None) -> torch.Tensor:
         """See `Direction.along`."""
+        part = slice(None) if part is None else part
         if self.matrix is not None:
-            return inputs @ _shared(self.matrix).mT
+            return inputs @ _shared(self.matrix[:, part]).mT
         mixed = inputs @ _shared(self.x).mT
         if isinstance(self.d, WideSide):
             if len(self.x) == 1:
-                return self.d.combined(mixed.flatten(0, 1)[None])[0].view(*mixed.shape[:2], -1)
-            return self.d.combined(mixed)
-        return mixed @ _shared(self.d)
+                whole = self.d.combined(mixed.flatten(0, 1)[None])[0].view(*mixed.shape[:2], -1)
+            else:
+                whole = self.d.combined(mixed)
+            return whole[..., part]
+        return mixed @ _shared(self.d[..., part])
 
     def of_words(self, ids: torch.Tensor) -> torch.Tensor:
         """See `Direction.of_words`."""

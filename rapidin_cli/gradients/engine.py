@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from rapidin_cli.errors import InputError
+from rapidin_cli.gradients.capture.sides import Side
 from rapidin_cli.gradients.capture.target import Target
-from rapidin_cli.gradients.capture.wide import Side
 from rapidin_cli.gradients.compress.factors import FactorMaker
 from rapidin_cli.gradients.compress.oporp import Oporp
 from rapidin_cli.gradients.compress.tensorsketch import BlockSketch, block_sizes

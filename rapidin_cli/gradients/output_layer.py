@@ -17,9 +17,9 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from rapidin_cli.data.examples import IGNORED
-from rapidin_cli.gradients.capture.uses import Use
+from rapidin_cli.gradients.capture.uses import Part, Use
 from rapidin_cli.gradients.capture.watching import Capture, Perturbation
-from rapidin_cli.gradients.capture.wide import Softmax, WideSide
+from rapidin_cli.gradients.capture.wide import Softmax, WordsSide
 
 # Numbers of the logits that are computed at once.
 _LOGITS = {"cpu": 2**21, "cuda": 2**27}
@@ -116,7 +116,7 @@ class OutputLayer:
         )
         weight: torch.Tensor = self.head.weight.detach()  # type: ignore[operator]
         dense = Softmax(hidden, weight, logs, targets, factors, self._logits)
-        capture.take(self.number, self.use, hidden, WideSide(len(weight), dense))
+        capture.take(self.number, Part(hidden, WordsSide(len(weight), dense)))
 
     def _logits(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         with self.autocast():

@@ -183,7 +183,7 @@ class Passes:
         """
         ids, labels = self._moved(batch)
         plain = sdpa_kernel(SDPBackend.MATH), plain_experts(inner(self.model))
-        changed = perturbed(self.targets, perturb, len(ids))
+        changed = perturbed(self.model, self.targets, perturb, *ids.shape)
         with torch.no_grad(), forward_ad.dual_level(), plain[0], plain[1], changed:
             try:
                 parts = self._losses_in_parts(ids, labels, perturb)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import torch
 
 from rapidin_cli.data.examples import Example
-from rapidin_cli.gradients.capture.wide import Side, WideSide, floats
+from rapidin_cli.gradients.capture.sides import Side, WideSide, floats
 from rapidin_cli.gradients.directions import Direction, LayerGradient
 from rapidin_cli.gradients.memory import BatchBytes, in_halves, make_room
 from rapidin_cli.gradients.passes import NoForwardModeError, Passes, as_batch
@@ -42,7 +42,13 @@ class Field:
     directions: Sequence[Direction]
     factors: torch.Tensor
 
-    def along(self, number: int, inputs: torch.Tensor, row: int | None = None) -> torch.Tensor:
+    def along(
+        self,
+        number: int,
+        inputs: torch.Tensor,
+        row: int | None = None,
+        part: slice | None = None,
+    ) -> torch.Tensor:
         """Return the change of layer `number`'s outputs; see `Perturbation`."""
         direction, factors = self.directions[number], self.factors[:, number, None, None]
         if row is not None:
@@ -50,7 +56,7 @@ class Field:
             direction = direction.pick(some)
             factors = factors if len(factors) == 1 else factors[some]
         if inputs.is_floating_point():
-            return direction.along(inputs.float()) * factors
+            return direction.along(inputs.float(), part) * factors
         return direction.of_words(inputs) * factors
 
     def pick(self, row: int) -> Field:
@@ -126,7 +132,7 @@ class ExactScorer:
         """V of a layer; a small one as a matrix, so that P is used once, not for every example."""
         direction = self._changed(number, gradient).scaled(self._inverse[number : number + 1])
         target = self.passes.targets[number]
-        small = target.layer.size <= _DENSE or target.kind == "wide"
+        small = target.layer.size <= _DENSE or target.wide
         return LayerGradient.of_matrix(direction.dense()) if small else direction
 
     def _changed(self, number: int, gradient: LayerGradient) -> Direction:

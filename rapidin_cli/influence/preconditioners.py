@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from rapidin_cli.gradients.capture.wide import taken
+from rapidin_cli.gradients.capture.sides import taken
 from rapidin_cli.gradients.compress.tensorsketch import BlockSketch
 from rapidin_cli.gradients.curvature import LayerCurvature, rotated
 from rapidin_cli.gradients.directions import Direction, LayerGradient
@@ -47,11 +47,12 @@ class _Rotated:
     inputs: torch.Tensor  # Q_A
     outputs: torch.Tensor  # Q_S
 
-    def along(self, inputs: torch.Tensor) -> torch.Tensor:
+    def along(self, inputs: torch.Tensor, part: slice | None = None) -> torch.Tensor:
         """See `Direction.along`."""
         matrix = self.gradient.dense() * self.weights
         changed = LayerGradient.of_matrix(matrix).along(rotated(inputs, self.inputs))
-        return rotated(changed, self.outputs.mT)
+        made = rotated(changed, self.outputs.mT)
+        return made if part is None else made[..., part]
 
     def dense(self) -> torch.Tensor:
         """See `Direction.dense`."""
@@ -180,9 +181,9 @@ class _Unsketched:
     block: BlockSketch
     sketches: torch.Tensor  # (B, k)
 
-    def along(self, inputs: torch.Tensor) -> torch.Tensor:
+    def along(self, inputs: torch.Tensor, part: slice | None = None) -> torch.Tensor:
         """See `Direction.along`."""
-        return LayerGradient.of_matrix(self.dense()).along(inputs)
+        return LayerGradient.of_matrix(self.dense()).along(inputs, part)
 
     def dense(self) -> torch.Tensor:
         """See `Direction.dense`."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from rapidin_cli.data.examples import Example
+from rapidin_cli.gradients.capture.sides import Side, WideSide, joined
 from rapidin_cli.gradients.capture.watching import Consumer
-from rapidin_cli.gradients.capture.wide import Side, WideSide, joined
 from rapidin_cli.gradients.directions import LayerGradient
 from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.passes import Passes, as_batch

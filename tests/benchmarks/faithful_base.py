@@ -34,8 +34,12 @@ def encode(tokenizer: Any, rows: Sequence[dict[str, str]]) -> list[Example]:
     return [example for example in made if isinstance(example, Example)]
 
 
-def make_base(folder: Path, rows: list[dict[str, str]]) -> None:
-    """Train a tokenizer and a base model, and write the data of the fine-tuning."""
+def make_base(folder: Path, rows: list[dict[str, str]], seed: int = 0) -> None:
+    """Train a tokenizer and a base model, and write the data of the fine-tuning.
+
+    Args:
+        seed: of the model, and of which rows are the data and the queries.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -53,7 +57,7 @@ def make_base(folder: Path, rows: list[dict[str, str]]) -> None:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<|pad|>", eos_token="<|end|>"
     )
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY,
@@ -62,7 +66,7 @@ def make_base(folder: Path, rows: list[dict[str, str]]) -> None:
             num_hidden_layers=4,
             num_attention_heads=4,
             num_key_value_heads=4,
-            tie_word_embeddings=True,
+            tie_word_embeddings=False,
             initializer_range=0.04,
             bos_token_id=None,
             eos_token_id=1,
@@ -70,7 +74,7 @@ def make_base(folder: Path, rows: list[dict[str, str]]) -> None:
         )
     )
     order = list(rows)
-    random.Random(0).shuffle(order)
+    random.Random(seed).shuffle(order)
     parts = {"data": order[:ROWS], "queries": order[ROWS : ROWS + QUERIES]}
     for name, part in parts.items():
         lines = "".join(json.dumps({"id": f"{name}-{n}", **r}) + "\n" for n, r in enumerate(part))

@@ -108,8 +108,7 @@ def fresh_model(folder: Path, setting: str) -> Any:
             config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
             model = get_peft_model(model, config)  # type: ignore[arg-type]
     if setting == "full":
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(parameter.dim() == 2 and "embed" not in name)
+        model.requires_grad_(True)
     return model
 
 
@@ -165,6 +164,7 @@ def finish_checkpoints(folder: Path, setting: str) -> None:
         if (folder / setting / f"{prefix}-3" / "optimizer.pt").exists():
             continue
         model = fresh_model(folder, setting)
+        model.save_pretrained(folder / setting / f"{prefix}-0")
 
         def save(epoch: int, optimizer: Any, model: Any = model, prefix: str = prefix) -> None:
             path = folder / setting / f"{prefix}-{epoch}"
@@ -337,13 +337,14 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", default=["full", "lora"])
     parser.add_argument("--subsets", type=int, default=100)
     parser.add_argument("--counterfactual", type=int, default=20, help="queries")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--bergson", default="", help="its executable, from its own environment")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.folder.mkdir(exist_ok=True, parents=True)
     if not (options.folder / "base").exists():
-        make_base(options.folder, json.loads(options.data.read_text()))
+        make_base(options.folder, json.loads(options.data.read_text()), options.seed)
     for setting in options.settings:
         measure(options.folder, setting, options)
 

@@ -62,13 +62,9 @@ class Scorer:
         }
 
     def load(self) -> Any:
-        """Load the checkpoint; the linear layers, or the adapter, require a gradient."""
+        """Load the checkpoint; all of it, or the adapter, requires a gradient."""
         with quiet_loading():
-            model = load_model(self._checkpoint, "cpu")
-        if self._checkpoint.base is None:
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(parameter.dim() == 2 and "embed" not in name)
-        return model
+            return load_model(self._checkpoint, "cpu")
 
     def _cached(self, spec: GradientSpec) -> _Rows:
         engine = GradientEngine(self.load(), spec, CPU, "float32")

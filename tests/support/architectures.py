@@ -55,8 +55,6 @@ MODELS = {
     "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
 }
 
-MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss")
-
 LORA = {"r": 4, "init_lora_weights": False}
 
 ADAPTERS = {
@@ -76,6 +74,10 @@ ADAPTERS = {
     "with single tokens": LoraConfig(
         **LORA, target_modules=["q_proj"], trainable_token_indices=[3, 4]
     ),
+    "with both and norms": LoraConfig(
+        **LORA, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head", "norm"]
+    ),
+    "with biases": LoraConfig(**LORA, target_modules="all-linear", bias="lora_only"),
 }
 
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from rapidin_cli.gradients.capture import wide
-from rapidin_cli.gradients.capture.wide import Formed, Softmax, WideSide, joined, taken
+from rapidin_cli.gradients.capture.blocks import BlocksSide
+from rapidin_cli.gradients.capture.sides import WideSide, joined, taken
+from rapidin_cli.gradients.capture.wide import Formed, Softmax, WordsSide
 from rapidin_cli.gradients.compress.factors import factors_of_pass, factors_of_wide
 from rapidin_cli.gradients.compress.hashing import CountSketch
 from rapidin_cli.gradients.compress.tensorsketch import BlockSketch, ghost_norm
@@ -37,19 +39,29 @@ def sides() -> dict[str, tuple[WideSide, torch.Tensor]]:
     torch.manual_seed(1)
     ids = torch.randint(0, WORDS, (BATCH, READ))
     ones = torch.nn.functional.one_hot(ids, WORDS).float()
-    looked_up, said = WideSide(WORDS, ids=ids), WideSide(WORDS, dense)
-    both, order = WideSide.merged([looked_up, said])
+    looked_up, said = WordsSide(WORDS, ids=ids), WordsSide(WORDS, dense)
+    both, order = WordsSide.merged([looked_up, said])
     assert order == [1, 0]
-    twice, _ = WideSide.merged([said, WideSide(WORDS, Formed(formed))])
+    twice, _ = WordsSide.merged([said, WordsSide(WORDS, Formed(formed))])
     return {
         "an output layer": (said, formed),
-        "logits that exist": (WideSide(WORDS, Formed(formed)), formed),
+        "logits that exist": (WordsSide(WORDS, Formed(formed)), formed),
         "an embedding": (looked_up, ones),
         "both": (both, torch.cat([formed, ones], 1)),
         "times a number": (both.times(-2.0), -2 * torch.cat([formed, ones], 1)),
         "kept": (both.kept(), torch.cat([formed, ones], 1)),
         "used twice": (twice, torch.cat([formed, formed], 1)),
+        "experts": experts(),
     }
+
+
+def experts() -> tuple[WideSide, torch.Tensor]:
+    """Five matrices of ten outputs, and each row's choice."""
+    torch.manual_seed(2)
+    values, blocks = torch.randn(BATCH, READ, 10), torch.randint(0, 5, (BATCH, READ))
+    formed = torch.zeros(BATCH, READ, 5, 10)
+    formed.scatter_(2, blocks[..., None, None].expand(-1, -1, 1, 10), values[:, :, None])
+    return BlocksSide(values, blocks, 5), formed.flatten(2)
 
 
 @pytest.fixture(params=list(sides()))
@@ -65,7 +77,10 @@ def near(ours, theirs):
 def test_its_products_are_those_of_its_numbers(pair):
     side, formed = pair
     assert side.shape == formed.shape
-    near(torch.cat([values for _, values in side.pieces()], 2), formed)
+    whole = torch.zeros_like(formed)
+    for where, values in side.pieces():
+        whole[..., where] = values
+    near(whole, formed)
     near(side.gram(), formed @ formed.mT)
     matrix = torch.randn(WORDS, 5)
     near(side.along(matrix), formed @ matrix)

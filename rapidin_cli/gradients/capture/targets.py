@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,17 +12,22 @@ import torch
 from torch import nn
 
 from rapidin_cli.errors import InputError
+from rapidin_cli.gradients.capture.functions import Event, Functions
+from rapidin_cli.gradients.capture.handed import HandedUse
 from rapidin_cli.gradients.capture.target import Skipped, Target
 from rapidin_cli.gradients.capture.uses import (
     EmbeddingUse,
+    Kind,
     LinearUse,
     OutputLayerUse,
+    TokensUse,
     Use,
     VectorUse,
 )
 from rapidin_cli.gradients.capture.watching import captured
 from rapidin_cli.gradients.directions import LayerGradient
 from rapidin_cli.gradients.layout import Layer
+from rapidin_cli.gradients.model_parts import inner, plain_experts
 
 VECTORS = "norms and biases"
 """The name under which all trained vectors are one layer."""
@@ -91,11 +96,14 @@ def find_targets(
     candidates: list[Target] = []
     unmatched: set[int] = set()
     trained = _trained(model)
-    for found in trained:
-        made = _candidate(model, found)
+    known = [_candidate(model, found) for found in trained]
+    unknown = [f for f, made in zip(trained, known, strict=True) if isinstance(made, str)]
+    handed = _handed(model, unknown)
+    for found, one in zip(trained, known, strict=True):
+        made = handed.get(id(found.parameter), one)
         if isinstance(made, str):
             reasons[id(found.parameter)] = made
-        elif linear and not all(isinstance(use, LinearUse) for use in made.uses):
+        elif linear and (made.handed or not all(isinstance(u, LinearUse) for u in made.uses)):
             reasons[id(found.parameter)] = 'left out by capture = "linear"'
             unmatched.add(id(found.parameter))
         elif not any(matches(layer_name(name)) for name, _, _ in found.places):
@@ -104,7 +112,8 @@ def find_targets(
         else:
             candidates.append(made)
     targets = []
-    for target, verdict in zip(candidates, _tried(model, candidates), strict=True):
+    owners = {id(found.parameter): found for found in trained}
+    for target, verdict in zip(candidates, _tried(model, candidates, owners), strict=True):
         if isinstance(verdict, str):
             reasons[id(target.parameters[0])] = verdict
         else:
@@ -164,8 +173,11 @@ def _candidate(model: nn.Module, found: _Found) -> Target | str:
     parameter = found.parameter
     if "prompt_encoder" in found.name:
         return "virtual tokens of a prompt"
+    if uses := _of_tokens(model, found):
+        layer = Layer(layer_name(found.name), *parameter.shape)
+        return Target(layer, tuple(uses), (parameter,), kind="wide")
     if parameter.dim() == 1 and not isinstance(first, _CONVOLUTIONS):
-        uses: list[Use] = [VectorUse(module, attribute) for _, module, attribute in found.places]
+        uses = [VectorUse(module, attribute) for _, module, attribute in found.places]
         layer = Layer(layer_name(found.name), parameter.numel(), 1)
         return Target(layer, tuple(uses), (parameter,), kind="vectors")
     if named == {"weight"} and parameter.dim() == 2:
@@ -193,8 +205,79 @@ def _candidate(model: nn.Module, found: _Found) -> Target | str:
     return _UNKNOWN
 
 
+def _of_tokens(model: nn.Module, found: _Found) -> list[Use]:
+    """How PEFT's new rows for some words are used: beside an embedding, and a tied output layer."""
+    _, kept, adapter = found.places[0]
+    layers: list[Any] = [
+        m for m in model.modules() if getattr(m, "trainable_tokens_delta", None) is kept
+    ]
+    uses: list[Use] = []
+    for layer in layers:
+        words = torch.as_tensor(layer.token_indices[adapter])
+        scale = float(getattr(layer.base_layer, "embed_scale", 1.0) or 1.0)
+        uses.append(TokensUse(layer, words, scale))
+    return uses
+
+
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or is_transposed(module)
+
+
+def _handed(model: nn.Module, unknown: Sequence[_Found]) -> dict[int, Target]:
+    """What functions are given in a forward pass, of parameters that no layer of theirs uses."""
+    events: list[list[Event]] = [[] for _ in unknown]
+    if not unknown:
+        return {}
+    tensors: list[tuple[int, torch.Tensor]] = [(n, f.parameter) for n, f in enumerate(unknown)]
+
+    def see(event: Event) -> None:
+        events[event.given.number].append(event)
+
+    with torch.no_grad(), plain_experts(inner(model)), Functions(tensors, see):
+        model(input_ids=_probe_ids(model), use_cache=False)
+    made = zip(unknown, events, strict=True)
+    found = {id(f.parameter): _given(f, seen) for f, seen in made if seen}
+    return {key: target for key, target in found.items() if target is not None}
+
+
+def _given(found: _Found, events: Sequence[Event]) -> Target | None:
+    """The target that a parameter is by what functions are given of it."""
+    kinds = {(event.kind, event.kind != "sum" and event.given.turned) for event in events}
+    if len(kinds) > 1:
+        return None
+    [(said, turned)] = kinds
+    parameter, name = found.parameter, layer_name(found.name)
+    kind: Kind = "matrix"
+    sides, count = parameter.shape, 1
+    if said == "sum":
+        kind, sides = "vectors", torch.Size((parameter.numel(), 1))
+    elif parameter.dim() == 3:
+        kind, count = "experts", sides[0]
+        out, into = sides[:0:-1] if turned else sides[1:]
+        sides = torch.Size((count * out, into))
+    elif parameter.dim() != 2:
+        return None
+    else:
+        kind = "wide" if said == "words" else "matrix"
+        sides = sides[::-1] if turned else sides
+    use = HandedUse(parameter.shape, kind, turned)
+    return Target(
+        Layer(name, *sides),
+        (),
+        (parameter,),
+        kind=kind,
+        transposed=turned and said != "sum",
+        handed=((parameter, use),),
+        count=count,
+    )
+
+
+def _probe_ids(model: nn.Module) -> torch.Tensor:
+    """Two short sequences of different words."""
+    device = next(model.parameters()).device
+    rows = model.get_input_embeddings().weight  # type: ignore[operator]
+    ids = torch.arange(1, 1 + _PROBE_BATCH * _PROBE_LENGTH, device=device) % len(rows)
+    return ids.view(_PROBE_BATCH, -1)
 
 
 def _together(targets: Sequence[Target]) -> list[Target]:
@@ -203,13 +286,19 @@ def _together(targets: Sequence[Target]) -> list[Target]:
     if not vectors:
         return list(targets)
     uses: list[Use] = []
-    parameters: list[nn.Parameter] = []
+    handed: list[tuple[nn.Parameter, HandedUse]] = []
     start = 0
     for target in vectors:
         uses += [replace(use, start=start) for use in target.uses if isinstance(use, VectorUse)]
-        parameters += target.parameters
+        handed += [(parameter, replace(use, start=start)) for parameter, use in target.handed]
         start += target.layer.size
-    whole = Target(Layer(VECTORS, start, 1), tuple(uses), tuple(parameters), kind="vectors")
+    whole = Target(
+        Layer(VECTORS, start, 1),
+        tuple(uses),
+        tuple(parameter for target in vectors for parameter in target.parameters),
+        kind="vectors",
+        handed=tuple(handed),
+    )
     return [*(target for target in targets if target.kind != "vectors"), whole]
 
 
@@ -222,9 +311,6 @@ class _Trial:
         self.apart = [True] * len(targets)
         self.gradients: dict[int, torch.Tensor] = {}
         self._targets = targets
-        device = next(model.parameters()).device
-        rows = model.get_input_embeddings().weight  # type: ignore[operator]
-        ids = torch.arange(1, 1 + _PROBE_BATCH * _PROBE_LENGTH, device=device) % len(rows)
         watched = [replace(target, calls=0) for target in targets]
         compared = [n for n, target in enumerate(targets) if _is_compared(target)]
         parameters = [targets[n].parameters[0] for n in compared]
@@ -232,7 +318,7 @@ class _Trial:
         embedding = model.get_input_embeddings()  # type: ignore[operator]
         with captured(model, watched, self._take, self._see):
             handle = embedding.register_forward_hook(lambda *call: start.append(call[-1]))
-            logits = model(input_ids=ids.view(_PROBE_BATCH, -1), use_cache=False).logits
+            logits = model(input_ids=_probe_ids(model), use_cache=False).logits
             loss = logits[0].float().square().sum()
             outputs = [
                 output
@@ -288,33 +374,52 @@ class _Trial:
 
 
 def _is_compared(target: Target) -> bool:
-    return target.kind != "matrix" and target.layer.size <= _COMPARED
+    special = bool(target.handed) or target.kind != "matrix"
+    return special and target.layer.size <= _COMPARED
 
 
-def _tried(model: nn.Module, candidates: Sequence[Target]) -> list[Target | str]:
+def _tried(
+    model: nn.Module, candidates: Sequence[Target], owners: Mapping[int, _Found]
+) -> list[Target | str]:
     """Return, for each candidate, the target that was found to be right, or why there is none."""
-    candidates = [_scaled(target) for target in candidates]
-    trial = _Trial(model, candidates)
-    verdicts = [trial.verdict(number) for number in range(len(candidates))]
-    again = [n for n, said in enumerate(verdicts) if said == _MIXED and not trial.calls[n]]
-    again = [n for n in again if candidates[n].kind == "matrix"]
-    made = list(candidates)
-    if again:
-        flat = [
-            replace(
-                candidates[n], uses=tuple(LinearUse(use.module, True) for use in candidates[n].uses)
-            )
-            for n in again
-        ]
-        second = _Trial(model, flat)
-        for place, number in enumerate(again):
-            verdicts[number] = second.verdict(place)
-            made[number] = flat[place]
-            trial.calls[number] = second.calls[place]
+    made = [_scaled(target) for target in candidates]
+    trial = _Trial(model, made)
+    calls = list(trial.calls)
+    verdicts = [trial.verdict(number) for number in range(len(made))]
+    others = _otherwise(model, made, verdicts, owners)
+    if others:
+        second = _Trial(model, list(others.values()))
+        for place, (number, other) in enumerate(others.items()):
+            if not second.verdict(place):
+                verdicts[number], made[number], calls[number] = "", other, second.calls[place]
     return [
-        said or replace(target, calls=0 if target.kind == "vectors" else calls)
-        for said, target, calls in zip(verdicts, made, trial.calls, strict=True)
+        said or replace(target, calls=0 if target.kind == "vectors" or target.handed else count)
+        for said, target, count in zip(verdicts, made, calls, strict=True)
     ]
+
+
+def _otherwise(
+    model: nn.Module,
+    targets: Sequence[Target],
+    verdicts: Sequence[str],
+    owners: Mapping[int, _Found],
+) -> dict[int, Target]:
+    """What those that failed may be instead: layers with flattened inputs, vectors handed over."""
+    others: dict[int, Target] = {}
+    again: dict[int, _Found] = {}
+    for number, (target, said) in enumerate(zip(targets, verdicts, strict=True)):
+        if target.handed:
+            continue
+        if said == _MIXED and target.kind == "matrix":
+            flat = tuple(LinearUse(use.module, True) for use in target.uses)
+            others[number] = replace(target, uses=flat)
+        elif said and (target.kind == "vectors" or said == _TUPLE):
+            again[number] = owners[id(target.parameters[0])]
+    handed = _handed(model, list(again.values()))
+    for number, found in again.items():
+        if (other := handed.get(id(found.parameter))) is not None:
+            others[number] = other
+    return others
 
 
 def _scaled(target: Target) -> Target:

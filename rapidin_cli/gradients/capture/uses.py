@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
 from torch.autograd import forward_ad
 
-from rapidin_cli.gradients.capture.wide import Formed, Side, WideSide
+from rapidin_cli.gradients.capture.sides import Side
+from rapidin_cli.gradients.capture.wide import Formed, WordsSide
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,27 @@ class Call:
     output: torch.Tensor
 
 
+Kind = Literal["matrix", "wide", "experts", "vectors"]
+"""Of a target, see `target.Target`."""
+
 Along = Callable[[torch.Tensor], torch.Tensor]
 """Maps inputs (B, S, I) of an (O, I) tensor, or tokens (B, S), to the change of its outputs."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A share of a target's gradient: x (B, S, I) and d (B, S, O), or rows (n, I) of experts.
+
+    Attributes:
+        start: where it is among all vectors.
+        blocks, examples: (n,) of rows of experts, to which block and example they belong.
+    """
+
+    x: torch.Tensor
+    d: Side
+    start: int = 0
+    blocks: torch.Tensor | None = None
+    examples: torch.Tensor | None = None
 
 
 class Use(Protocol):
@@ -38,14 +58,14 @@ class Use(Protocol):
     def accepts(self, call: Call) -> bool:
         """Whether a run of the module is one whose examples can be told apart."""
 
-    def sides(self, call: Call, d: torch.Tensor) -> tuple[torch.Tensor, Side]:
-        """Return x (B, S, I) and d (B, S, O) of the tensor, from the output's gradient."""
+    def part(self, call: Call, d: torch.Tensor) -> Part:
+        """Return the share of a run in the tensor's gradient, from that of the output."""
 
     def change(self, call: Call, along: Along) -> torch.Tensor:
         """Return how the output changes with the tensor, in the output's shape."""
 
 
-def _rows(values: torch.Tensor, batch: int) -> torch.Tensor:
+def by_example(values: torch.Tensor, batch: int) -> torch.Tensor:
     """(B, ..., n) or (B * S, n) as (B, S, n)."""
     return values.reshape(batch, -1, values.shape[-1])
 
@@ -76,24 +96,23 @@ class LinearUse:
             return len(shape) == 2 and shape[0] % call.batch == 0
         return len(shape) > 2 and shape[0] == call.batch
 
-    def sides(self, call: Call, d: torch.Tensor) -> tuple[torch.Tensor, Side]:
-        """See `Use.sides`."""
-        return _rows(call.inputs[0].detach(), call.batch), _rows(d, call.batch)
+    def part(self, call: Call, d: torch.Tensor) -> Part:
+        """See `Use.part`."""
+        return Part(by_example(call.inputs[0].detach(), call.batch), by_example(d, call.batch))
 
     def change(self, call: Call, along: Along) -> torch.Tensor:
         """See `Use.change`."""
-        return along(_rows(_primal(call.inputs[0]), call.batch)).view(call.output.shape)
+        return along(by_example(_primal(call.inputs[0]), call.batch)).view(call.output.shape)
 
 
 @dataclass(frozen=True)
 class OutputLayerUse(LinearUse):
     """The weight of the output layer: its outputs are as wide as the vocabulary."""
 
-    def sides(self, call: Call, d: torch.Tensor) -> tuple[torch.Tensor, Side]:
-        """See `Use.sides`."""
-        x, side = super().sides(call, d)
-        assert isinstance(side, torch.Tensor)
-        return x, WideSide(side.shape[2], Formed(side))
+    def part(self, call: Call, d: torch.Tensor) -> Part:
+        """See `Use.part`."""
+        x, side = by_example(call.inputs[0].detach(), call.batch), by_example(d, call.batch)
+        return Part(x, WordsSide(side.shape[2], Formed(side)))
 
 
 @dataclass(frozen=True)
@@ -111,13 +130,13 @@ class EmbeddingUse:
         """See `Use.accepts`; positions are often looked up once for all examples."""
         return call.inputs[0].dim() == 2 and call.output.shape[0] == call.batch
 
-    def sides(self, call: Call, d: torch.Tensor) -> tuple[torch.Tensor, Side]:
-        """See `Use.sides`."""
+    def part(self, call: Call, d: torch.Tensor) -> Part:
+        """See `Use.part`."""
         ids = self._ids(call)
         x = d * self.scale
         if self.module.padding_idx is not None:  # autograd leaves it out
             x = x * (ids != self.module.padding_idx)[..., None]
-        return x, WideSide(self.module.num_embeddings, ids=ids)
+        return Part(x, WordsSide(self.module.num_embeddings, ids=ids))
 
     def change(self, call: Call, along: Along) -> torch.Tensor:
         """See `Use.change`."""
@@ -131,6 +150,49 @@ class EmbeddingUse:
     def _ids(call: Call) -> torch.Tensor:
         ids: torch.Tensor = call.inputs[0]
         return ids.expand(call.batch, -1)
+
+
+@dataclass(frozen=True)
+class TokensUse:
+    """New rows for some words (PEFT's trainable tokens), in an embedding or an output layer.
+
+    Attributes:
+        words: (n,), to which each row of the (n, H) tensor belongs.
+        scale: what is looked up is multiplied by.
+    """
+
+    module: nn.Module
+    words: torch.Tensor
+    scale: float = 1.0
+
+    def accepts(self, call: Call) -> bool:
+        """See `Use.accepts`."""
+        x = call.inputs[0]
+        return len(x) == call.batch and (x.dim() == 3 or not x.is_floating_point())
+
+    def part(self, call: Call, d: torch.Tensor) -> Part:
+        """See `Use.part`."""
+        count, x = len(self.words), call.inputs[0]
+        if x.is_floating_point():
+            mine = d[..., self.words.to(d.device)]
+            return Part(x.detach(), WordsSide(count, Formed(mine)))
+        known, ids = self._places(x)
+        return Part(d * known * self.scale, WordsSide(count, ids=ids))
+
+    def change(self, call: Call, along: Along) -> torch.Tensor:
+        """See `Use.change`."""
+        x = _primal(call.inputs[0])
+        if x.is_floating_point():
+            change = torch.zeros_like(call.output)
+            change[..., self.words.to(x.device)] = along(x).to(change.dtype)
+            return change
+        known, ids = self._places(x)
+        return along(ids) * known * self.scale
+
+    def _places(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whether words have a row here, (B, T, 1), and which, (B, T)."""
+        same = ids[..., None] == self.words.to(ids.device)
+        return same.any(2, keepdim=True), same.int().argmax(2)
 
 
 @dataclass(frozen=True)
@@ -164,10 +226,10 @@ class VectorUse:
         shape = call.output.shape
         return len(shape) > 1 and shape[-1] == self.size and shape[0] % call.batch == 0
 
-    def sides(self, call: Call, d: torch.Tensor) -> tuple[torch.Tensor, Side]:
-        """See `Use.sides`."""
-        whole = _rows(d.float() * self._slope(call), call.batch).sum(1, keepdim=True)
-        return whole.new_ones(call.batch, 1, 1), whole
+    def part(self, call: Call, d: torch.Tensor) -> Part:
+        """See `Use.part`."""
+        whole = by_example(d.float() * self._slope(call), call.batch).sum(1, keepdim=True)
+        return Part(whole.new_ones(call.batch, 1, 1), whole, self.start)
 
     def change(self, call: Call, along: Along) -> torch.Tensor:
         """See `Use.change`."""
@@ -175,7 +237,7 @@ class VectorUse:
         change = along(torch.ones(call.batch, 1, 1, device=output.device))
         change = change[..., self.start : self.start + self.size]
         whole = torch.broadcast_to(torch.as_tensor(slope, device=output.device), output.shape)
-        return (change * _rows(whole, call.batch)).view(output.shape)
+        return (change * by_example(whole, call.batch)).view(output.shape)
 
     def _slope(self, call: Call) -> torch.Tensor | float:
         """How each output number grows with its number of the vector, in the output's shape.

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.autograd import forward_ad
 
+from rapidin_cli.gradients.capture.functions import Event, Functions
+from rapidin_cli.gradients.capture.handed import HandedUse
+from rapidin_cli.gradients.capture.sides import Side
 from rapidin_cli.gradients.capture.target import Target
-from rapidin_cli.gradients.capture.uses import Call, EmbeddingUse, Use
-from rapidin_cli.gradients.capture.wide import Side
+from rapidin_cli.gradients.capture.uses import Call, EmbeddingUse, Part, Use
+from rapidin_cli.gradients.model_parts import inner, plain_experts
 
 Consumer = Callable[[int, torch.Tensor, Side], None]
 """Called with a target's number, its inputs (B, T, I) and output gradients (B, T, O)."""
@@ -21,12 +25,19 @@ Consumer = Callable[[int, torch.Tensor, Side], None]
 class Perturbation(Protocol):
     """A change of all targets."""
 
-    def __call__(self, number: int, inputs: torch.Tensor, row: int | None = None) -> torch.Tensor:
+    def __call__(
+        self,
+        number: int,
+        inputs: torch.Tensor,
+        row: int | None = None,
+        part: slice | None = None,
+    ) -> torch.Tensor:
         """Return the change of a target's outputs, (B, T, O).
 
         Args:
             inputs: (B, T, I), or the tokens (B, T) that an embedding looks up: then (B, T, I).
             row: the sequence that a single one's inputs belong to.
+            part: the outputs that are wanted; all if None.
         """
 
 
@@ -34,46 +45,54 @@ class Capture:
     """What a backward pass has reached of the targets; `watched` makes it.
 
     Attributes:
-        batch: sequences of the forward pass.
+        batch, length: sequences of the forward pass, and their padded tokens.
         asleep: whether hooks do nothing: modules are run aside.
     """
 
     def __init__(self, targets: Sequence[Target], consume: Consumer) -> None:
         self._targets = targets
         self._consume = consume
-        self._parts: dict[int, list[tuple[Use, torch.Tensor, Side]]] = {}
+        self._parts: dict[int, list[Part]] = {}
         self._reached: set[int] = set()
         self._like: torch.Tensor | None = None
-        self.batch = 0
+        self.batch = self.length = 0
         self.asleep = False
 
+    def begin(self, ids: torch.Tensor) -> None:
+        """Begin with a forward pass over these tokens, (B, T)."""
+        self.batch, self.length = ids.shape[:2]
+
     def start(self, embedded: torch.Tensor) -> None:
-        """Begin with a forward pass, whose input embeddings are these."""
+        """Go on with their embeddings, (B, T, H)."""
         self._like = embedded
-        self.batch = len(embedded)
 
     def await_gradient(self, number: int, use: Use, call: Call, output: torch.Tensor) -> None:
         """Take one use of a target once the module's output has a gradient."""
 
-        def arrive(d: torch.Tensor) -> None:
-            self.asleep = True
-            try:
-                x, side = use.sides(call, d)
-            finally:
-                self.asleep = False
-            self.take(number, use, x, side)
+        output.register_hook(lambda d: self._arrive(number, lambda: use.part(call, d)))
 
-        output.register_hook(arrive)
+    def await_function(self, number: int, use: HandedUse, event: Event) -> None:
+        """Do the same with what a function was given."""
+        event.output.register_hook(
+            lambda d: self._arrive(number, lambda: use.taken(event, d, self.batch, self.length))
+        )
 
-    def take(self, number: int, use: Use, x: torch.Tensor, d: Side) -> None:
+    def _arrive(self, number: int, part: Callable[[], Part]) -> None:
+        self.asleep = True  # modules are run aside
+        try:
+            self.take(number, part())
+        finally:
+            self.asleep = False
+
+    def take(self, number: int, part: Part) -> None:
         """Take one use of a target."""
         calls = self._targets[number].calls
         self._reached.add(number)
         if calls == 1:
-            self._consume(number, x, d)
+            self._consume(number, part.x, part.d)
             return
         parts = self._parts.setdefault(number, [])
-        parts.append((use, x, d))
+        parts.append(part)
         if len(parts) == calls:
             self._hand_over(number)
 
@@ -89,7 +108,7 @@ class Capture:
         self._reached.clear()
 
     def _hand_over(self, number: int) -> None:
-        self._consume(number, *self._targets[number].merged(self._parts.pop(number)))
+        self._consume(number, *self._targets[number].merged(self._parts.pop(number), self.batch))
 
 
 @contextmanager
@@ -135,7 +154,7 @@ def watched(
             if isinstance(made, torch.Tensor):
                 call = Call(capture.batch, inputs, named, made.detach())
             fits = call is not None and use.accepts(call)
-            if call is not None and fits and made.requires_grad:
+            if call is not None and fits and _with_gradient(made):
                 capture.await_gradient(number, use, call, made)
             if seen is not None:
                 seen(number, made, fits)
@@ -149,13 +168,51 @@ def watched(
         return output if output.requires_grad else output.requires_grad_()
 
     embedding = model.get_input_embeddings()  # type: ignore[operator]
-    handles = [embedding.register_forward_hook(start_graph)]
+    # What is inside an adapter's embedding runs before it has an output.
+    handles = [embedding.register_forward_pre_hook(lambda _, inputs: capture.begin(inputs[0]))]
+    handles.append(embedding.register_forward_hook(start_graph))
     handles += hooked(targets, watch)
+
+    def see(event: Event) -> None:
+        use = uses[event.given.number]
+        number = owners[event.given.number]
+        fits = use.accepts(event, capture.batch)
+        if fits and _with_gradient(event.output):
+            capture.await_function(number, use, event)
+        if seen is not None:
+            seen(number, event.output, fits)
+
+    owners, tensors, uses = handed(targets)
     try:
-        yield capture
+        with _functions(model, tensors, see, lambda: capture.asleep):
+            yield capture
     finally:
         for handle in handles:
             handle.remove()
+
+
+def handed(
+    targets: Sequence[Target],
+) -> tuple[list[int], list[tuple[int, torch.Tensor]], list[HandedUse]]:
+    """Number what functions are given: each one's target, the tensors, and how they are used."""
+    flat = [(number, *pair) for number, target in enumerate(targets) for pair in target.handed]
+    tensors: list[tuple[int, torch.Tensor]] = [(n, each[1]) for n, each in enumerate(flat)]
+    return [each[0] for each in flat], tensors, [each[2] for each in flat]
+
+
+@contextmanager
+def _functions(
+    model: nn.Module,
+    tensors: Sequence[tuple[int, torch.Tensor]],
+    see: Callable[[Event], torch.Tensor | None],
+    asleep: Callable[[], bool],
+) -> Iterator[None]:
+    """Look at functions, if any are looked for: one expert is then run after the other."""
+    if not tensors:
+        yield
+        return
+    with plain_experts(inner(model)), Functions(tensors, see, asleep):
+        yield
 
 
 def hooked(targets: Sequence[Target], watch: Callable[[int, Use], Any]) -> list[Any]:
@@ -167,49 +224,81 @@ def hooked(targets: Sequence[Target], watch: Callable[[int, Use], Any]) -> list[
     ]
 
 
+def _with_gradient(output: torch.Tensor) -> bool:
+    """Whether an output has a gradient; what is made before the graph starts is given one."""
+    if not output.requires_grad and torch.is_grad_enabled():
+        output.requires_grad_()
+    return output.requires_grad
+
+
 def _looked_up(use: Use, output: Any, batch: int) -> Any:
     """What an embedding has found, of each example, so that it has a gradient of its own."""
     if not isinstance(use, EmbeddingUse):
         return output
     if output.shape[0] == 1 and batch > 1:
         output = output.expand(batch, *output.shape[1:])
-    return output if output.requires_grad else output.requires_grad_()
+    return output
 
 
 @contextmanager
-def perturbed(targets: Sequence[Target], perturb: Perturbation, batch: int) -> Iterator[None]:
+def perturbed(
+    model: nn.Module,
+    targets: Sequence[Target],
+    perturb: Perturbation,
+    batch: int,
+    length: int,
+) -> Iterator[None]:
     """While active, a forward pass over dual numbers has the outputs' tangents changed."""
     asleep = False
+
+    def changed(output: torch.Tensor, change: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Add to the tangent: the inputs' own changes are in it already."""
+        nonlocal asleep
+        before = forward_ad.unpack_dual(output)
+        asleep = True
+        try:
+            more = change().to(output.dtype)
+        finally:
+            asleep = False
+        if before.tangent is not None:
+            more = before.tangent + more
+        made: torch.Tensor = forward_ad.make_dual(before.primal, more)
+        return made
 
     def watch(number: int, use: Use) -> Any:
         def hook(
             module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any
         ) -> Any:
-            nonlocal asleep
             del module
             if asleep or not isinstance(output, torch.Tensor):
                 return output
             if isinstance(use, EmbeddingUse) and output.shape[0] == 1:
                 output = output.expand(batch, *output.shape[1:]).clone()
-            # The inputs' own changes are in the output's already.
-            before = forward_ad.unpack_dual(output)
-            call = Call(batch, inputs, named, before.primal)
+            call = Call(batch, inputs, named, forward_ad.unpack_dual(output).primal)
             if not use.accepts(call):
                 return output
-            asleep = True
-            try:
-                change = use.change(call, lambda x: perturb(number, x)).to(output.dtype)
-            finally:
-                asleep = False
-            if before.tangent is not None:
-                change = before.tangent + change
-            return forward_ad.make_dual(before.primal, change)
+            return changed(output, lambda: use.change(call, lambda x: perturb(number, x)))
 
         return hook
 
+    def see(event: Event) -> torch.Tensor | None:
+        use, number = uses[event.given.number], owners[event.given.number]
+        if not use.accepts(event, batch):
+            return None
+        x = None if event.x is None else forward_ad.unpack_dual(event.x).primal
+        primal = forward_ad.unpack_dual(event.output).primal
+        known = replace(event, x=x, output=primal)
+
+        def change() -> torch.Tensor:
+            return use.change(known, lambda x, part: perturb(number, x, part=part), batch, length)
+
+        return changed(event.output, change)
+
     handles = hooked(targets, watch)
+    owners, tensors, uses = handed(targets)
     try:
-        yield
+        with _functions(model, tensors, see, lambda: asleep):
+            yield
     finally:
         for handle in handles:
             handle.remove()

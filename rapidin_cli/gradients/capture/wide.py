@@ -14,6 +14,8 @@ from typing import Protocol
 
 import torch
 
+from rapidin_cli.gradients.capture.sides import Sketch, WideSide, taken
+
 PIECE = 4096
 """Words of the vocabulary that are looked at together."""
 
@@ -161,7 +163,7 @@ class Softmax:
 
 
 @dataclass(frozen=True)
-class WideSide:
+class WordsSide(WideSide):
     """d (B, T, V) of one use of a matrix of tokens, or of two: the output layer's comes first.
 
     Attributes:
@@ -177,7 +179,7 @@ class WideSide:
     sign: float = 1.0
 
     @classmethod
-    def merged(cls, parts: Sequence[WideSide]) -> tuple[WideSide, list[int]]:
+    def merged(cls, parts: Sequence[WordsSide]) -> tuple[WordsSide, list[int]]:
         """Return several uses as one, and the order in which they lie in it.
 
         Two uses of a kind, such as an embedding that is looked up twice, must be alike.
@@ -200,24 +202,25 @@ class WideSide:
         assert one is not None
         return torch.Size((one.shape[0], first + second, self.size))
 
-    def times(self, factor: float) -> WideSide:
+    def times(self, factor: float) -> WordsSide:
         """Return all numbers times one."""
         dense = None if self.dense is None else self.dense.times(factor)
         return replace(self, dense=dense, sign=self.sign * factor)
 
-    def pick(self, rows: slice) -> WideSide:
+    def pick(self, rows: slice) -> WordsSide:
         """Return some of the B rows."""
         dense = None if self.dense is None else self.dense.pick(rows)
         return replace(self, dense=dense, ids=None if self.ids is None else self.ids[rows])
 
-    def joined(self) -> WideSide:
-        """Return all rows as one, (1, B * T, V); see the function `joined`."""
+    def joined(self, x: torch.Tensor) -> tuple[torch.Tensor, WordsSide]:
+        """See `WideSide.joined`."""
+        first = 0 if self.dense is None else self.dense.shape[1]
         dense = None if self.dense is None else self.dense.joined()
-        return replace(
-            self, dense=dense, ids=None if self.ids is None else self.ids.flatten()[None]
-        )
+        ids = None if self.ids is None else self.ids.flatten()[None]
+        parts = x[:, :first].flatten(0, 1), x[:, first:].flatten(0, 1)
+        return torch.cat(parts)[None], replace(self, dense=dense, ids=ids)
 
-    def kept(self) -> WideSide:
+    def kept(self) -> WordsSide:
         """Return the same with its numbers formed once, if they are not too many."""
         if not isinstance(self.dense, Softmax) or self.dense.shape.numel() > _KEPT:
             return self
@@ -306,43 +309,3 @@ class WideSide:
         one = self.dense if self.dense is not None else self.ids
         assert one is not None
         return one.device
-
-
-class Sketch(Protocol):
-    """A linear map R^V -> R^k that can be taken piece by piece."""
-
-    size: int
-    """k"""
-
-    def part(self, first: int, last: int, values: torch.Tensor) -> torch.Tensor:
-        """Return the share of some coordinates, (last - first, n) -> (k, n)."""
-
-    def of_ones(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the sketches of vectors with a single one, (...) -> (..., k)."""
-
-
-def taken(matrix: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Return rows of M (V, n) or of each M_b (B, V, n), for ids (B, S): (B, S, n)."""
-    if matrix.dim() == 2:
-        return matrix[ids]
-    if len(matrix) == 1:
-        return matrix[0][ids]
-    return matrix.gather(1, ids[..., None].expand(-1, -1, matrix.shape[2]))
-
-
-Side = torch.Tensor | WideSide
-"""d (B, T, O) of a layer."""
-
-
-def floats(x: torch.Tensor, d: Side) -> tuple[torch.Tensor, Side]:
-    """Return both in float32, in which wide sides are formed in any case."""
-    return x.float(), d if isinstance(d, WideSide) else d.float()
-
-
-def joined(x: torch.Tensor, d: Side) -> tuple[torch.Tensor, Side]:
-    """Return all sequences as one: (1, B * T, I) and (1, B * T, O)."""
-    if isinstance(d, torch.Tensor):
-        return x.flatten(0, 1)[None], d.flatten(0, 1)[None]
-    first = 0 if d.dense is None else d.dense.shape[1]
-    parts = x[:, :first].flatten(0, 1), x[:, first:].flatten(0, 1)
-    return torch.cat(parts)[None], d.joined()

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
+from rapidin_cli.gradients.capture.sides import Side, WideSide, floats
 from rapidin_cli.gradients.capture.target import Target
-from rapidin_cli.gradients.capture.wide import Side, WideSide, floats
 from rapidin_cli.gradients.compress.hashing import Bags, CountSketch
 from rapidin_cli.gradients.compress.tensorsketch import ghost_norm
 from rapidin_cli.gradients.layout import RowLayout
@@ -154,7 +154,7 @@ class FactorMaker:
                 device
             )
             for number, target in enumerate(targets)
-            if target.kind == "wide" and self._hashes[number][0] is not None
+            if target.wide and self._hashes[number][0] is not None
         }
         self._starts = [sum(self._widths[:n]) for n in range(len(layers))]
 

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from rapidin_cli.gradients.capture.wide import Side, WideSide
+from rapidin_cli.gradients.capture.sides import Side, WideSide
 from rapidin_cli.gradients.compress.hashing import Bags, CountSketch, Pieces
 
 Way = Literal["fourier", "matrix", "gradient"]
@@ -148,7 +148,7 @@ class BlockSketch:
         self, x: torch.Tensor, d: WideSide, way: Way | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The same where d is as wide as a vocabulary: its numbers are gone through once."""
-        if self.exact or (d.size * x.shape[2] <= _FORMED and way in ("gradient", None)):
+        if self.exact or (d.shape[2] * x.shape[2] <= _FORMED and way in ("gradient", None)):
             return self.of_gradient(d.combined(x.mT).mT)
         batch, length = x.shape[:2]
         sd, gram = d.sketched(self._out_pieces)
