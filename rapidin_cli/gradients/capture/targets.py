@@ -15,6 +15,7 @@ from rapidin_cli.errors import InputError
 from rapidin_cli.gradients.capture.functions import Event, Functions
 from rapidin_cli.gradients.capture.handed import HandedUse
 from rapidin_cli.gradients.capture.target import Skipped, Target
+from rapidin_cli.gradients.capture.trial import MIXED, TUPLE, UNKNOWN, Trial, probe_ids
 from rapidin_cli.gradients.capture.uses import (
     EmbeddingUse,
     Kind,
@@ -24,8 +25,6 @@ from rapidin_cli.gradients.capture.uses import (
     Use,
     VectorUse,
 )
-from rapidin_cli.gradients.capture.watching import captured
-from rapidin_cli.gradients.directions import LayerGradient
 from rapidin_cli.gradients.layout import Layer
 from rapidin_cli.gradients.model_parts import inner, plain_experts
 
@@ -36,17 +35,6 @@ BESIDE = "rin_beside"
 """The attribute of a loaded model that `beside` reads."""
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
-# What is tried on a model: sequences of different words.
-_PROBE_BATCH, _PROBE_LENGTH = 2, 5
-# Tensors that are compared with their own gradients; and how far those may lie apart, as a share,
-# in float32 and in half precision.
-_COMPARED, _APART = 2**20, (1e-3, 5e-2)
-
-_MIXED = "its inputs do not keep the examples of a batch apart"
-_NOT_RUN = "not run as a layer in the forward pass"
-_TUPLE = "returns more than one tensor, as some routers do"
-_OTHERWISE = "used in another way than a layer's weight"
-_UNKNOWN = "not the weight of a layer that is known"
 
 
 @dataclass(frozen=True)
@@ -118,20 +106,23 @@ def find_targets(
             reasons[id(target.parameters[0])] = verdict
         else:
             targets.append(verdict)
-    skipped = [
-        Skipped(
-            layer_name(found.name),
-            reasons[id(found.parameter)],
-            found.parameter.numel(),
-            id(found.parameter) in unmatched,
-        )
-        for found in trained
-        if id(found.parameter) in reasons
-    ]
+    skipped = _skipped(trained, reasons, unmatched)
     skipped += [Skipped(name, "beside the language model", size) for name, size in beside(model)]
     if not targets:
         raise _nothing_to_capture(pattern, skipped)
     return _together(targets), skipped
+
+
+def _skipped(
+    trained: Sequence[_Found], reasons: Mapping[int, str], unmatched: set[int]
+) -> list[Skipped]:
+    """Name what has a reason to be left out."""
+    found = [(each, id(each.parameter)) for each in trained]
+    return [
+        Skipped(layer_name(f.name), reasons[key], f.parameter.numel(), key in unmatched)
+        for f, key in found
+        if key in reasons
+    ]
 
 
 def beside(model: nn.Module) -> Sequence[tuple[str, int]]:
@@ -202,7 +193,7 @@ def _candidate(model: nn.Module, found: _Found) -> Target | str:
         return "a convolution, not a linear layer"
     if parameter.dim() == 3:
         return "matrices fused into one tensor, as in a mixture of experts"
-    return _UNKNOWN
+    return UNKNOWN
 
 
 def _of_tokens(model: nn.Module, found: _Found) -> list[Use]:
@@ -234,7 +225,7 @@ def _handed(model: nn.Module, unknown: Sequence[_Found]) -> dict[int, Target]:
         events[event.given.number].append(event)
 
     with torch.no_grad(), plain_experts(inner(model)), Functions(tensors, see):
-        model(input_ids=_probe_ids(model), use_cache=False)
+        model(input_ids=probe_ids(model), use_cache=False)
     made = zip(unknown, events, strict=True)
     found = {id(f.parameter): _given(f, seen) for f, seen in made if seen}
     return {key: target for key, target in found.items() if target is not None}
@@ -272,14 +263,6 @@ def _given(found: _Found, events: Sequence[Event]) -> Target | None:
     )
 
 
-def _probe_ids(model: nn.Module) -> torch.Tensor:
-    """Two short sequences of different words."""
-    device = next(model.parameters()).device
-    rows = model.get_input_embeddings().weight  # type: ignore[operator]
-    ids = torch.arange(1, 1 + _PROBE_BATCH * _PROBE_LENGTH, device=device) % len(rows)
-    return ids.view(_PROBE_BATCH, -1)
-
-
 def _together(targets: Sequence[Target]) -> list[Target]:
     """Make one target of all vectors: alone, each would count as much as a matrix."""
     vectors = [target for target in targets if target.kind == "vectors"]
@@ -302,93 +285,17 @@ def _together(targets: Sequence[Target]) -> list[Target]:
     return [*(target for target in targets if target.kind != "vectors"), whole]
 
 
-class _Trial:
-    """A pass over two short sequences, of which the first alone has a loss."""
-
-    def __init__(self, model: nn.Module, targets: Sequence[Target]) -> None:
-        self.calls = [0] * len(targets)
-        self.strays: list[list[Any]] = [[] for _ in targets]
-        self.apart = [True] * len(targets)
-        self.gradients: dict[int, torch.Tensor] = {}
-        self._targets = targets
-        watched = [replace(target, calls=0) for target in targets]
-        compared = [n for n, target in enumerate(targets) if _is_compared(target)]
-        parameters = [targets[n].parameters[0] for n in compared]
-        start: list[torch.Tensor] = []
-        embedding = model.get_input_embeddings()  # type: ignore[operator]
-        with captured(model, watched, self._take, self._see):
-            handle = embedding.register_forward_hook(lambda *call: start.append(call[-1]))
-            logits = model(input_ids=_probe_ids(model), use_cache=False).logits
-            loss = logits[0].float().square().sum()
-            outputs = [
-                output
-                for each in self.strays
-                for output in each
-                if isinstance(output, torch.Tensor) and output.requires_grad
-            ]
-            # To the start, so that the pass goes through all layers.
-            ends = [*parameters, *outputs, *start]
-            found = torch.autograd.grad(loss, ends, allow_unused=True)
-            handle.remove()
-        self.truth = dict(zip(compared, found[: len(compared)], strict=True))
-        self.strayed = {id(o): g for o, g in zip(outputs, found[len(compared) :], strict=False)}
-
-    def _see(self, number: int, output: Any, fits: bool) -> None:
-        if fits:
-            self.calls[number] += 1
-        else:
-            self.strays[number].append(output)
-
-    def _take(self, number: int, x: torch.Tensor, d: Any) -> None:
-        gradient = LayerGradient.of(x, d)
-        self.apart[number] = not bool(gradient.pick(slice(1, 2)).norm() > 0)
-        if _is_compared(self._targets[number]):
-            self.gradients[number] = gradient.dense().sum(0)
-
-    def verdict(self, number: int) -> str:
-        """Say why a target cannot be captured; empty if it can."""
-        strays = self.strays[number]
-        if any(not isinstance(output, torch.Tensor) for output in strays):
-            return _TUPLE if self._targets[number].kind == "matrix" else _UNKNOWN
-        with_gradient = [o for o in strays if self.strayed.get(id(o)) is not None]
-        if any(len(output) == _PROBE_BATCH for output in with_gradient):
-            return _OTHERWISE
-        if with_gradient:
-            return _MIXED
-        if not self.calls[number]:
-            return _NOT_RUN
-        if not self.apart[number]:
-            return _MIXED
-        if number in self.truth and not self._agrees(number):
-            return _OTHERWISE
-        return ""
-
-    def _agrees(self, number: int) -> bool:
-        target, truth = self._targets[number], self.truth[number]
-        found = self.gradients[number].float()
-        if truth is None:
-            return not found.any()
-        expected = target.gathered(lambda _: truth).float()
-        most = _APART[truth.dtype != torch.float32 or found.dtype != torch.float32]
-        return bool((found - expected).norm() <= most * expected.norm() + 1e-12)
-
-
-def _is_compared(target: Target) -> bool:
-    special = bool(target.handed) or target.kind != "matrix"
-    return special and target.layer.size <= _COMPARED
-
-
 def _tried(
     model: nn.Module, candidates: Sequence[Target], owners: Mapping[int, _Found]
 ) -> list[Target | str]:
     """Return, for each candidate, the target that was found to be right, or why there is none."""
     made = [_scaled(target) for target in candidates]
-    trial = _Trial(model, made)
+    trial = Trial(model, made)
     calls = list(trial.calls)
     verdicts = [trial.verdict(number) for number in range(len(made))]
     others = _otherwise(model, made, verdicts, owners)
     if others:
-        second = _Trial(model, list(others.values()))
+        second = Trial(model, list(others.values()))
         for place, (number, other) in enumerate(others.items()):
             if not second.verdict(place):
                 verdicts[number], made[number], calls[number] = "", other, second.calls[place]
@@ -410,10 +317,10 @@ def _otherwise(
     for number, (target, said) in enumerate(zip(targets, verdicts, strict=True)):
         if target.handed:
             continue
-        if said == _MIXED and target.kind == "matrix":
+        if said == MIXED and target.kind == "matrix":
             flat = tuple(LinearUse(use.module, True) for use in target.uses)
             others[number] = replace(target, uses=flat)
-        elif said and (target.kind == "vectors" or said == _TUPLE):
+        elif said and (target.kind == "vectors" or said == TUPLE):
             again[number] = owners[id(target.parameters[0])]
     handed = _handed(model, list(again.values()))
     for number, found in again.items():

@@ -142,26 +142,6 @@ def watched(
     """
     capture = Capture(targets, consume)
 
-    def watch(number: int, use: Use) -> Any:
-        def hook(
-            module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any
-        ) -> Any:
-            del module
-            if capture.asleep:
-                return None
-            made = _looked_up(use, output, capture.batch)
-            call = None
-            if isinstance(made, torch.Tensor):
-                call = Call(capture.batch, inputs, named, made.detach())
-            fits = call is not None and use.accepts(call)
-            if call is not None and fits and _with_gradient(made):
-                capture.await_gradient(number, use, call, made)
-            if seen is not None:
-                seen(number, made, fits)
-            return made
-
-        return hook
-
     def start_graph(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         del module, inputs
         capture.start(output.detach())
@@ -171,18 +151,17 @@ def watched(
     # What is inside an adapter's embedding runs before it has an output.
     handles = [embedding.register_forward_pre_hook(lambda _, inputs: capture.begin(inputs[0]))]
     handles.append(embedding.register_forward_hook(start_graph))
-    handles += hooked(targets, watch)
+    handles += _hooked(targets, lambda number, use: _watching(capture, number, use, seen))
+    owners, tensors, uses = _handed(targets)
 
     def see(event: Event) -> None:
-        use = uses[event.given.number]
-        number = owners[event.given.number]
+        number, use = owners[event.given.number], uses[event.given.number]
         fits = use.accepts(event, capture.batch)
         if fits and _with_gradient(event.output):
             capture.await_function(number, use, event)
         if seen is not None:
             seen(number, event.output, fits)
 
-    owners, tensors, uses = handed(targets)
     try:
         with _functions(model, tensors, see, lambda: capture.asleep):
             yield capture
@@ -191,7 +170,28 @@ def watched(
             handle.remove()
 
 
-def handed(
+def _watching(capture: Capture, number: int, use: Use, seen: Seen | None) -> Any:
+    """The hook of a module that uses a target."""
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+        del module
+        if capture.asleep:
+            return None
+        made = _looked_up(use, output, capture.batch)
+        call = None
+        if isinstance(made, torch.Tensor):
+            call = Call(capture.batch, inputs, named, made.detach())
+        fits = call is not None and use.accepts(call)
+        if call is not None and fits and _with_gradient(made):
+            capture.await_gradient(number, use, call, made)
+        if seen is not None:
+            seen(number, made, fits)
+        return made
+
+    return hook
+
+
+def _handed(
     targets: Sequence[Target],
 ) -> tuple[list[int], list[tuple[int, torch.Tensor]], list[HandedUse]]:
     """Number what functions are given: each one's target, the tensors, and how they are used."""
@@ -215,7 +215,7 @@ def _functions(
         yield
 
 
-def hooked(targets: Sequence[Target], watch: Callable[[int, Use], Any]) -> list[Any]:
+def _hooked(targets: Sequence[Target], watch: Callable[[int, Use], Any]) -> list[Any]:
     """Hook every module that uses a target."""
     return [
         use.module.register_forward_hook(watch(number, use), with_kwargs=True)
@@ -240,6 +240,64 @@ def _looked_up(use: Use, output: Any, batch: int) -> Any:
     return output
 
 
+class _Perturbed:
+    """Changes the tangents of what uses targets."""
+
+    def __init__(self, perturb: Perturbation, batch: int, length: int) -> None:
+        self._perturb = perturb
+        self._batch = batch
+        self._length = length
+        self.asleep = False
+
+    def watch(self, number: int, use: Use) -> Any:
+        """Return the hook of a module."""
+
+        def hook(
+            module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any
+        ) -> Any:
+            del module
+            if self.asleep or not isinstance(output, torch.Tensor):
+                return output
+            if isinstance(use, EmbeddingUse) and output.shape[0] == 1:
+                output = output.expand(self._batch, *output.shape[1:]).clone()
+            call = Call(self._batch, inputs, named, forward_ad.unpack_dual(output).primal)
+            if not use.accepts(call):
+                return output
+            return self._changed(
+                output, lambda: use.change(call, lambda x: self._perturb(number, x))
+            )
+
+        return hook
+
+    def see(self, number: int, use: HandedUse, event: Event) -> torch.Tensor | None:
+        """Change what a function returned."""
+        if not use.accepts(event, self._batch):
+            return None
+        x = None if event.x is None else forward_ad.unpack_dual(event.x).primal
+        primal = forward_ad.unpack_dual(event.output).primal
+        known = replace(event, x=x, output=primal)
+
+        def along(x: torch.Tensor, part: slice | None) -> torch.Tensor:
+            return self._perturb(number, x, part=part)
+
+        return self._changed(
+            event.output, lambda: use.change(known, along, self._batch, self._length)
+        )
+
+    def _changed(self, output: torch.Tensor, change: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Add to the tangent: the inputs' own changes are in it already."""
+        before = forward_ad.unpack_dual(output)
+        self.asleep = True
+        try:
+            more = change().to(output.dtype)
+        finally:
+            self.asleep = False
+        if before.tangent is not None:
+            more = before.tangent + more
+        made: torch.Tensor = forward_ad.make_dual(before.primal, more)
+        return made
+
+
 @contextmanager
 def perturbed(
     model: nn.Module,
@@ -248,56 +306,21 @@ def perturbed(
     batch: int,
     length: int,
 ) -> Iterator[None]:
-    """While active, a forward pass over dual numbers has the outputs' tangents changed."""
-    asleep = False
+    """While active, a forward pass over dual numbers has the outputs' tangents changed.
 
-    def changed(output: torch.Tensor, change: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Add to the tangent: the inputs' own changes are in it already."""
-        nonlocal asleep
-        before = forward_ad.unpack_dual(output)
-        asleep = True
-        try:
-            more = change().to(output.dtype)
-        finally:
-            asleep = False
-        if before.tangent is not None:
-            more = before.tangent + more
-        made: torch.Tensor = forward_ad.make_dual(before.primal, more)
-        return made
-
-    def watch(number: int, use: Use) -> Any:
-        def hook(
-            module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any
-        ) -> Any:
-            del module
-            if asleep or not isinstance(output, torch.Tensor):
-                return output
-            if isinstance(use, EmbeddingUse) and output.shape[0] == 1:
-                output = output.expand(batch, *output.shape[1:]).clone()
-            call = Call(batch, inputs, named, forward_ad.unpack_dual(output).primal)
-            if not use.accepts(call):
-                return output
-            return changed(output, lambda: use.change(call, lambda x: perturb(number, x)))
-
-        return hook
+    Args:
+        batch, length: B sequences of T tokens.
+    """
+    changes = _Perturbed(perturb, batch, length)
+    handles = _hooked(targets, changes.watch)
+    owners, tensors, uses = _handed(targets)
 
     def see(event: Event) -> torch.Tensor | None:
-        use, number = uses[event.given.number], owners[event.given.number]
-        if not use.accepts(event, batch):
-            return None
-        x = None if event.x is None else forward_ad.unpack_dual(event.x).primal
-        primal = forward_ad.unpack_dual(event.output).primal
-        known = replace(event, x=x, output=primal)
+        number = event.given.number
+        return changes.see(owners[number], uses[number], event)
 
-        def change() -> torch.Tensor:
-            return use.change(known, lambda x, part: perturb(number, x, part=part), batch, length)
-
-        return changed(event.output, change)
-
-    handles = hooked(targets, watch)
-    owners, tensors, uses = handed(targets)
     try:
-        with _functions(model, tensors, see, lambda: asleep):
+        with _functions(model, tensors, see, lambda: changes.asleep):
             yield
     finally:
         for handle in handles:
