@@ -89,7 +89,7 @@ class Formed:
 
 
 Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Maps inputs (..., H) of the output layer and rows (n, H) of its weight to logits (..., n)."""
+"""Multiplies (..., H) and (n, H), inputs of the output layer and rows of its weight: (..., n)."""
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,15 @@ class Softmax:
 
     def piece(self, first: int, last: int) -> torch.Tensor:
         """See `Dense.piece`."""
-        found = self.logits(self.hidden, self.weight[first:last]).float()
-        found = found.sub_(self.logs[..., None]).exp_()
-        here = (self.targets >= first) & (self.targets < last)
-        places = (self.targets - first).clamp(0, last - first - 1)[..., None]
-        found.scatter_add_(2, places, -here[..., None].to(found.dtype))
-        return found.mul_(self.factors[..., None])
+        # Word by word: a sketch adds up words.
+        found = self.logits(self.weight[first:last], self.hidden.flatten(0, 1)).float()
+        found = found.sub_(self.logs.flatten()).exp_()
+        targets = self.targets.flatten()
+        here = (targets >= first) & (targets < last)
+        places = (targets - first).clamp(0, last - first - 1)
+        found.scatter_add_(0, places[None], -here[None].to(found.dtype))
+        found.mul_(self.factors.flatten())
+        return found.view(-1, *self.targets.shape).permute(1, 2, 0)
 
     def columns(self, ids: torch.Tensor) -> torch.Tensor:
         """See `Dense.columns`."""

@@ -87,14 +87,20 @@ class Pieces:
 
     def __init__(self, whole: CountSketch, device: torch.device) -> None:
         self.size = whole.size
+        self._whole = whole
+        self._device = device
+        self._bags: dict[tuple[int, int], Bags] = {}
         self._bin = whole.bin.to(device)
         self._sign = whole.sign.to(device)
 
     def part(self, first: int, last: int, values: torch.Tensor) -> torch.Tensor:
         """Return the share of some coordinates, (last - first, n) -> (k, n)."""
-        signed = values * self._sign[first:last, None]
-        share = signed.new_zeros(self.size, values.shape[1])
-        return share.index_add_(0, self._bin[first:last], signed)
+        bags = self._bags.get((first, last))
+        if bags is None:
+            bin, sign = self._whole.bin[first:last], self._whole.sign[first:last]
+            bags = CountSketch(bin, sign, self.size).bags(self._device, torch.float32)
+            self._bags[first, last] = bags
+        return bags(values)
 
     def of_ones(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the sketches of vectors with a single one, (...) -> (..., k)."""
