@@ -284,9 +284,10 @@ def collect(
 def _add_squares(total: torch.Tensor, x: torch.Tensor, d: WideSide) -> None:
     """Add the squares of gradients d^T x (V, I) of each example, some words at a time."""
     whole = torch.zeros_like(total)
-    for where, values in d.pieces():
-        for row, side in zip(x, values, strict=True):
-            whole[where] += (side.T @ row).square_()
+    for row in range(len(x)):
+        some = slice(row, row + 1)
+        for where, made in d.pick(some).gradients(x[some]):
+            whole[where] += made[0].square_()
     total.add_(whole)
 
 

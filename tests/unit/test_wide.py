@@ -81,6 +81,13 @@ def test_its_products_are_those_of_its_numbers(pair):
     for where, values in side.pieces():
         whole[..., where] = values
     near(whole, formed)
+    x, gradients = (
+        torch.randn(*formed.shape[:2], HIDDEN),
+        torch.zeros(BATCH, formed.shape[2], HIDDEN),
+    )
+    for where, values in side.gradients(x):
+        gradients[:, where] = values
+    near(gradients, formed.mT @ x)
     near(side.gram(), formed @ formed.mT)
     matrix = torch.randn(WORDS, 5)
     near(side.along(matrix), formed @ matrix)

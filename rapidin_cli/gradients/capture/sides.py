@@ -50,6 +50,11 @@ class WideSide(ABC):
     def pieces(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield all numbers, piece by piece: where in O, and (B, T, n) float32."""
 
+    def gradients(self, x: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield d^T x for inputs x (B, T, I), piece by piece: where in O, and (B, n, I)."""
+        for where, values in self.pieces():
+            yield where, values.mT @ x
+
     @abstractmethod
     def sketched(self, sketch: Sketch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what a sketch of the last axis makes of it, (B, T, k), and d d^T, (B, T, T)."""

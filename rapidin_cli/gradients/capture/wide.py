@@ -239,6 +239,23 @@ class WordsSide(WideSide):
                 parts.append((self.ids[..., None] == words).float().mul_(self.sign))
             yield slice(first, last), torch.cat(parts, 1)
 
+    def gradients(self, x: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+        """See `WideSide.gradients`; what is looked up is added row by row."""
+        first = 0 if self.dense is None else self.dense.shape[1]
+        for start in range(0, self.size, PIECE):
+            where = slice(start, min(self.size, start + PIECE))
+            count = where.stop - where.start
+            if self.dense is not None:
+                made = self.dense.piece(where.start, where.stop).mT @ x[:, :first]
+            else:
+                made = x.new_zeros(len(x), count, x.shape[2])
+            if self.ids is not None:
+                here = (self.ids >= where.start) & (self.ids < where.stop)
+                rows = (x[:, first:] * here[..., None]) * self.sign
+                places = (self.ids - start).clamp(0, count - 1)[..., None].expand(rows.shape)
+                made.scatter_add_(1, places, rows)
+            yield where, made
+
     def sketched(self, sketch: Sketch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what a sketch of the last axis makes of it, (B, T, k), and d d^T, (B, T, T)."""
         parts: list[torch.Tensor] = []
@@ -294,9 +311,15 @@ class WordsSide(WideSide):
 
     def combined(self, factors: torch.Tensor) -> torch.Tensor:
         """Return factors d, (B, w, V), for factors (B, w, T)."""
-        made = factors.new_empty(len(factors), factors.shape[1], self.size)
-        for where, values in self.pieces():
-            made[..., where] = factors @ values
+        made = factors.new_zeros(len(factors), factors.shape[1], self.size)
+        first = 0 if self.dense is None else self.dense.shape[1]
+        if self.dense is not None:
+            for start in range(0, self.size, PIECE):
+                where = slice(start, min(self.size, start + PIECE))
+                made[..., where] = factors[..., :first] @ self.dense.piece(where.start, where.stop)
+        if self.ids is not None:
+            places = self.ids[:, None].expand(-1, factors.shape[1], -1)
+            made.scatter_add_(2, places, factors[..., first:] * self.sign)
         return made
 
     def columns(self, ids: torch.Tensor) -> torch.Tensor:

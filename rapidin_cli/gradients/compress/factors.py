@@ -181,7 +181,7 @@ class FactorMaker:
     ) -> None:
         """Do the same with one row after the other, so that its numbers may be kept."""
         pieces, hashed = self._pieces.get(number), _hashed(x, self._hashes[number][1])
-        parts = []
+        parts, norms = [], []
         for row in range(len(x)):
             some, side = slice(row, row + 1), d.pick(slice(row, row + 1)).kept()
             if pieces is None:
@@ -189,8 +189,9 @@ class FactorMaker:
             else:
                 narrow, _ = side.sketched(pieces)
                 parts.append(factors_of_pass(hashed[some], narrow, self._rank))
+            norms.append(ghost_norm(x[some], side))
         u, v = zip(*parts, strict=True)
-        self._put(number, (torch.cat(u), torch.cat(v)), ghost_norm(x, d), divisor)
+        self._put(number, (torch.cat(u), torch.cat(v)), torch.cat(norms), divisor)
 
     def add_matrix(self, number: int, gradient: torch.Tensor, divisor: torch.Tensor | None) -> None:
         """See `engine.Maker.add_matrix`."""
