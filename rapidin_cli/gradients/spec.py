@@ -27,7 +27,7 @@ class GradientSpec:
         seed: of all hashes, signs and permutations.
         layers: regular expression on module names (`re.search`); empty for all.
         capture: `all` that was trained, or the weights of `linear` layers alone, without what is
-            tied to an embedding: all that rin 0.1 captured.
+            tied to an embedding, which is what rin captured first.
         rounds: lambda, the rounds of row and column shuffling in `oporp`.
     """
 

@@ -65,7 +65,7 @@ def test_killed_in_every_stage_it_goes_on_to_the_same(tmp_path, labels):
             file.write(f'\n[curvature]\nlabels = "{labels}"\n')
     alone, _ = run(calm, 0)
     batches, layers = alone.count("b") // 2, alone.count("e")
-    assert (batches, layers) == (8, 14)
+    assert (batches, layers) == (8, 16)
     kept = folder / ".rin/curvature"
     run(folder, 0.1, "b" * 5)
     assert [path.name for path in kept.glob("*/[!.]*")] == ["pairs.sums"]
