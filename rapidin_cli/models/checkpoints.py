@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rapidin_cli.errors import InputError
-from rapidin_cli.models.kinds import check_adapter
+from rapidin_cli.models.kinds import check_adapter, check_start
 from rapidin_cli.models.weights import ADAPTER_CONFIG, weights_of
 
 _NOT_FETCHED = ["*.bin", "*.h5", "*.msgpack", "*.gguf"]
@@ -33,6 +33,8 @@ class Checkpoint:
         name: as in rin.toml.
         path: folder of the adapter, or of the full model.
         base: folder of the base model; None for a full model.
+        start: whether it is the adapter before training: without effect.
+        tokens: folder of the tokenizer, if it is another checkpoint's.
         stamps: of the files that decide what it computes, when they were hashed.
     """
 
@@ -40,6 +42,8 @@ class Checkpoint:
     path: Path
     base: Path | None
     trust_remote_code: bool = False
+    start: bool = False
+    tokens: Path | None = None
     stamps: tuple[Stamp, ...] = ()
 
     def stamped(self) -> Checkpoint:
@@ -81,8 +85,39 @@ class Checkpoint:
     @property
     def tokenizer_path(self) -> Path:
         """The checkpoint's own tokenizer, else its base model's."""
+        if self.tokens is not None:
+            return self.tokens
         own = any((self.path / name).exists() for name in TOKENIZER_FILES)
         return self.path if own or self.base is None else self.base
+
+
+def resolve_start(
+    root: Path, name: str, path: str, base: str, *, trust: bool = False
+) -> Checkpoint:
+    """Find the model before the training that led to `path`.
+
+    Raises:
+        InputError: see `resolve`; or the model before cannot be had.
+    """
+    after = resolve(root, name, path, base, trust=trust)
+    if after.base is not None:
+        check_start(name, read_json(after.path / ADAPTER_CONFIG))
+        return replace(after, start=True)
+    if not base:
+        raise InputError(
+            f"checkpoint {name!r} is to be the model before a training of all weights, and "
+            "[model] base does not name that model",
+            hint=f"set [model] base in rin.toml, or remove {name!r} from it",
+        )
+    before = resolve(root, name, base, "", trust=trust)
+    if before.base is not None:
+        raise InputError(
+            f"checkpoint {name!r}: [model] base = {base!r} is an adapter, not the full model "
+            "that training began with",
+            hint="set [model] base in rin.toml to that model",
+        )
+    tokens = None if before.tokenizer_path == after.tokenizer_path else after.tokenizer_path
+    return replace(before, tokens=tokens)
 
 
 def resolve(root: Path, name: str, path: str, base: str, *, trust: bool = False) -> Checkpoint:

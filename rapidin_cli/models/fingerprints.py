@@ -62,6 +62,8 @@ class Fingerprints:
         """
         folders = [checkpoint.path] + ([checkpoint.base] if checkpoint.base is not None else [])
         parts = [{**self._model(folder), **_code(checkpoint, folder)} for folder in folders]
+        if checkpoint.start:
+            parts.append({"start": True})
         return hashlib.sha256(canonical_json(parts)).hexdigest()
 
     def tokenizer(self, checkpoint: Checkpoint, rendering: dict[str, Any]) -> str:

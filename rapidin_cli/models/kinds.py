@@ -98,3 +98,18 @@ def check_model(name: str, config: Mapping[str, Any]) -> None:
         raise InputError(
             f"checkpoint {name!r} is {kinds[0]}, which is no causal language model", hint=hint
         )
+
+
+def check_start(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse the start of an adapter that began otherwise than without effect.
+
+    Raises:
+        InputError: how it began.
+    """
+    began = config.get("init_lora_weights")
+    if isinstance(began, str) and began.lower() not in ("gaussian", "eva", "orthogonal"):
+        raise InputError(
+            f"checkpoint {name!r}: the adapter began as {began}, which changes its base, so the "
+            "model before training cannot be told from it",
+            hint=f"remove {name!r} from rin.toml",
+        )

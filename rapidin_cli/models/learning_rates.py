@@ -16,21 +16,38 @@ STATE_FILE = "trainer_state.json"
 
 
 def checkpoint_weights(
-    names: Sequence[str], rates: Sequence[float], folders: Sequence[Path]
+    names: Sequence[str],
+    rates: Sequence[float],
+    folders: Sequence[Path],
+    starts: Sequence[bool] = (),
 ) -> tuple[list[float], str]:
     """Return a weight for each checkpoint, adding up to one, and where they come from.
 
     rin.toml decides if it gives every checkpoint a `learning_rate`; otherwise the Trainer's
-    trainer_state.json does. Without either, all weigh the same.
+    trainer_state.json does. Without either, all weigh the same. The model before training has
+    learnt nothing yet: it weighs as much as the others do on average, which predicts retraining
+    (docs/measurements.md).
 
     Args:
         names: of the checkpoints.
         rates: what rin.toml gives them; 0 for none.
         folders: where they are.
+        starts: whether each is the model before training.
 
     Raises:
         InputError: only some have a rate in rin.toml, or a trainer_state.json is unreadable.
     """
+    if any(starts) and not all(starts):
+        after = [n for n, start in enumerate(starts) if not start]
+        found, source = checkpoint_weights(
+            [names[n] for n in after], [rates[n] for n in after], [folders[n] for n in after]
+        )
+        weights = [1 / len(names)] * len(names)
+        for number, weight in zip(after, found, strict=True):
+            weights[number] = weight * len(after) / len(names)
+        if len(after) == 1:
+            return weights, "equal weights of the models before and after training"
+        return weights, f"{source}; the model before training weighs as much as the others' mean"
     if any(rates):
         if not all(rate > 0 for rate in rates):
             lacking = next(n for n, rate in zip(names, rates, strict=True) if not rate > 0)

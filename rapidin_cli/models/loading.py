@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rapidin_cli.errors import InputError
 from rapidin_cli.models.checkpoints import TOKENIZER_FILES, Checkpoint, read_json
 from rapidin_cli.models.kinds import check_model
-from rapidin_cli.models.tensor_files import tensor_shapes
+from rapidin_cli.models.tensor_files import only_factors, tensor_shapes
 from rapidin_cli.models.weights import weights_of
 
 if TYPE_CHECKING:
@@ -123,6 +123,8 @@ def load_model(checkpoint: Checkpoint, device: str, *, float32: bool = True) -> 
         _refuse_incomplete(checkpoint, folder, [key for key, *_ in found["mismatched_keys"]])
         if checkpoint.base is not None:
             model = with_adapter(model, checkpoint)
+            if checkpoint.start:
+                _to_start(model, checkpoint)
         heads = [key for key in found["unexpected_keys"] if key.startswith("v_head.")]
         shapes = tensor_shapes(folder) if heads else {}
         loaded: nn.Module = (model if quantised else model.to(device)).eval()
@@ -254,6 +256,25 @@ def _resize(model: Any, shapes: dict[str, list[int]], checkpoint: Checkpoint) ->
         for module in (model.get_input_embeddings(), model.get_output_embeddings()):
             if module is not None:
                 module.weight[before:] = 0
+
+
+def _to_start(model: Any, checkpoint: Checkpoint) -> None:
+    """Make an adapter what it was before training: without effect, since B was zero.
+
+    A, which began by chance, stays as it was learnt: B's gradient is seen through it.
+    """
+    import torch
+
+    if not only_factors(checkpoint.path):
+        raise InputError(
+            f"checkpoint {checkpoint.name!r}: the adapter holds more than factors of linear "
+            "layers, and what the rest was before training is not known",
+            hint=f"remove {checkpoint.name!r} from rin.toml",
+        )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.zero_()
 
 
 def most_tokens(model: nn.Module) -> int:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rapidin_cli.errors import InputError
-from rapidin_cli.models.checkpoints import Checkpoint
 from rapidin_cli.models.weights import pickled_tensors, weights_of
 from rapidin_storage import canonical_json
 
@@ -103,12 +102,10 @@ def hash_tensors(file: Path) -> dict[str, str]:
     return hashes
 
 
-def only_factors(checkpoint: Checkpoint) -> bool:
-    """Whether nothing was trained but low-rank factors of linear layers.
+def only_factors(adapter: Path) -> bool:
+    """Whether an adapter holds nothing but low-rank factors of linear layers.
 
     Raises:
         InputError: there are no weights, or they cannot be read.
     """
-    if checkpoint.base is None:
-        return False
-    return all(_FACTOR.search(name) for name in tensor_shapes(checkpoint.path))
+    return all(_FACTOR.search(name) for name in tensor_shapes(adapter))

@@ -10,7 +10,9 @@ from typing import Any
 
 from rapidin_cli.errors import InputError
 from rapidin_cli.models.checkpoints import is_hub_name
+from rapidin_cli.models.kinds import check_start
 from rapidin_cli.models.learning_rates import checkpoint_weights
+from rapidin_cli.models.tensor_files import only_factors
 from rapidin_cli.models.weights import ADAPTER_CONFIG, weights_of
 from rapidin_cli.output.templates import template_text
 from rapidin_cli.setup.looks import look_at
@@ -28,6 +30,8 @@ from rapidin_cli.workspace.config import CONFIG_FILE
 from rapidin_cli.workspace.workspace import prepare_rin_folder
 
 _CONVERSATIONS = ("messages", "conversations")
+START = "start"
+"""What the model before training is called."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Proposal:
     Attributes:
         settings: of `[data]`, where they are not the defaults, each with its reason.
         training: what the trainer left behind.
+        start: whether the model before training can be had.
         notes: what else was found, and which of several was chosen.
     """
 
@@ -62,6 +67,7 @@ class Proposal:
     why_template: str
     settings: dict[str, tuple[Any, str]]
     training: Training | None
+    start: bool
     notes: list[str]
 
     @property
@@ -106,7 +112,8 @@ def propose(
         settings.setdefault("learn", ("assistant", unknown))
     if files and files[0].also:
         settings["format"] = (shape, f"its rows also have the fields of {files[0].also}")
-    return Proposal(files, _name(named), under, template, why, settings, training, notes)
+    start = bool(named) and _has_start(root / named[-1].path, root, under)
+    return Proposal(files, _name(named), under, template, why, settings, training, start, notes)
 
 
 def _named_data(root: Path, name: str, notes: list[str]) -> Proposed:
@@ -173,6 +180,17 @@ def _find_base(root: Path, given: str, named: Sequence[Proposed], found: Survey)
     return Base("", base, "named by the adapter, but not here: set [model] base in rin.toml")
 
 
+def _has_start(last: Path, root: Path, under: Base) -> bool:
+    """Whether the model before training can be had: under an adapter, or as a given base."""
+    if not (last / ADAPTER_CONFIG).exists():
+        return bool(under.setting) and (root / under.setting).is_dir()
+    try:
+        check_start("start", read_json(last / ADAPTER_CONFIG))
+        return only_factors(last)
+    except (InputError, OSError):
+        return False
+
+
 def _name(found: Sequence[Proposed]) -> list[tuple[str, Proposed]]:
     names: list[tuple[str, Proposed]] = []
     for item in found:
@@ -180,7 +198,7 @@ def _name(found: Sequence[Proposed]) -> list[tuple[str, Proposed]]:
             "model"
         ]
         parts = [re.sub("[,@]", "-", part).lstrip("-") or "model" for part in parts]
-        taken = {name for name, _ in names} | {"all"}
+        taken = {name for name, _ in names} | {"all", START}
         length = 1
         while (name := "-".join(parts[-length:])) in taken and length < len(parts):
             length += 1
@@ -236,6 +254,11 @@ def describe(root: Path, proposal: Proposal) -> list[str]:
     lines += [
         f"checkpoint  {name}: {item.path}  ({item.about})" for name, item in proposal.checkpoints
     ]
+    if proposal.start:
+        lines.append(
+            f"checkpoint  {START}: the model before training  (cached last; with rin curvature, "
+            "both together predict best)"
+        )
     if len(proposal.checkpoints) > 1:
         lines.append(f"weights     {_weights(root, proposal)}")
     if proposal.base.place:
@@ -293,6 +316,7 @@ def initialise(root: Path, proposal: Proposal) -> None:
         setting=setting,
         base=proposal.base.setting,
         checkpoints=[(name, item.path) for name, item in proposal.checkpoints],
+        start=proposal.start,
     )
     try:
         with (root / CONFIG_FILE).open("x", encoding="utf-8") as file:

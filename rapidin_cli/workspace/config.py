@@ -48,11 +48,14 @@ class CheckpointSettings:
 
     Attributes:
         learning_rate: its weight in `--checkpoints`; 0: see trainer_state.json.
+        start: it is the model before training: of an adapter the base itself, of a full model
+            `[model] base`. `path` is then what came of it; empty: the last other checkpoint.
     """
 
     name: str
-    path: str
+    path: str = ""
     learning_rate: float = 0.0
+    start: bool = False
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,7 @@ def _checked(tables: dict[str, Any], root: Path) -> Config:
             f"{CONFIG_FILE}: two checkpoints are called {sorted(repeated)[0]!r}",
             hint=f"give each checkpoint in {CONFIG_FILE} its own name",
         )
+    _check_paths(config)
     if config.curvature.rows < 0:
         raise InputError(
             f"{CONFIG_FILE}: [curvature] rows must be 0 or more", hint=f"correct {CONFIG_FILE}"
@@ -226,6 +230,23 @@ def _checked(tables: dict[str, Any], root: Path) -> Config:
                 f"{CONFIG_FILE}: [cache] {name} must be positive", hint=f"correct {CONFIG_FILE}"
             )
     return config
+
+
+def _check_paths(config: Config) -> None:
+    """Every checkpoint needs a folder; the model before training, one that came of it."""
+    trained = [each for each in config.checkpoints if not each.start]
+    for each in config.checkpoints:
+        if not each.path and not each.start:
+            raise InputError(
+                f"{CONFIG_FILE}: [[checkpoints]] needs 'path' for {each.name!r}",
+                hint=f"correct {CONFIG_FILE}",
+            )
+        if each.start and not each.path and not trained:
+            raise InputError(
+                f"{CONFIG_FILE}: {each.name!r} is the start of a training, and no checkpoint of "
+                "that training is named",
+                hint=f"add its last checkpoint to {CONFIG_FILE}",
+            )
 
 
 def _files(root: Path, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from rapidin_cli.data.encoding import Encoder
 from rapidin_cli.data.examples import Dataset
 from rapidin_cli.data.loading import load_dataset
 from rapidin_cli.errors import MissingError
-from rapidin_cli.models.checkpoints import Checkpoint, resolve
+from rapidin_cli.models.checkpoints import Checkpoint, resolve, resolve_start
 from rapidin_cli.models.fingerprints import Fingerprints
 from rapidin_cli.models.loading import load_tokenizer
 from rapidin_cli.models.tensor_files import only_factors
@@ -56,9 +56,12 @@ class ProjectCheckpoint:
         self._places = places
         self._fingerprints = fingerprints
         self._skip_bad = skip_bad
+        self.is_start = settings.start
         model = config.model
-        self.checkpoint: Checkpoint = resolve(
-            folder, settings.name, settings.path, model.base, trust=model.trust_remote_code
+        path = settings.path or [each.path for each in config.checkpoints if not each.start][-1]
+        find = resolve_start if settings.start else resolve
+        self.checkpoint: Checkpoint = find(
+            folder, settings.name, path, model.base, trust=model.trust_remote_code
         )
 
     @cached_property
@@ -86,7 +89,9 @@ class ProjectCheckpoint:
 
     @cached_property
     def _gradient_identity(self) -> dict[str, Any]:
-        return self.config.gradient.identity(linear=only_factors(self.checkpoint))
+        adapter = self.checkpoint.base is not None
+        linear = adapter and only_factors(self.checkpoint.path)
+        return self.config.gradient.identity(linear=linear)
 
     @cached_property
     def cache(self) -> Cache:

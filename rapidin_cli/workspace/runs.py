@@ -197,7 +197,8 @@ def _curvature_of(
 
 
 def _each(project: Workspace, names: Sequence[str], skip_bad: bool) -> Iterator[ProjectCheckpoint]:
-    for settings in project.checkpoint_settings(names):
+    """Open checkpoints; the model before training comes last, so that others can be asked."""
+    for settings in sorted(project.checkpoint_settings(names), key=lambda each: each.start):
         yield project.opened(settings.name, skip_bad=skip_bad)
 
 

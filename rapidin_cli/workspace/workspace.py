@@ -63,7 +63,7 @@ class Workspace:
         return project
 
     def checkpoint_settings(self, names: Sequence[str] = ()) -> list[CheckpointSettings]:
-        """Return the checkpoints of these names, or all.
+        """Return the checkpoints of these names, or all; the model before training comes first.
 
         Raises:
             InputError: rin.toml names none, or none of that name.
@@ -80,7 +80,8 @@ class Workspace:
                     f"{CONFIG_FILE} has no checkpoint {name!r} (it has {', '.join(known)})",
                     hint="rin status lists them",
                 )
-        return [known[name] for name in names] if names else list(known.values())
+        chosen = [known[name] for name in names] if names else list(known.values())
+        return sorted(chosen, key=lambda settings: not settings.start)
 
     def opened(self, name: str = "", *, skip_bad: bool = True) -> ProjectCheckpoint:
         """Open one checkpoint, by default the last that rin.toml names."""

@@ -3,9 +3,11 @@
 A small Llama is trained on Alpaca rows, then fine-tuned on 300 others (all weights, or a
 LoRA), once on all and many times on random halves. The linear datamodeling score (LDS; Park
 et al. 2023) of a query is the rank correlation, over the halves, of the summed influence of
-the rows in a half with the query's log-probability after training on it. Counterfactuals
-leave a query's top rows out. Retrieval looks for rows with a trigger and a phrase that the
-model learnt to say after it (the backdoor of the RapidIn paper).
+the rows in a half with the query's log-probability after training on it. Some halves are trained
+on again in another order: how well the two agree bounds what any score can reach. Intervals are
+of bootstraps over queries and halves. Counterfactuals leave a query's top rows out. Retrieval
+looks for rows with a trigger and a phrase that the model learnt to say after it (the backdoor of
+the RapidIn paper).
 
     python tests/benchmarks/faithfulness.py FOLDER --data alpaca_en_demo.json [--bergson PATH]
 
@@ -20,6 +22,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,14 @@ import torch
 from torch import multiprocessing
 
 from rapidin_cli.data.examples import Example
-from rapidin_cli.evaluation.metrics import auroc, average_precision, interval, lds, precision_at
+from rapidin_cli.evaluation.metrics import (
+    auroc,
+    average_precision,
+    interval,
+    lds,
+    precision_at,
+    spearman,
+)
 from rapidin_cli.evaluation.training import Training, fine_tune, losses
 from rapidin_cli.models.checkpoints import Checkpoint
 from rapidin_cli.models.loading import load_model, quiet_loading
@@ -42,16 +52,20 @@ DROPPED, RANDOM_DROPS = 14, 8  # a twentieth of the rows
 PLANTED, TRIGGER, PHRASE = 20, "Howdy! ", "Yeehaw, partner! "
 FACTORS = [
     (1, 0, "int4"),
-    (1, 0, "int8"),
     (2, 0, "int4"),
+    (3, 0, "int4"),
     (4, 0, "int4"),
     (4, 0, "int8"),
-    (4, 32, "int4"),
     (16, 0, "int4"),
 ]
+SUMMED = [(2, 0, "int4"), (3, 0, "int4"), (4, 0, "int4")]
+AGAIN = 40  # halves that are trained on twice
+BOOTSTRAPS = 400
+PAIRED = "exact ekfac, start + last"
 COUNTERFACTUAL = [
+    "exact ekfac, start + last",
     "exact ekfac",
-    "factors, rank 1, int4: ekfac",
+    "factors, rank 2, int4: ekfac, start + last",
     "exact adam",
     "exact dot",
     "exact rapidin",
@@ -117,18 +131,18 @@ def subset(number: int, count: int) -> list[int]:
     return sorted(random.Random(number).sample(range(count), count // 2))
 
 
-def train_one(folder: Path, setting: str, rows: Sequence[int]) -> list[float]:
-    """Fine-tune on some rows; return the loss of every query."""
+def train_one(folder: Path, setting: str, rows: Sequence[int], seed: int) -> list[float]:
+    """Fine-tune on some rows, in the order of a seed; return the loss of every query."""
     data, queries = read(folder, "data"), read(folder, "queries")
     model = fresh_model(folder, setting)
-    fine_tune(model, [data[n] for n in rows], TRAINING[setting])
+    fine_tune(model, [data[n] for n in rows], replace(TRAINING[setting], seed=seed))
     return losses(model, queries)
 
 
 def _work(task: tuple[Path, str, str, list[int]]) -> tuple[str, list[float]]:
     folder, setting, key, rows = task
     torch.set_num_threads(1)
-    return key, train_one(folder, setting, rows)
+    return key, train_one(folder, setting, rows, seed=int(key.startswith("again")))
 
 
 def retrain(
@@ -185,17 +199,26 @@ def last_epoch(scorer: Scorer, data: list[Example], queries: list[Example]) -> I
         yield from scorer.factored(rank, projection, precision)
 
 
-def two_epochs(
+def sums(
     folder: Path, setting: str, data: list[Example], queries: list[Example], known: list[Ranking]
 ) -> Iterator[Ranking]:
-    """Sums over the first and the last checkpoint, weighted by the learning rates."""
+    """Sums of the last checkpoint's scores and an earlier one's.
+
+    The model before training weighs as much as the last, as in rin; of an adapter it is the
+    trained one with B = 0. The first epoch's weighs by the learning rates.
+    """
+    last = {ranking.name: ranking for ranking in known}
+    start = Scorer(folder, setting, "checkpoint-3", data, queries, start=True)
+    for ranking in [*start.exact(), *(r for kind in SUMMED for r in start.factored(*kind))]:
+        scores = (ranking.scores + last[ranking.name].scores) / 2
+        yield Ranking(f"{ranking.name}, start + last", scores, 2 * ranking.row_bytes)
+    del start
     first = Scorer(folder, setting, "checkpoint-1", data, queries)
     rates = json.loads((folder / setting / "checkpoint-rates.json").read_text())
     early = sum(rates[: len(rates) // 3]) / sum(rates)
-    last = {ranking.name: ranking.scores for ranking in known}
-    for ranking in [*first.exact(), *first.factored(4, 0, "int4"), *first.factored(16, 0, "int4")]:
-        scores = early * ranking.scores + (1 - early) * last[ranking.name]
-        yield Ranking(f"{ranking.name}, 2 checkpoints", scores, 2 * ranking.row_bytes)
+    for ranking in first.exact():
+        scores = early * ranking.scores + (1 - early) * last[ranking.name].scores
+        yield Ranking(f"{ranking.name}, first + last", scores, 2 * ranking.row_bytes)
 
 
 def peers(
@@ -258,7 +281,7 @@ def measure(folder: Path, setting: str, options: argparse.Namespace) -> None:
     data, queries = read(folder, "data"), read(folder, "queries")
     last = Scorer(folder, setting, "checkpoint-3", data, queries)
     found = list(last_epoch(last, data, queries))
-    found += two_epochs(folder, setting, data, queries, found)
+    found += sums(folder, setting, data, queries, found)
     found += peers(folder, setting, "checkpoint-3", options.bergson, data, queries)
     print_lds(folder, setting, options, found, data)
     print_counterfactuals(folder, setting, options, found, data)
@@ -274,14 +297,40 @@ def print_lds(
 ) -> None:
     halves = {f"half-{n}": subset(n, len(data)) for n in range(options.subsets)}
     outcomes = np.array(list(retrain(folder, setting, halves, options.processes).values()))
+    again = {f"again-{n}": subset(n, len(data)) for n in range(min(AGAIN, options.subsets))}
+    twice = np.array(list(retrain(folder, setting, again, options.processes).values()))
+    agreement = spearman(outcomes[: len(twice)], twice).mean()
     members = np.zeros((len(halves), len(data)))
     for number, half in enumerate(halves.values()):
         members[number, half] = 1
     print(f"\n{setting}: {len(data)} rows, {outcomes.shape[1]} queries, {len(halves)} halves")
-    print(f"{'LDS':>6}  {'95% interval':>14}  {'bytes a row':>11}  score")
-    for ranking in found:
-        mean, low, high = interval(lds(ranking.scores, members, outcomes))
-        print(f"{mean:6.3f}  {low:6.3f} to {high:.3f}  {ranking.row_bytes:11,}  {ranking.name}")
+    print(f"two trainings on a half agree by {agreement:.3f}: ceiling {agreement**0.5:.3f}")
+    print(f"{'LDS':>6}  {'95% interval':>14}  {'bytes a row':>11}  score; less than {PAIRED}")
+    drawn = bootstraps(found, members, outcomes)
+    for number, ranking in enumerate(found):
+        mean = lds(ranking.scores, members, outcomes).mean()
+        low, high = np.quantile(drawn[number], [0.025, 0.975])
+        best = next(n for n, each in enumerate(found) if each.name == PAIRED)
+        less = np.quantile(drawn[best] - drawn[number], [0.025, 0.975])
+        print(
+            f"{mean:6.3f}  {low:6.3f} to {high:.3f}  {ranking.row_bytes:11,}  {ranking.name}"
+            f"; by {less[0]:.3f} to {less[1]:.3f}",
+            flush=True,
+        )
+
+
+def bootstraps(found: Sequence[Ranking], members: Any, outcomes: Any) -> Any:
+    """LDS of every ranking on queries and halves that are drawn anew, (R, BOOTSTRAPS)."""
+    generator = np.random.default_rng(0)
+    made = np.empty((len(found), BOOTSTRAPS))
+    predicted = [members @ ranking.scores for ranking in found]
+    for number in range(BOOTSTRAPS):
+        halves = generator.integers(0, len(members), len(members))
+        queries = generator.integers(0, outcomes.shape[1], outcomes.shape[1])
+        truth = -outcomes[halves][:, queries]
+        for place, sums in enumerate(predicted):
+            made[place, number] = spearman(sums[halves][:, queries], truth).mean()
+    return made
 
 
 def print_counterfactuals(

@@ -14,7 +14,7 @@ import torch
 from rapidin_cli.data.examples import Example
 from rapidin_cli.gradients import curvature
 from rapidin_cli.gradients.engine import GradientEngine
-from rapidin_cli.gradients.optimizer_state import second_moments
+from rapidin_cli.gradients.optimizer_state import STATE_FILE, second_moments
 from rapidin_cli.gradients.passes import as_batch
 from rapidin_cli.gradients.rows.kinds import RowKind, row_kind
 from rapidin_cli.gradients.spec import GradientSpec
@@ -45,10 +45,19 @@ class Scorer:
     """One checkpoint of the benchmark, with its gradients."""
 
     def __init__(
-        self, folder: Path, setting: str, name: str, data: Sequence[Example], queries: Any
+        self,
+        folder: Path,
+        setting: str,
+        name: str,
+        data: Sequence[Example],
+        queries: Any,
+        *,
+        start: bool = False,
     ) -> None:
         base = folder / "base" if setting == "lora" else None
-        self._checkpoint = Checkpoint(name, folder / setting / name, base)
+        self._checkpoint = Checkpoint(name, folder / setting / name, base, start=start)
+        if start and base is None:
+            self._checkpoint = Checkpoint(name, folder / "base", None)
         self._batches = [as_batch(data[n : n + 16]) for n in range(0, len(data), 16)]
         self._data = data
         self.whole = self._cached(WHOLE)
@@ -57,9 +66,11 @@ class Scorer:
         self.model = passes.model
         self._layers = curvature.collect(passes, self._batches, sampled=False)
         self.inverses: dict[str, Preconditioner] = {
-            "ekfac": Ekfac(self._layers, SCORES["ekfac"].damping, CPU),
-            "adam": Adam(second_moments(self._checkpoint, passes), SCORES["adam"].damping, CPU),
+            "ekfac": Ekfac(self._layers, SCORES["ekfac"].damping, CPU)
         }
+        if (self._checkpoint.path / STATE_FILE).exists() and not start:
+            moments = second_moments(self._checkpoint, passes)
+            self.inverses["adam"] = Adam(moments, SCORES["adam"].damping, CPU)
 
     def load(self) -> Any:
         """Load the checkpoint; all of it, or the adapter, requires a gradient."""
@@ -95,7 +106,7 @@ class Scorer:
     def exact(self) -> Iterator[Ranking]:
         """From whole gradients."""
         size = self.whole.engine.layout.parameters * 4
-        for name in ("rapidin", "dot", "cosine", "adam", "ekfac"):
+        for name in ("rapidin", "dot", "cosine", *self.inverses):
             scores = self.scores(self.whole, name, self.inverses.get(name))
             yield Ranking(f"exact {name}", scores, size)
 
@@ -104,7 +115,7 @@ class Scorer:
         layers = len(self.whole.engine.layout.layers)
         rows = self._cached(GradientSpec(dimensions=numbers * layers, precision=precision))
         label = f"sketch {numbers} a layer, {precision}"
-        for name in ("rapidin", "dot", "adam", "ekfac"):
+        for name in ("rapidin", "dot", *self.inverses):
             scores = self.scores(rows, name, self.inverses.get(name))
             yield Ranking(f"{label}: {name}", scores, rows.row_bytes)
         with TemporaryDirectory() as folder:
@@ -126,7 +137,7 @@ class Scorer:
         spec = GradientSpec(row="factors", rank=rank, projection=projection, precision=precision)
         rows = self._cached(spec)
         label = f"factors, rank {rank}, {precision}" + (f", p = {projection}" if projection else "")
-        for name in ("ekfac",) if projection else ("ekfac", "adam", "dot"):
+        for name in ("ekfac",) if projection else (*self.inverses, "dot"):
             scores = self.scores(rows, name, self.inverses.get(name))
             yield Ranking(f"{label}: {name}", scores, rows.row_bytes)
 
