@@ -13,6 +13,7 @@ from typing import Any
 from rapidin_cli.errors import InputError
 
 STATE_FILE = "trainer_state.json"
+UNKNOWN = "equal weights: no learning rates are known"
 
 
 def checkpoint_weights(
@@ -64,7 +65,7 @@ def checkpoint_weights(
         spent = _spent(steps, whole["log_history"])
         if spent and all(rate > 0 for rate in spent):
             return _shares(spent), f"the learning rates in {STATE_FILE}"
-    return _shares([1.0] * len(names)), "equal weights: no learning rates are known"
+    return _shares([1.0] * len(names)), UNKNOWN
 
 
 def _state(path: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from rapidin_cli.data.examples import Dataset
 from rapidin_cli.influence.lexical import MOST_TEXT
 from rapidin_cli.influence.score import SCORES, SIGN
 from rapidin_cli.influence.session import Answered
+from rapidin_cli.models.learning_rates import UNKNOWN
 from rapidin_cli.output.version import __version__
 from rapidin_cli.report.view import make_report, query_view, short
 
@@ -100,7 +101,7 @@ def _warnings(asked: Answered) -> Iterator[str]:
             f"shared words (BM25) were not compared: the data has more than "
             f"{MOST_TEXT >> 20:,} MB of text"
         )
-    if len(asked.members) > 1 and asked.weights_source.startswith("equal"):
+    if len(asked.members) > 1 and UNKNOWN in asked.weights_source:
         yield f"{asked.weights_source}: set learning_rate in [[checkpoints]] of rin.toml"
     if any(a.exact is not None and not a.exact.forward_mode for a in asked.answers):
         yield (
