@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,9 @@ Planted = Annotated[str, opt("REGEX", "Matches the ids of the rows that should b
 Found = Annotated[int, opt("K", "The k of precision at k.", min=1)]
 Subsets = Annotated[int, opt("N", "Random halves to train on.", min=3)]
 Dropped = Annotated[int, opt("N", "Rows to leave out.", min=1)]
+Unlearnt = Annotated[int, opt("N", "Rows to unlearn.", min=1)]
+Steps = Annotated[int, opt("N", "Steps uphill.", min=1)]
+Rate = Annotated[float, opt("X", "What a weight moves in a step.", min=0)]
 Repeats = Annotated[int, opt("N", "Random drops to compare with.", min=1)]
 
 
@@ -112,6 +116,37 @@ def counterfactual(
     from rapidin_cli.evaluation.evaluate import counterfactual as run
 
     opened, plan = _plan(context, queries, checkpoint, scores, exact, device, workers)
+    _show(lambda progress: run(opened, plan, top, repeats, progress), as_json, html, force)
+
+
+def unlearn(
+    context: typer.Context,
+    queries: Queries,
+    top: Unlearnt = 10,
+    repeats: Repeats = 5,
+    steps: Steps = 3,
+    rate: Rate = 1e-4,
+    checkpoint: Checkpoint = "",
+    scores: Scores = "",
+    exact: Exact = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
+    html: Html = None,
+    force: Force = False,
+) -> None:
+    """Unlearn the top rows of each score: how far does the query's loss rise? No training.
+
+    A few steps uphill on the rows, on the checkpoint itself, which is not changed. The score
+    unlearn is the other way around: how far a row's loss rises as the query is unlearnt.
+
+    Examples:
+        rin evaluate unlearn --queries queries.jsonl --scores ekfac,unlearn,bm25
+    """
+    from rapidin_cli.evaluation.evaluate import unlearning as run
+    from rapidin_cli.evaluation.unlearning import Ascent
+
+    opened, plan = _plan(context, queries, checkpoint, scores, exact, device, 1)
+    plan = replace(plan, ascent=Ascent(steps, rate))
     _show(lambda progress: run(opened, plan, top, repeats, progress), as_json, html, force)
 
 

@@ -101,7 +101,7 @@ add_group(
     "Act",
     "evaluate",
     "Measure how good the scores are on this model and data.",
-    [evaluate.retrieval, evaluate.lds, evaluate.counterfactual],
+    [evaluate.retrieval, evaluate.lds, evaluate.counterfactual, evaluate.unlearn],
 )
 add(app, "Share", [transfer.push, transfer.pull])
 add_group(

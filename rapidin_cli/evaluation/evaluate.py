@@ -1,8 +1,8 @@
 """`rin evaluate`: does influence find planted rows, and predict the effect of retraining?"""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,19 +11,24 @@ from rapidin_cli.data.examples import Example
 from rapidin_cli.errors import InputError, MissingError, UsageError
 from rapidin_cli.evaluation import metrics
 from rapidin_cli.evaluation.retraining import Retrainer
+from rapidin_cli.evaluation.unlearning import Ascent, Unlearner
 from rapidin_cli.gradients.optimizer_state import has_second_moments
 from rapidin_cli.influence.lexical import Lexical
 from rapidin_cli.influence.loaded_checkpoint import LoadedCheckpoint
 from rapidin_cli.influence.options import Options
 from rapidin_cli.influence.queries import Query, Question
 from rapidin_cli.influence.score import SCORES
+from rapidin_cli.models.loading import load_model
 from rapidin_cli.output.stages import StageProgress
 from rapidin_cli.output.version import __version__
+from rapidin_cli.work.devices import choose_devices
 from rapidin_cli.workspace.project_checkpoint import ProjectCheckpoint
 
 Array = np.ndarray[Any, Any]
 
 BASELINES = ("bm25", "random")
+UNLEARNING = "unlearn"
+"""The rise of a row's loss as the query is unlearnt, as a score of the row."""
 SCHEMA = "rin.evaluation/1"
 
 
@@ -37,6 +42,7 @@ class Plan:
         exact: score all rows from whole gradients instead of cached rows.
         device: `auto`, `cpu` or `cuda:N`.
         workers: trainings at a time.
+        ascent: how `UNLEARNING` unlearns.
     """
 
     questions: Sequence[Question]
@@ -44,6 +50,7 @@ class Plan:
     exact: bool = False
     device: str = "auto"
     workers: int = 1
+    ascent: Ascent = field(default_factory=Ascent)
 
 
 class Evaluation:
@@ -60,7 +67,7 @@ class Evaluation:
         self._score()
 
     def _choose(self) -> list[str]:
-        known = [*SCORES, *BASELINES]
+        known = [*SCORES, *BASELINES, UNLEARNING]
         for name in self._plan.scores:
             if name not in known:
                 raise UsageError(
@@ -94,12 +101,12 @@ class Evaluation:
             batch_tokens=self.opened.config.cache.batch_tokens,
         )
         self.queries = [loaded.query(question, options) for question in self._plan.questions]
-        columns: dict[str, list[Array]] = {name: [] for name in self._names}
+        columns: dict[str, list[Array]] = {n: [] for n in self._names if n != UNLEARNING}
         lexical = Lexical(self.examples) if "bm25" in self._names else None
         generator = np.random.default_rng(0)
         for number, query in enumerate(self.queries):
             self._progress("scores", number, len(self.queries))
-            for name in self._names:
+            for name in columns:
                 if name == "random":
                     columns[name].append(generator.standard_normal(len(self.examples)))
                 elif name == "bm25":
@@ -107,7 +114,37 @@ class Evaluation:
                     columns[name].append(lexical.scores(query.example))
                 else:
                     columns[name].append(self._column(loaded, query, replace(options, score=name)))
-        self.scores = {name: np.stack(found, 1) for name, found in columns.items()}
+        del loaded  # one model at a time
+        if UNLEARNING in self._names:
+            columns[UNLEARNING] = list(self._unlearnt())
+        self.scores = {name: np.stack(columns[name], 1) for name in self._names}
+
+    def _unlearnt(self) -> Iterator[Array]:
+        """How far every example's loss rises as a query is unlearnt; query by query."""
+        unlearner = self.unlearner()
+        for number, query in enumerate(self.queries):
+            self._progress("unlearning", number, len(self.queries))
+            yield np.array(unlearner.rises([query.example], self.examples))
+
+    def unlearner(self) -> Unlearner:
+        """Return what unlearns examples, on a model of its own.
+
+        Raises:
+            InputError: a query is a contrast, which has no single loss.
+        """
+        self._refuse_contrasts("unlearn")
+        model = load_model(self.opened.stamped, self._device())
+        return Unlearner(model, self._plan.ascent)
+
+    def _refuse_contrasts(self, what: str) -> None:
+        if any(query.contrast is not None for query in self.queries):
+            raise InputError(
+                f"a query with a contrast has no single loss to {what}", hint="remove the contrast"
+            )
+
+    def _device(self) -> str:
+        device = self._plan.device
+        return choose_devices("auto", 1)[0][0] if device == "auto" else device
 
     def _column(self, loaded: LoadedCheckpoint, query: Query, options: Options) -> Array:
         if self._plan.exact:
@@ -119,17 +156,9 @@ class Evaluation:
 
     def retrainer(self) -> Retrainer:
         """Return what retrains on parts of the examples."""
-        if any(query.contrast is not None for query in self.queries):
-            raise InputError(
-                "a query with a contrast has no single loss to predict", hint="remove the contrast"
-            )
-        device = self._plan.device
-        if device == "auto":
-            from rapidin_cli.work.devices import choose_devices
-
-            device = choose_devices("auto", 1)[0][0]
+        self._refuse_contrasts("predict")
         examples = [query.example for query in self.queries]
-        return Retrainer(self.opened, examples, device, self._plan.workers)
+        return Retrainer(self.opened, examples, self._device(), self._plan.workers)
 
     def report(self, kind: str, results: Mapping[str, Mapping[str, Any]], **facts: Any) -> Any:
         """Return the outcome (`rin.evaluation/1`)."""
@@ -256,3 +285,46 @@ def counterfactual(
     drops = np.array([found[f"random {number}"] for number in range(repeats)])
     results["random"] = {"loss rise": (drops.mean(0) - whole).tolist()}
     return evaluation.report("counterfactual", results, trainings=len(tasks), dropped=top)
+
+
+def unlearning(
+    opened: ProjectCheckpoint, plan: Plan, top: int, repeats: int, progress: StageProgress
+) -> Any:
+    """Unlearn each score's `top` rows of a query, and see the query's loss rise.
+
+    It takes seconds where `counterfactual` takes a training, and is not one: see `unlearning`.
+
+    Args:
+        repeats: random sets of rows; their mean is the score `random`.
+    """
+    names = [name for name in plan.scores if name != "random"]
+    evaluation = Evaluation(opened, replace(plan, scores=names), progress)
+    scores = {name: s for name, s in evaluation.scores.items() if name != "random"}
+    examples, queries = evaluation.examples, [query.example for query in evaluation.queries]
+    if not 0 < top < len(examples):
+        raise UsageError(
+            f"--top {top}: there are only {len(examples):,} examples", hint="use a lower one"
+        )
+    unlearner = evaluation.unlearner()
+    done, total = 0, repeats + len(scores) * len(queries)
+
+    def rises(rows: Sequence[int], others: Sequence[Example]) -> list[float]:
+        nonlocal done
+        progress("unlearning rows", done, total)
+        done += 1
+        return unlearner.rises([examples[row] for row in rows], others)
+
+    results = {
+        name: {
+            "loss rise": [
+                rises(np.argsort(-column, kind="stable")[:top].tolist(), [query])[0]
+                for column, query in zip(values.T, queries, strict=True)
+            ]
+        }
+        for name, values in scores.items()
+    }
+    drawn = [random.Random(number).sample(range(len(examples)), top) for number in range(repeats)]
+    chance = np.array([rises(rows, queries) for rows in drawn])
+    results["random"] = {"loss rise": chance.mean(0).tolist()}
+    facts = {"unlearnt": top, "steps": plan.ascent.steps, "rate": plan.ascent.rate}
+    return evaluation.report("unlearn", results, **facts)

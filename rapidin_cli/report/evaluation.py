@@ -19,6 +19,7 @@ _TITLES = {
     "lds": "LDS: rank correlation of summed influence with the effect of training on random halves",
     "counterfactual": "Rise in the query's loss (nats) when a score's top rows are left out",
     "retrieval": "Ranking of the planted rows",
+    "unlearn": "Rise in the query's loss (nats) as a score's top rows are unlearnt",
 }
 
 
@@ -35,14 +36,24 @@ def facts(found: View) -> str:
         parts.append(console.count(found["trainings"], "training"))
     if "dropped" in found:
         parts.append(f"{found['dropped']:,} rows left out")
+    if "unlearnt" in found:
+        steps = console.count(found["steps"], "step")
+        parts.append(f"{found['unlearnt']:,} rows unlearnt in {steps} of {found['rate']:g}")
     if "planted" in found:
         parts.append(f"{found['planted']:.1%} of the rows are planted")
     parts.append("scores from whole gradients" if found["exact"] else f"rows: {found['row']}")
     return ", ".join(parts)
 
 
+NOT_A_TRAINING = (
+    "unlearning pushes the weights of now and trains nothing anew: rin evaluate counterfactual does"
+)
+
+
 def show(found: View) -> None:
     """Print it."""
+    if found["kind"] == "unlearn":
+        console.warn(NOT_A_TRAINING)
     console.data(Text(f"{title(found)}\n{visible(facts(found))}"))
     for number, measure in enumerate(found["scores"][0]["measures"]):
         rows = sorted(

@@ -304,19 +304,16 @@ def print_lds(
     for number, half in enumerate(halves.values()):
         members[number, half] = 1
     print(f"\n{setting}: {len(data)} rows, {outcomes.shape[1]} queries, {len(halves)} halves")
+    best = next(n for n, each in enumerate(found) if each.name == PAIRED)
     print(f"two trainings on a half agree by {agreement:.3f}: ceiling {agreement**0.5:.3f}")
     print(f"{'LDS':>6}  {'95% interval':>14}  {'bytes a row':>11}  score; less than {PAIRED}")
     drawn = bootstraps(found, members, outcomes)
     for number, ranking in enumerate(found):
         mean = lds(ranking.scores, members, outcomes).mean()
         low, high = np.quantile(drawn[number], [0.025, 0.975])
-        best = next(n for n, each in enumerate(found) if each.name == PAIRED)
         less = np.quantile(drawn[best] - drawn[number], [0.025, 0.975])
-        print(
-            f"{mean:6.3f}  {low:6.3f} to {high:.3f}  {ranking.row_bytes:11,}  {ranking.name}"
-            f"; by {less[0]:.3f} to {less[1]:.3f}",
-            flush=True,
-        )
+        text = f"{mean:6.3f}  {low:6.3f} to {high:.3f}  {ranking.row_bytes:11,}  {ranking.name}"
+        print(f"{text}; by {less[0]:.3f} to {less[1]:.3f}", flush=True)
 
 
 def bootstraps(found: Sequence[Ranking], members: Any, outcomes: Any) -> Any:

@@ -6,9 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from rapidin_cli import Project
+from rapidin_cli.evaluation.training import losses
+from rapidin_cli.evaluation.unlearning import Ascent, Unlearner
+from rapidin_cli.gradients.passes import as_batch
 from tests.support import tiny
+from tests.support.examples import EXAMPLES
 from tests.support.forked import rin
 
 QUERIES = [
@@ -93,6 +98,40 @@ def test_what_is_left_out_is_what_a_score_names(copied):
     assert found["trainings"] == 1 + 2 + 2 * 2
     for score in found["scores"]:
         assert len(score["measures"][0]["values"]) == 2
+
+
+def test_a_step_uphill_is_that_of_the_gradients_signs():
+    model = tiny.lora(tiny.llama())
+    trained = [p for p in model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in trained]
+    unlearnt, others = EXAMPLES[:2], EXAMPLES[2:]
+    found = Unlearner(model, Ascent(steps=1, rate=1e-3)).rises(unlearnt, others)
+    assert all(torch.equal(p, value) for p, value in zip(trained, before, strict=True))
+    start = losses(model, others)
+    for item in unlearnt:  # the gradient of a sum is the sum of the gradients
+        batch = as_batch([item])
+        logits = model(input_ids=batch.input_ids).logits[0, :-1]
+        torch.nn.functional.cross_entropy(logits, batch.labels[0, 1:], reduction="sum").backward()
+    with torch.no_grad():
+        for parameter in trained:
+            parameter += 1e-3 * parameter.grad.sign()
+    expected = [b - a for a, b in zip(start, losses(model, others), strict=True)]
+    assert found == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_what_is_unlearnt_is_what_the_query_needed(copied):
+    found = evaluated(copied, "unlearn", "--top", "2", "--repeats", "2", "--scores", "dot,unlearn")
+    assert [score["name"] for score in found["scores"]] == ["dot", "unlearn", "random"]
+    means = {score["name"]: score["measures"][0]["mean"] for score in found["scores"]}
+    assert means["dot"] > means["random"]
+    assert means["unlearn"] > means["random"]
+    shown = rin(copied, "evaluate", "unlearn", "--queries", "queries.jsonl", "--scores", "unlearn")
+    assert shown.returncode == 0, shown.stderr
+    assert "trains nothing anew" in shown.stderr
+    ranked = evaluated(
+        copied, "retrieval", "--planted", r":(1|2)$", "--top", "4", "--scores", "unlearn,random"
+    )
+    assert ranked["scores"][0]["name"] == "unlearn"
 
 
 def test_the_users_own_training_command(copied):
