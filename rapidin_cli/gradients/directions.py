@@ -115,6 +115,47 @@ class LayerGradient:
         return LayerGradient(self.x[rows], d, matrix)
 
 
+@dataclass(frozen=True)
+class PackedMatrix:
+    """Directions as matrices in half precision.
+
+    What it loses is as small as what float32 loses in a pass: errors of many numbers cancel.
+
+    Attributes:
+        values: (B, O, I) float16. scales: (B,), what they are times.
+    """
+
+    values: torch.Tensor
+    scales: torch.Tensor
+
+    @classmethod
+    def of(cls, matrices: torch.Tensor) -> PackedMatrix:
+        """Pack (B, O, I)."""
+        scales = matrices.abs().amax((1, 2)).clamp_min(1e-30)
+        return cls((matrices / scales[:, None, None]).half(), scales)
+
+    def along(self, inputs: torch.Tensor, part: slice | None = None) -> torch.Tensor:
+        """See `Direction.along`."""
+        some = self.values if part is None else self.values[:, part]
+        return inputs @ _shared(some.float()).mT * self.scales[:, None, None]
+
+    def of_words(self, ids: torch.Tensor) -> torch.Tensor:
+        """See `Direction.of_words`."""
+        return taken(self.values, ids).float() * self.scales[:, None, None]
+
+    def dense(self) -> torch.Tensor:
+        """See `Direction.dense`."""
+        return self.values.float() * self.scales[:, None, None]
+
+    def scaled(self, factors: torch.Tensor) -> PackedMatrix:
+        """See `Direction.scaled`."""
+        return PackedMatrix(self.values, self.scales * factors.to(self.scales.device))
+
+    def pick(self, rows: slice) -> PackedMatrix:
+        """See `Direction.pick`."""
+        return self if len(self.values) == 1 else PackedMatrix(self.values[rows], self.scales[rows])
+
+
 def _shared(matrices: torch.Tensor) -> torch.Tensor:
     """A batch of one as a plain matrix: one product instead of B."""
     return matrices[0] if len(matrices) == 1 else matrices

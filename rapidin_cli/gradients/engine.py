@@ -49,8 +49,8 @@ QUERY_RANK = 16
 # Floats of directions that are made at a time.
 _PROBED_NUMBERS = 2**24
 
-Change = Callable[[int, torch.Tensor], torch.Tensor]
-"""Maps the gradients of a target (number, (B, O, I)) to others: a preconditioner."""
+Change = Callable[[int, LayerGradient], torch.Tensor]
+"""Maps the gradients of a target to others, (B, O, I): a preconditioner."""
 
 
 class GradientEngine:
@@ -133,7 +133,7 @@ class GradientEngine:
             if change is None:
                 self._prober.add(number, x * sign, d, divisors[number])
             else:
-                gradient = change(number, LayerGradient.of(x * sign, d).dense())
+                gradient = change(number, LayerGradient.of(x * sign, d))
                 self._prober.add_matrix(number, gradient, divisors[number])
 
         self._prober.start(1)

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from rapidin_cli.gradients.capture.sides import taken
+from rapidin_cli.gradients.capture.sides import WideSide, taken
 from rapidin_cli.gradients.compress.tensorsketch import BlockSketch
 from rapidin_cli.gradients.curvature import LayerCurvature, rotated
 from rapidin_cli.gradients.directions import Direction, LayerGradient
@@ -31,8 +31,8 @@ class Preconditioner(Protocol):
     def direction(self, number: int, gradient: LayerGradient) -> Direction:
         """Return P_l g for B gradients of layer `number`."""
 
-    def change(self, number: int, gradients: torch.Tensor) -> torch.Tensor:
-        """Do the same with dense gradients, (B, O, I)."""
+    def change(self, number: int, gradients: LayerGradient) -> torch.Tensor:
+        """Do the same, as matrices (B, O, I)."""
 
     def apply_to_rows(self, directions: torch.Tensor) -> torch.Tensor:
         """Return P applied to sketched directions, (Q, K)."""
@@ -56,6 +56,12 @@ class _Rotated:
 
     def dense(self) -> torch.Tensor:
         """See `Direction.dense`."""
+        if isinstance(self.gradient.d, WideSide):  # a piece at a time: its axes are its own
+            count, inner = len(self.gradient.x), self.weights.shape[1]
+            made = self.weights.new_zeros(count, len(self.weights), inner)
+            for where, part in self.gradient.d.gradients(self.gradient.x):
+                made[:, where] = rotated(part * self.weights[where], self.inputs.mT)
+            return made
         matrix = rotated(self.gradient.dense() * self.weights, self.inputs.mT)
         return rotated(matrix.mT, self.outputs.mT).mT
 
@@ -109,9 +115,9 @@ class _Diagonal:
             )
         return _Rotated(turned, layer.weights, layer.inputs, layer.outputs)
 
-    def change(self, number: int, gradients: torch.Tensor) -> torch.Tensor:
+    def change(self, number: int, gradients: LayerGradient) -> torch.Tensor:
         """See `Preconditioner.change`."""
-        return self.direction(number, LayerGradient.of_matrix(gradients)).dense()
+        return self.direction(number, gradients).dense()
 
     def apply_to_rows(self, directions: torch.Tensor) -> torch.Tensor:
         """Not here: this matrix acts on gradients."""
@@ -171,7 +177,8 @@ class Adam(_Diagonal):
 def _inverse(values: torch.Tensor, damping: float) -> torch.Tensor:
     """1 / (values + damping * mean); zero where a layer has no gradient at all."""
     damped = values + damping * values.mean()
-    return torch.where(damped > 0, 1 / torch.where(damped > 0, damped, 1.0), 0.0)
+    nothing = damped <= 0
+    return damped.reciprocal_().masked_fill_(nothing, 0.0)
 
 
 @dataclass(frozen=True)
@@ -259,9 +266,9 @@ class Gram:
             sketch = block.of_gradient(gradient.matrix)[0]
         return _Unsketched(block, self._solvers[number].solve(sketch.cpu()).to(self._device))
 
-    def change(self, number: int, gradients: torch.Tensor) -> torch.Tensor:
+    def change(self, number: int, gradients: LayerGradient) -> torch.Tensor:
         """See `Preconditioner.change`."""
-        return self.direction(number, LayerGradient.of_matrix(gradients)).dense()
+        return self.direction(number, gradients).dense()
 
 
 class _Solver:

@@ -183,12 +183,15 @@ class _Packer:
         gradients = [buffer[: self._filled] for buffer in self._buffers]
         # Layer by layer, for several tokens: P is much larger than they are.
         if inverse is not None and not inverse.on_rows:
-            gradients = [inverse.change(n, layer) for n, layer in enumerate(gradients)]
+            gradients = [
+                inverse.change(n, LayerGradient.of_matrix(layer))
+                for n, layer in enumerate(gradients)
+            ]
         self._directions.append(self._engine.probe_matrices(gradients, self._divisors))
         for number, layer in enumerate(gradients):
             changed = layer
             if inverse is not None and inverse.on_rows:
-                changed = inverse.change(number, layer)
+                changed = inverse.change(number, LayerGradient.of_matrix(layer))
             scales = torch.ones(len(changed), device=changed.device)
             if self._layers[number].dtype == torch.float16:
                 scales = changed.abs().amax((1, 2)).clamp_min(1e-30)

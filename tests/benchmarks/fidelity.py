@@ -191,7 +191,10 @@ def one_pass(
     plain = [
         torch.stack([q.layers[n].dense()[0] for q in queries]) for n in range(len(passes.targets))
     ]
-    curved = [inverse.change(n, m) if inverse else None for n, m in enumerate(plain)]
+    curved = [
+        inverse.change(n, LayerGradient.of_matrix(m)) if inverse else None
+        for n, m in enumerate(plain)
+    ]
     norms = torch.stack([q.norm for q in queries])  # (Q, L)
     exact: dict[str, list[np.ndarray]] = {"rapidin": [], "dot": [], "ekfac": []}
     parts: dict[str, list[dict[str, np.ndarray]]] = {label: [] for label in engines}

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from rapidin_cli.gradients.curvature import LayerCurvature, collect
+from rapidin_cli.gradients.directions import LayerGradient
 from rapidin_cli.gradients.passes import Passes, as_batch
 from rapidin_cli.gradients.spec import GradientSpec
 from rapidin_cli.influence.exact import ExactScorer
@@ -137,7 +138,9 @@ def apart_turned(ours: LayerCurvature, theirs: LayerCurvature) -> float:
     generator = torch.Generator().manual_seed(out + inner)
     gradient = torch.randn(1, out, inner, generator=generator)
     made = [
-        Ekfac([layer], DAMPING, layer.values.device).change(0, gradient.to(layer.values.device))
+        Ekfac([layer], DAMPING, layer.values.device).change(
+            0, LayerGradient.of_matrix(gradient.to(layer.values.device))
+        )
         for layer in (ours, theirs)
     ]
     if not theirs.values.any():

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rapidin_cli import Project
+from rapidin_cli.gradients.directions import LayerGradient
 from rapidin_cli.influence.preconditioners import Ekfac
 from rapidin_cli.work.worker import WorkerError
 from rapidin_cli.workspace.lock import read_lock
@@ -56,10 +57,13 @@ def test_two_workers_collect_the_same_curvature(prepared, tmp_path, labels):
     one, two = (Ekfac(c.layers, 0.1, torch.device("cpu")) for c in (alone, together))
     for number, layer in enumerate(alone.layers):
         gradient = torch.randn(1, *layer.values.shape, generator=generator)
-        expected = one.change(number, gradient)
+        expected = one.change(number, LayerGradient.of_matrix(gradient))
         scale = float(expected.abs().max())
         torch.testing.assert_close(
-            two.change(number, gradient), expected, rtol=0, atol=2e-3 * scale
+            two.change(number, LayerGradient.of_matrix(gradient)),
+            expected,
+            rtol=0,
+            atol=2e-3 * scale,
         )
 
 

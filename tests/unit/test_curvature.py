@@ -95,7 +95,10 @@ def test_ekfac_is_the_explicit_inverse(length):
             found = ekfac.direction(number, gradient.layers[number])
             torch.testing.assert_close(found.dense(), expected, rtol=0, atol=tolerance)
             torch.testing.assert_close(
-                ekfac.change(number, dense), expected, rtol=0, atol=tolerance
+                ekfac.change(number, LayerGradient.of_matrix(dense)),
+                expected,
+                rtol=0,
+                atol=tolerance,
             )
             inputs = torch.randn(1, 7, 32)
             torch.testing.assert_close(
@@ -111,7 +114,10 @@ def test_both_forms_of_a_gradient_are_turned_alike(factored):
     x, d = torch.randn(3, 5, 32), torch.randn(3, 5, 16)
     gradient = LayerGradient(x, d) if factored else LayerGradient.of_matrix(d.mT @ x)
     found = ekfac.direction(0, gradient).scaled(torch.tensor([1.0, 2.0, -1.0]))
-    expected = ekfac.change(0, d.mT @ x) * torch.tensor([1.0, 2.0, -1.0])[:, None, None]
+    expected = (
+        ekfac.change(0, LayerGradient.of_matrix(d.mT @ x))
+        * torch.tensor([1.0, 2.0, -1.0])[:, None, None]
+    )
     scale = float(expected.abs().max())
     torch.testing.assert_close(found.dense(), expected, rtol=1e-4, atol=1e-5 * scale)
     inputs = torch.randn(3, 4, 32)
@@ -127,7 +133,7 @@ def test_a_long_side_keeps_its_axes(monkeypatch):
     assert layers[0].inputs.shape == (0, 0)
     assert layers[0].outputs.shape == (16, 16)
     gradient = torch.randn(2, 16, 32)
-    direction = Ekfac(layers, DAMPING, CPU).change(0, gradient)
+    direction = Ekfac(layers, DAMPING, CPU).change(0, LayerGradient.of_matrix(gradient))
     turned = layers[0].outputs.T @ gradient
     damped = layers[0].values + DAMPING * layers[0].values.mean()
     torch.testing.assert_close(direction, layers[0].outputs @ (turned / damped), rtol=1e-3, atol=1)
@@ -206,7 +212,7 @@ def test_preconditioned_sums_equal_the_total(tmp_path, name, lora):
     gradient = query_gradient(passes, CONTRAST)
     exact = ExactScorer(passes, SCORES[name], chosen, CONTRAST, gradient, 64)
     found = exact.scores(EXAMPLES, tokens=True)
-    directions = [chosen.change(n, g.dense()) for n, g in enumerate(gradient.layers)]
+    directions = [chosen.change(n, g) for n, g in enumerate(gradient.layers)]
     for row, item in enumerate(EXAMPLES):
         taken: dict[int, torch.Tensor] = {}
         passes.backward(as_batch([item]), lambda n, x, d, t=taken: t.update({n: whole(x, d)}))
@@ -297,9 +303,14 @@ def same(found, expected):
     torch.manual_seed(0)
     for number, layer in enumerate(expected):
         gradient = torch.randn(1, *layer.values.shape)
-        wanted = theirs.change(number, gradient)
+        wanted = theirs.change(number, LayerGradient.of_matrix(gradient))
         scale = float(wanted.abs().max())
-        torch.testing.assert_close(ours.change(number, gradient), wanted, rtol=0, atol=2e-3 * scale)
+        torch.testing.assert_close(
+            ours.change(number, LayerGradient.of_matrix(gradient)),
+            wanted,
+            rtol=0,
+            atol=2e-3 * scale,
+        )
 
 
 @pytest.mark.parametrize("room", [True, False])

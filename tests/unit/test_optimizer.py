@@ -8,6 +8,7 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import Trainer, TrainingArguments
 
 from rapidin_cli.errors import InputError
+from rapidin_cli.gradients.directions import LayerGradient
 from rapidin_cli.gradients.optimizer_state import has_second_moments, second_moments
 from rapidin_cli.gradients.passes import Passes
 from rapidin_cli.influence.preconditioners import Adam
@@ -91,7 +92,9 @@ def test_the_direction_is_the_gradient_over_the_root():
     gradient = torch.randn(3, 4, 6)
     root = moment.sqrt()
     expected = gradient / (root + 0.01 * root.mean())
-    torch.testing.assert_close(Adam([moment], 0.01, CPU).change(0, gradient), expected)
+    torch.testing.assert_close(
+        Adam([moment], 0.01, CPU).change(0, LayerGradient.of_matrix(gradient)), expected
+    )
 
 
 class Code:
