@@ -11,7 +11,7 @@ from rapidin_cli.gradients.capture.sides import Side
 from rapidin_cli.gradients.capture.target import Target
 from rapidin_cli.gradients.compress.factors import FactorMaker
 from rapidin_cli.gradients.compress.oporp import Oporp
-from rapidin_cli.gradients.compress.tensorsketch import BlockSketch, block_sizes
+from rapidin_cli.gradients.compress.tensorsketch import WIDE_SHARE, BlockSketch, block_sizes
 from rapidin_cli.gradients.directions import Direction, LayerGradient
 from rapidin_cli.gradients.layout import GradientRows, RowLayout
 from rapidin_cli.gradients.passes import Batch, Compute, Passes, on_cpu
@@ -188,7 +188,8 @@ class _TensorSketchRows:
     ) -> None:
         layers = tuple(target.layer for target in targets)
         try:
-            sizes = block_sizes(spec.dimensions, [layer.size for layer in layers])
+            shares = [WIDE_SHARE if t.wide and spec.capture == "all" else 1 for t in targets]
+            sizes = block_sizes(spec.dimensions, [layer.size for layer in layers], shares)
         except ValueError as error:
             raise InputError(
                 f"[gradient] {error}: each needs at least 16", hint="raise dimensions in rin.toml"

@@ -129,5 +129,8 @@ def test_blocks_are_equal_but_for_layers_that_fit():
     assert block_sizes(1000, [10_000] * 3) == [320, 336, 336]
     assert block_sizes(1000, [50, 10_000, 10_000]) == [50, 464, 480]
     assert sum(block_sizes(65_536, [4608] * 420)) <= 65_536
+    assert block_sizes(1000, [10_000] * 3, [1, 8, 1]) == [96, 800, 96]
+    assert block_sizes(1000, [10_000, 500, 10_000], [1, 8, 1]) == [240, 500, 256]
+    assert block_sizes(64, [10_000] * 4, [1, 8, 1, 1]) == [16] * 4
     with pytest.raises(ValueError, match="too few"):
         block_sizes(100, [10_000] * 10)

@@ -7,6 +7,7 @@ the inner product of the gradients. There are three equal ways to compute it, an
 cheapest depends on the layer's shape, the batch's length, the dtype and k.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -234,23 +235,39 @@ def root_of_products(gram_d: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return torch.einsum("bst,bst->b", gram_x, gram_d).clamp_min(0).sqrt()
 
 
-def block_sizes(dimensions: int, layer_sizes: list[int]) -> list[int]:
-    """Share K dimensions among layers: equal blocks, none larger than its layer.
+WIDE_SHARE = 8
+"""Shares of a matrix of tokens, or of fused experts.
 
-    Equal, because every layer counts alike in the layer-normalised score, and the variance
-    of its estimate is 1 / k. What small layers leave goes to the others. Blocks are
-    multiples of 16 (so that they can be folded), but for layers that are kept whole.
+With curvature, small eigenvalues, of rare words, amplify what a sketch confuses. In faithfulness.py
+the LDS of `ekfac` rises with 8 shares from .377 to .445 at the same bytes, that of `dot` from .440
+to .464, and that of `rapidin` falls from .431 to .417; with 4 and with 16 less is won.
+"""
+
+
+def block_sizes(
+    dimensions: int, layer_sizes: Sequence[int], shares: Sequence[int] | None = None
+) -> list[int]:
+    """Share K dimensions among layers: blocks by shares, none larger than its layer.
+
+    Equal by default, because every layer counts alike in the layer-normalised score, and the
+    variance of its estimate is 1 / k. What small layers leave goes to the others. Blocks are
+    multiples of 16 (so that they can be folded), but for layers that are kept whole. Where
+    dimensions are few, blocks are equal whatever the shares.
 
     Raises:
         ValueError: fewer than 16 dimensions for some layer.
     """
     blocks = [0] * len(layer_sizes)
-    left = dimensions
-    order = sorted(range(len(layer_sizes)), key=lambda layer: layer_sizes[layer])
-    for position, layer in enumerate(order):
-        share = left // (len(order) - position)
+    shares = [1] * len(layer_sizes) if shares is None else shares
+    left, parts = dimensions, sum(shares)
+    order = sorted(range(len(layer_sizes)), key=lambda layer: layer_sizes[layer] / shares[layer])
+    for layer in order:
+        share = left * shares[layer] // parts
+        parts -= shares[layer]
         size = layer_sizes[layer]
         blocks[layer] = size if size <= share else share // 16 * 16
+        if blocks[layer] == 0 and max(shares) > 1:
+            return block_sizes(dimensions, layer_sizes)
         if blocks[layer] == 0:
             raise ValueError(f"{dimensions} dimensions are too few for {len(order)} layers")
         left -= blocks[layer]
