@@ -170,7 +170,7 @@ def make_engines(
     made: dict[GradientSpec, GradientEngine] = {}
     engines = {}
     for label, spec in specs.items():
-        plain = replace(spec, precision="int8")
+        plain = replace(spec, precision="int8", capture="linear")
         if plain not in made:
             for parameter in trained:
                 parameter.requires_grad_(True)

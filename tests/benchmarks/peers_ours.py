@@ -35,10 +35,11 @@ from tests.benchmarks.peers_worker import (
 )
 
 SPECS = {
-    "sketch": GradientSpec(),
-    "sign": GradientSpec(precision="sign"),
-    "small": GradientSpec(dimensions=8192),
-    "factors": GradientSpec(row="factors", rank=4, precision="int4"),
+    # What the others capture: the weights of linear layers.
+    "sketch": GradientSpec(capture="linear"),
+    "sign": GradientSpec(precision="sign", capture="linear"),
+    "small": GradientSpec(dimensions=8192, capture="linear"),
+    "factors": GradientSpec(row="factors", rank=4, precision="int4", capture="linear"),
 }
 CACHE = "0" * 64
 
