@@ -2,10 +2,11 @@
 
     python tests/benchmarks/caching.py [--model DIR] [--rounds 5] [--json FILE]
 
-Also printed is what it costs to capture all that was trained, over the linear layers alone, and
-what factor rows cost over sketch rows. A training step is forward and backward with weight gradients, without the optimizer. The
+A training step is forward and backward with weight gradients, without the optimizer. The
 two are timed in turn, batch by batch, and the ratio is taken pair by pair, so that a
-machine whose speed drifts does not tilt it. Absolute seconds are shown for scale only.
+machine whose speed drifts does not tilt it. Absolute seconds are shown for scale only. Also
+printed is what it costs to capture all that was trained, over the linear layers alone, and what
+factor rows cost over sketch rows.
 """
 
 import argparse
