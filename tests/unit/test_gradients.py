@@ -183,6 +183,24 @@ def test_layers_that_mix_examples_are_left_out_and_named():
     assert "do not keep the examples" in reasons["shared.bias"]
 
 
+def test_what_fitted_when_it_was_tried_and_does_not_later_is_refused():
+    """An expert that got all tokens of the trial, and gets some of a batch."""
+
+    class Some(Flat):
+        first = 0
+
+        def forward(self, input_ids, **_):
+            hidden = self.embed(input_ids)[:, self.first :]
+            flat = self.shared(hidden.reshape(-1, 8)).view_as(hidden)
+            return type("Output", (), {"logits": self.head(hidden + flat)})()
+
+    model = Some()
+    engine = GradientEngine(model, EXACT, CPU, "float32")
+    model.first = 1
+    with pytest.raises(InputError, match="runs shared on inputs that do not keep"):
+        engine(batch())
+
+
 def test_the_pattern_narrows_the_layers():
     targets, _ = find_targets(tiny.llama(), r"layers\.1\..*down_proj")
     assert [target.layer.name for target in targets] == ["model.layers.1.mlp.down_proj"]

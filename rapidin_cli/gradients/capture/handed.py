@@ -39,7 +39,7 @@ class HandedUse:
         """Numbers of the tensor."""
         return self.shape.numel()
 
-    def accepts(self, event: Event, batch: int) -> bool:
+    def accepts(self, event: Event, batch: int, length: int) -> bool:
         """Whether examples can be told apart in what a function was given."""
         given, output = event.given, event.output
         wanted = {"wide": "words", "vectors": "sum"}.get(self.kind, "linear")
@@ -52,8 +52,8 @@ class HandedUse:
         if given.block is not None:
             return False
         if self.kind == "experts":
-            return output.dim() == 3 and output.shape[1] % batch == 0
-        flat = output.dim() == 2 and len(output) % batch == 0
+            return output.dim() == 3 and output.shape[1] == batch * length
+        flat = output.dim() == 2 and len(output) == batch * length
         return flat or (output.dim() > 2 and len(output) == batch)
 
     def taken(self, event: Event, d: torch.Tensor, batch: int, length: int) -> Part:

@@ -61,11 +61,12 @@ def find_targets(
 ) -> tuple[list[Target], list[Skipped]]:
     """Return what was trained and `pattern` matches, in the model's order.
 
-    That are the parameters that require a gradient: the weights of linear layers (`nn.Linear` and
-    Hugging Face's `Conv1D`), embeddings and output layers, tied or not, and vectors that act on
-    one output each, such as biases and norms, which make one target together. Probe passes find
-    out how often each is used, whether its inputs keep examples apart, and whether the captured
-    gradients of small tensors are autograd's own.
+    Those are the parameters that require a gradient: the weights of linear layers (`nn.Linear` and
+    Hugging Face's `Conv1D`), embeddings and output layers, tied or not, what functions are given
+    instead, such as fused experts, and vectors that act on one output each, such as biases and
+    norms, which make one target together. Probe passes find out how often each is used, whether
+    its inputs keep examples apart, and whether the captured gradients of small tensors are
+    autograd's own.
 
     Args:
         linear: leave out all but linear layers' weights, and those that are tied to an embedding.

@@ -17,9 +17,10 @@ from rapidin_cli.gradients.capture.wide import Formed, WordsSide
 
 @dataclass(frozen=True)
 class Call:
-    """One run of a module in a forward pass over B sequences."""
+    """One run of a module in a forward pass over B sequences of T padded tokens."""
 
     batch: int
+    length: int
     inputs: tuple[Any, ...]
     named: dict[str, Any]
     output: torch.Tensor
@@ -93,7 +94,7 @@ class LinearUse:
         if call.output.shape[:-1] != shape[:-1] or call.output.shape[-1] not in self._sides:
             return False
         if self.flat:
-            return len(shape) == 2 and shape[0] % call.batch == 0
+            return len(shape) == 2 and shape[0] == call.batch * call.length
         return len(shape) > 2 and shape[0] == call.batch
 
     def part(self, call: Call, d: torch.Tensor) -> Part:

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 
+from rapidin_cli.errors import InputError
 from rapidin_cli.gradients.capture.functions import Event, Functions
 from rapidin_cli.gradients.capture.handed import HandedUse
 from rapidin_cli.gradients.capture.sides import Side
 from rapidin_cli.gradients.capture.target import Target
-from rapidin_cli.gradients.capture.uses import Call, EmbeddingUse, Part, Use
+from rapidin_cli.gradients.capture.uses import Call, EmbeddingUse, OutputLayerUse, Part, Use
 from rapidin_cli.gradients.model_parts import inner, plain_experts
 
 Consumer = Callable[[int, torch.Tensor, Side], None]
@@ -57,6 +58,10 @@ class Capture:
         self._like: torch.Tensor | None = None
         self.batch = self.length = 0
         self.asleep = False
+
+    def target(self, number: int) -> Target:
+        """Return one of the targets."""
+        return self._targets[number]
 
     def begin(self, ids: torch.Tensor) -> None:
         """Begin with a forward pass over these tokens, (B, T)."""
@@ -156,11 +161,10 @@ def watched(
 
     def see(event: Event) -> None:
         number, use = owners[event.given.number], uses[event.given.number]
-        fits = use.accepts(event, capture.batch)
+        fits = use.accepts(event, capture.batch, capture.length)
         if fits and _with_gradient(event.output):
             capture.await_function(number, use, event)
-        if seen is not None:
-            seen(number, event.output, fits)
+        _report(targets[number], event.output, fits, seen, number)
 
     try:
         with _functions(model, tensors, see, lambda: capture.asleep):
@@ -180,11 +184,15 @@ def _watching(capture: Capture, number: int, use: Use, seen: Seen | None) -> Any
         made = _looked_up(use, output, capture.batch)
         call = None
         if isinstance(made, torch.Tensor):
-            call = Call(capture.batch, inputs, named, made.detach())
+            call = Call(capture.batch, capture.length, inputs, named, made.detach())
         fits = call is not None and use.accepts(call)
         if call is not None and fits and _with_gradient(made):
             capture.await_gradient(number, use, call, made)
-        if seen is not None:
+        if not isinstance(
+            use, OutputLayerUse
+        ):  # above a decoder it is run aside, see `OutputLayer`
+            _report(capture.target(number), made, fits, seen, number)
+        elif seen is not None:
             seen(number, made, fits)
         return made
 
@@ -224,6 +232,18 @@ def _hooked(targets: Sequence[Target], watch: Callable[[int, Use], Any]) -> list
     ]
 
 
+def _report(target: Target, output: Any, fits: bool, seen: Seen | None, number: int) -> None:
+    """Tell of a run; one that was found to fit, and does not, may not go by in silence."""
+    if seen is not None:
+        seen(number, output, fits)
+    elif not fits and isinstance(output, torch.Tensor) and output.requires_grad:
+        raise InputError(
+            f"the model runs {target.layer.name} on inputs that do not keep the examples of a "
+            "batch apart, though it did not when it was tried",
+            hint="leave it out with [gradient] layers in rin.toml",
+        )
+
+
 def _with_gradient(output: torch.Tensor) -> bool:
     """Whether an output has a gradient; what is made before the graph starts is given one."""
     if not output.requires_grad and torch.is_grad_enabled():
@@ -260,7 +280,8 @@ class _Perturbed:
                 return output
             if isinstance(use, EmbeddingUse) and output.shape[0] == 1:
                 output = output.expand(self._batch, *output.shape[1:]).clone()
-            call = Call(self._batch, inputs, named, forward_ad.unpack_dual(output).primal)
+            primal = forward_ad.unpack_dual(output).primal
+            call = Call(self._batch, self._length, inputs, named, primal)
             if not use.accepts(call):
                 return output
             return self._changed(
@@ -271,7 +292,7 @@ class _Perturbed:
 
     def see(self, number: int, use: HandedUse, event: Event) -> torch.Tensor | None:
         """Change what a function returned."""
-        if not use.accepts(event, self._batch):
+        if not use.accepts(event, self._batch, self._length):
             return None
         x = None if event.x is None else forward_ad.unpack_dual(event.x).primal
         primal = forward_ad.unpack_dual(event.output).primal
