@@ -134,3 +134,12 @@ def test_blocks_are_equal_but_for_layers_that_fit():
     assert block_sizes(64, [10_000] * 4, [1, 8, 1, 1]) == [16] * 4
     with pytest.raises(ValueError, match="too few"):
         block_sizes(100, [10_000] * 10)
+
+
+def test_a_large_block_of_a_matrix_is_that_of_its_elements():
+    """Where k x k numbers would be too many, elements are added to their bins."""
+    block = BlockSketch("tokens", 300, 40, 4096, 0, torch.device("cpu"), torch.float32)
+    gradient = torch.randn(2, 300, 40)
+    where, sign = block.bins()
+    expected = torch.zeros(2, 4096).index_add_(1, where.flatten(), (gradient * sign).flatten(1))
+    torch.testing.assert_close(block.of_gradient(gradient)[0], expected, rtol=1e-4, atol=1e-4)

@@ -69,7 +69,9 @@ class HandedUse:
         if self.kind == "vectors":
             width = self.shape[-1]
             total = torch.zeros(batch, width, device=d.device)
-            total.index_add_(0, _examples(event, batch, length), d.reshape(-1, width).float())
+            total.index_add_(
+                0, _examples(event, batch, length, d.device), d.reshape(-1, width).float()
+            )
             start = self.start + (block or 0) * width
             return Part(total.new_ones(batch, 1, 1), total[:, None], start)
         assert event.x is not None
@@ -78,7 +80,7 @@ class HandedUse:
             return Part(by_example(x, batch), by_example(d, batch))
         if block is not None:
             blocks = torch.full((len(x),), block, device=d.device)
-            return Part(x, d, 0, blocks, _examples(event, batch, length))
+            return Part(x, d, 0, blocks, _examples(event, batch, length, d.device))
         # All experts at once, (E, N, I): each has a row of every token.
         experts, count = x.shape[:2]
         blocks = torch.arange(experts, device=d.device).repeat_interleave(count)
@@ -100,14 +102,15 @@ class HandedUse:
             first = self.start + (block or 0) * width
             ones = torch.ones(batch, 1, 1, device=output.device)
             each = changed(ones, slice(first, first + width))[:, 0]
-            return each[_examples(event, batch, length)].view(output.shape)
+            return each[_examples(event, batch, length, output.device)].view(output.shape)
         assert event.x is not None
         if self.kind == "matrix":
             return changed(by_example(event.x, batch), None).view(output.shape)
         width = output.shape[-1]
         if block is not None:
             part = slice(block * width, (block + 1) * width)
-            return _of_rows(event.x, _examples(event, batch, length), changed, part, batch)
+            examples = _examples(event, batch, length, output.device)
+            return _of_rows(event.x, examples, changed, part, batch)
         made = [
             changed(by_example(x, batch), slice(n * width, (n + 1) * width))
             for n, x in enumerate(event.x)
@@ -115,12 +118,12 @@ class HandedUse:
         return torch.stack([each.flatten(0, 1) for each in made])
 
 
-def _examples(event: Event, batch: int, length: int) -> torch.Tensor:
+def _examples(event: Event, batch: int, length: int, device: torch.device) -> torch.Tensor:
     """To which example each row of the output belongs, (n,)."""
     if event.rows is not None:
         return event.rows // length
     count = event.output.shape[:-1].numel()
-    return torch.arange(count, device=event.output.device) // (count // batch)
+    return torch.arange(count, device=device) // (count // batch)
 
 
 def _of_rows(

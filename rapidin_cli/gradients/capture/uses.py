@@ -17,13 +17,32 @@ from rapidin_cli.gradients.capture.wide import Formed, WordsSide
 
 @dataclass(frozen=True)
 class Call:
-    """One run of a module in a forward pass over B sequences of T padded tokens."""
+    """One run of a module in a forward pass over B sequences of T padded tokens.
+
+    Its output is described, not kept: it may be as large as what a backward pass needs anyway.
+    """
 
     batch: int
     length: int
     inputs: tuple[Any, ...]
     named: dict[str, Any]
-    output: torch.Tensor
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(
+        cls,
+        batch: int,
+        length: int,
+        inputs: tuple[Any, ...],
+        named: dict[str, Any],
+        output: torch.Tensor,
+    ) -> Call:
+        """Describe a run, by values that autograd and dual numbers know nothing of."""
+        plain = tuple(_primal(value) for value in inputs)
+        known = {name: _primal(value) for name, value in named.items()}
+        return cls(batch, length, plain, known, output.shape, output.dtype, output.device)
 
 
 Kind = Literal["matrix", "wide", "experts", "vectors"]
@@ -91,7 +110,7 @@ class LinearUse:
     def accepts(self, call: Call) -> bool:
         """See `Use.accepts`."""
         shape = call.inputs[0].shape
-        if call.output.shape[:-1] != shape[:-1] or call.output.shape[-1] not in self._sides:
+        if call.shape[:-1] != shape[:-1] or call.shape[-1] not in self._sides:
             return False
         if self.flat:
             return len(shape) == 2 and shape[0] == call.batch * call.length
@@ -103,7 +122,7 @@ class LinearUse:
 
     def change(self, call: Call, along: Along) -> torch.Tensor:
         """See `Use.change`."""
-        return along(by_example(_primal(call.inputs[0]), call.batch)).view(call.output.shape)
+        return along(by_example(_primal(call.inputs[0]), call.batch)).view(call.shape)
 
 
 @dataclass(frozen=True)
@@ -129,7 +148,7 @@ class EmbeddingUse:
 
     def accepts(self, call: Call) -> bool:
         """See `Use.accepts`; positions are often looked up once for all examples."""
-        return call.inputs[0].dim() == 2 and call.output.shape[0] == call.batch
+        return call.inputs[0].dim() == 2 and call.shape[0] == call.batch
 
     def part(self, call: Call, d: torch.Tensor) -> Part:
         """See `Use.part`."""
@@ -184,7 +203,7 @@ class TokensUse:
         """See `Use.change`."""
         x = _primal(call.inputs[0])
         if x.is_floating_point():
-            change = torch.zeros_like(call.output)
+            change = torch.zeros(call.shape, dtype=call.dtype, device=call.device)
             change[..., self.words.to(x.device)] = along(x).to(change.dtype)
             return change
         known, ids = self._places(x)
@@ -224,7 +243,7 @@ class VectorUse:
 
     def accepts(self, call: Call) -> bool:
         """See `Use.accepts`."""
-        shape = call.output.shape
+        shape = call.shape
         return len(shape) > 1 and shape[-1] == self.size and shape[0] % call.batch == 0
 
     def part(self, call: Call, d: torch.Tensor) -> Part:
@@ -234,11 +253,11 @@ class VectorUse:
 
     def change(self, call: Call, along: Along) -> torch.Tensor:
         """See `Use.change`."""
-        slope, output = self._slope(call), call.output
-        change = along(torch.ones(call.batch, 1, 1, device=output.device))
+        slope = self._slope(call)
+        change = along(torch.ones(call.batch, 1, 1, device=call.device))
         change = change[..., self.start : self.start + self.size]
-        whole = torch.broadcast_to(torch.as_tensor(slope, device=output.device), output.shape)
-        return (change * by_example(whole, call.batch)).view(output.shape)
+        whole = torch.broadcast_to(torch.as_tensor(slope, device=call.device), call.shape)
+        return (change * by_example(whole, call.batch)).view(call.shape)
 
     def _slope(self, call: Call) -> torch.Tensor | float:
         """How each output number grows with its number of the vector, in the output's shape.
@@ -248,15 +267,13 @@ class VectorUse:
         """
         if self.name == "bias":
             return 1.0
-        inputs = [_primal(value) for value in call.inputs]
-        named = {name: _primal(value) for name, value in call.named.items()}
-        kind, dtype = call.output.device.type, call.output.dtype
+        kind, dtype = call.device.type, call.dtype
         rounded = dtype in (torch.bfloat16, torch.float16)
         with torch.no_grad(), torch.autocast(kind, dtype=dtype, enabled=rounded):
             values = []
             for number in (1.0, 0.0):
                 with self._replaced(torch.full_like(self._vector, number)):
-                    values.append(self.module.forward(*inputs, **named).float())
+                    values.append(self.module.forward(*call.inputs, **call.named).float())
         slope: torch.Tensor = values[0] - values[1]
         return slope
 

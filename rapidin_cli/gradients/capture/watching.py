@@ -78,8 +78,11 @@ class Capture:
 
     def await_function(self, number: int, use: HandedUse, event: Event) -> None:
         """Do the same with what a function was given."""
+        # A hook that holds its own tensor is never freed.
+        x = None if event.x is None else event.x.detach()
+        known = replace(event, x=x, output=torch.empty_like(event.output, device="meta"))
         event.output.register_hook(
-            lambda d: self._arrive(number, lambda: use.taken(event, d, self.batch, self.length))
+            lambda d: self._arrive(number, lambda: use.taken(known, d, self.batch, self.length))
         )
 
     def _arrive(self, number: int, part: Callable[[], Part]) -> None:
@@ -184,7 +187,7 @@ def _watching(capture: Capture, number: int, use: Use, seen: Seen | None) -> Any
         made = _looked_up(use, output, capture.batch)
         call = None
         if isinstance(made, torch.Tensor):
-            call = Call(capture.batch, capture.length, inputs, named, made.detach())
+            call = Call.of(capture.batch, capture.length, inputs, named, made)
         fits = call is not None and use.accepts(call)
         if call is not None and fits and _with_gradient(made):
             capture.await_gradient(number, use, call, made)
@@ -281,7 +284,7 @@ class _Perturbed:
             if isinstance(use, EmbeddingUse) and output.shape[0] == 1:
                 output = output.expand(self._batch, *output.shape[1:]).clone()
             primal = forward_ad.unpack_dual(output).primal
-            call = Call(self._batch, self._length, inputs, named, primal)
+            call = Call.of(self._batch, self._length, inputs, named, primal)
             if not use.accepts(call):
                 return output
             return self._changed(

@@ -36,6 +36,8 @@ class _Costs:
 
 # A layer with fewer elements has its hash laid out element by element, 8 bytes each.
 _ELEMENTWISE = 2**16
+# Blocks up to this size are folded from a k x k matrix.
+_FOLDED = 2048
 # Nothing of a vocabulary by the hidden side is formed that has more elements.
 _FORMED = 2**20
 
@@ -193,6 +195,12 @@ class BlockSketch:
         if self._small:
             return self._element_bags(gradient.flatten(1).t()).t().float()
         rows = self._out_bags(gradient.transpose(0, 1))  # (k, B, I)
+        if self.size > _FOLDED:  # k x k numbers would be too many
+            places = torch.arange(self.size)[:, None] + self.in_hash.bin[None, :]
+            signed = rows.float() * self.in_hash.sign.to(rows.device)
+            made = signed.new_zeros(len(gradient), self.size)
+            where = (places % self.size).flatten().to(rows.device)
+            return made.index_add_(1, where, signed.permute(1, 0, 2).flatten(1))
         return fold(self._in_bags(rows.permute(2, 1, 0)).permute(1, 2, 0))
 
     @property
