@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rapidin_cli.errors import InputError, UsageError
+from rapidin_cli.errors import UsageError
 from rapidin_cli.models.learning_rates import checkpoint_weights
 from rapidin_cli.work.devices import check_devices
 from rapidin_cli.work.pools import LOCAL, RAY, check_executor
@@ -21,10 +20,6 @@ if TYPE_CHECKING:
     from rapidin_cli.influence.session import Session as Asking
     from rapidin_cli.output.stages import StageProgress
 
-# Scores that ask the model before training, too, where they can: the others find as much without,
-# in half the time.
-_WITH_START = ("auto", "ekfac")
-
 
 def session(
     project: Workspace,
@@ -34,13 +29,11 @@ def session(
     device: str = "auto",
     hold: str = "disk",
     executor: str = LOCAL,
-    score: str = "auto",
 ) -> Session:
     """Load checkpoints once, to ask them any number of times.
 
     Args:
-        checkpoint: the checkpoint to ask. By default the last; with curvature (`score` is
-            `auto` or `ekfac`) the model before training, too, if it has rows and curvature.
+        checkpoint: the checkpoint to ask. By default the last.
         checkpoints: several whose scores are added, weighted by their learning rates; an
             empty list means all.
         device: `auto`, `cpu` or `cuda:N`.
@@ -58,8 +51,6 @@ def session(
 
     _check_where(device, executor)
     chosen = _chosen(project, checkpoint, checkpoints)
-    if not checkpoint and checkpoints is None and executor == LOCAL and score in _WITH_START:
-        chosen = [*_starts(project, chosen[0]), *chosen]
     if executor == RAY:
         _check_cluster(hold, len(chosen))
     opened = [project.opened(settings.name) for settings in chosen]
@@ -110,7 +101,6 @@ def retrieve(
         device=device,
         hold=hold,
         executor=executor,
-        score="auto" if options is None else options.score,
     )
     return asked.retrieve(questions, options, command=command, progress=progress, ranked=ranked)
 
@@ -169,20 +159,6 @@ class Session:
 
         options = options or Options(batch_tokens=self._project.config.cache.batch_tokens)
         return self._asking.forecast(questions, options)
-
-
-def _starts(project: Workspace, last: CheckpointSettings) -> list[CheckpointSettings]:
-    """The model before training, if a question with curvature can ask it beside the last one."""
-    starts = [each for each in project.checkpoint_settings() if each.start]
-    if last.start or not starts or not project.opened(last.name).has_curvature():
-        return []
-    found = []
-    for settings in starts:
-        with contextlib.suppress(InputError):  # it cannot be had: `rin cache` says so
-            opened = project.opened(settings.name)
-            if opened.has_curvature() and opened.newest() is not None:
-                found.append(settings)
-    return found
 
 
 def _chosen(

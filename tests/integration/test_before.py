@@ -88,7 +88,7 @@ def test_with_curvature_both_are_asked_and_weigh_the_same(whole):
     found = {
         name: project.retrieve([ASKED], options, checkpoint=name) for name in ("start", "tuned")
     }
-    both = project.retrieve([ASKED], options)
+    both = project.retrieve([ASKED], options, checkpoints=[])
     assert both["score"]["name"] == "ekfac"
     assert [(c["name"], c["weight"]) for c in both["checkpoints"]] == [
         ("start", 0.5),
@@ -107,21 +107,10 @@ def test_with_curvature_both_are_asked_and_weigh_the_same(whole):
             assert example["score"] == pytest.approx(sum(parts) / 2, rel=1e-3)
 
 
-def test_a_score_without_curvature_asks_the_last_alone(whole):
-    for score in ("rapidin", "dot"):
+def test_by_default_the_last_is_asked_alone(whole):
+    for score in ("auto", "dot"):
         report = Project.open(whole).retrieve([ASKED], Options(score=score, exact=0))
         assert [c["name"] for c in report["checkpoints"]] == ["tuned"]
-
-
-def test_without_its_curvature_the_start_is_not_asked(tmp_path):
-    folder = with_start(tiny.project(tmp_path / "project", 6))
-    project = Project.open(folder)
-    project.cache()
-    assert project.retrieve([ASKED], Options(exact=0))["score"]["name"] == "rapidin"
-    list(project.curvature(["tuned"]))
-    report = project.retrieve([ASKED], Options(exact=0))
-    assert report["score"]["name"] == "ekfac"
-    assert [c["name"] for c in report["checkpoints"]] == ["tuned"]
 
 
 def test_what_its_rows_cost_is_said_beforehand(tmp_path):
