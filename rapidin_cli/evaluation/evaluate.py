@@ -249,6 +249,18 @@ def linear_datamodeling(
     return evaluation.report("lds", results, trainings=subsets)
 
 
+def _beside_random(
+    opened: ProjectCheckpoint, plan: Plan, top: int, progress: StageProgress
+) -> tuple[Evaluation, dict[str, Array]]:
+    """Score the rows by all that is wanted but chance, which is drawn as whole sets of `top`."""
+    names = [name for name in plan.scores if name != "random"]
+    evaluation = Evaluation(opened, replace(plan, scores=names), progress)
+    count = len(evaluation.examples)
+    if not 0 < top < count:
+        raise UsageError(f"--top {top}: there are only {count:,} examples", hint="use a lower one")
+    return evaluation, {name: s for name, s in evaluation.scores.items() if name != "random"}
+
+
 def counterfactual(
     opened: ProjectCheckpoint, plan: Plan, top: int, repeats: int, progress: StageProgress
 ) -> Any:
@@ -257,13 +269,9 @@ def counterfactual(
     Args:
         repeats: random drops; their mean is the score `random`.
     """
-    names = [name for name in plan.scores if name != "random"]
-    evaluation = Evaluation(opened, replace(plan, scores=names), progress)
-    scores = {name: s for name, s in evaluation.scores.items() if name != "random"}
+    evaluation, scores = _beside_random(opened, plan, top, progress)
     retrainer = evaluation.retrainer()
     count = len(evaluation.examples)
-    if not 0 < top < count:
-        raise UsageError(f"--top {top}: there are only {count:,} examples", hint="use a lower one")
 
     def without(rows: Sequence[int]) -> list[Example]:
         dropped = set(rows)
@@ -297,14 +305,8 @@ def unlearning(
     Args:
         repeats: random sets of rows; their mean is the score `random`.
     """
-    names = [name for name in plan.scores if name != "random"]
-    evaluation = Evaluation(opened, replace(plan, scores=names), progress)
-    scores = {name: s for name, s in evaluation.scores.items() if name != "random"}
+    evaluation, scores = _beside_random(opened, plan, top, progress)
     examples, queries = evaluation.examples, [query.example for query in evaluation.queries]
-    if not 0 < top < len(examples):
-        raise UsageError(
-            f"--top {top}: there are only {len(examples):,} examples", hint="use a lower one"
-        )
     unlearner = evaluation.unlearner()
     done, total = 0, repeats + len(scores) * len(queries)
 

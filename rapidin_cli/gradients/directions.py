@@ -10,6 +10,9 @@ import torch
 from rapidin_cli.gradients.capture.sides import Side, WideSide, floats, taken
 from rapidin_cli.gradients.compress.tensorsketch import ghost_norm
 
+WHOLE_NUMBERS = 2**24
+"""Gradients of more numbers are kept in half precision."""
+
 
 class Direction(Protocol):
     """B directions in the space of one (O, I) weight."""

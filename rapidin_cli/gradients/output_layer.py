@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from rapidin_cli.data.examples import IGNORED
-from rapidin_cli.gradients.capture.uses import Part, Use
+from rapidin_cli.gradients.capture.uses import Part
 from rapidin_cli.gradients.capture.watching import Capture, Perturbation
 from rapidin_cli.gradients.capture.wide import Softmax, WordsSide
 
@@ -67,7 +67,7 @@ class OutputLayer:
         decoder, head: the modules.
         vocabulary: words that the head knows.
         autocast: what the model runs under.
-        number, use: where the head's weight is among the targets, if it is one.
+        number: of the head's weight among the targets; None if it is none.
     """
 
     decoder: nn.Module
@@ -75,7 +75,6 @@ class OutputLayer:
     vocabulary: int
     autocast: Callable[[], contextlib.AbstractContextManager[Any]]
     number: int | None = None
-    use: Use | None = None
 
     def above(
         self,
@@ -108,7 +107,7 @@ class OutputLayer:
 
     def capture(self, capture: Capture, found: Above) -> None:
         """Hand over the output layer's own gradient, if it is a target."""
-        if self.number is None or self.use is None:
+        if self.number is None:
             return
         parts = found.hidden.detach(), found.logs, found.targets, found.factors
         hidden, logs, targets, factors = (

@@ -281,8 +281,8 @@ class Passes:
                 return None  # what is called its decoder is something else
         if not torch.equal(whole, apart):
             return None
-        number, use = weight[0] if weight else (None, None)
-        return OutputLayer(decoder, head, self.vocabulary, self._autocast, number, use)
+        number = weight[0][0] if weight else None
+        return OutputLayer(decoder, head, self.vocabulary, self._autocast, number)
 
     def _fitting(self, ids: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
         """Have a forward pass keep no more than fits in memory."""

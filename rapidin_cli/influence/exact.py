@@ -20,7 +20,7 @@ import torch
 
 from rapidin_cli.data.examples import Example
 from rapidin_cli.gradients.capture.sides import Side, WideSide, floats
-from rapidin_cli.gradients.directions import Direction, LayerGradient, PackedMatrix
+from rapidin_cli.gradients.directions import WHOLE_NUMBERS, Direction, LayerGradient, PackedMatrix
 from rapidin_cli.gradients.memory import BatchBytes, in_halves, make_room
 from rapidin_cli.gradients.passes import NoForwardModeError, Passes, as_batch
 from rapidin_cli.gradients.scaling import reciprocal
@@ -31,8 +31,6 @@ from rapidin_cli.influence.score import Array, Score
 
 # Bytes of gradients that are kept of a batch of examples.
 _KEPT_BYTES = 2**27
-# Directions of more numbers are packed in half precision once curvature was put on them.
-_WHOLE_NUMBERS = 2**24
 # A layer whose direction is no larger is multiplied as a matrix.
 _DENSE = 2**18
 
@@ -125,7 +123,7 @@ class ExactScorer:
 
     def __post_init__(self) -> None:
         device = self.passes.device
-        self._packs = sum(t.layer.size for t in self.passes.targets) > _WHOLE_NUMBERS
+        self._packs = sum(t.layer.size for t in self.passes.targets) > WHOLE_NUMBERS
         self._inverse = reciprocal(self.score.divisors(self.gradient.norm.to(device)))
         self._directions = [
             self._along(number, part) for number, part in enumerate(self.gradient.layers)

@@ -8,15 +8,13 @@ import torch
 from rapidin_cli.data.examples import Example
 from rapidin_cli.gradients.capture.sides import Side, WideSide, joined
 from rapidin_cli.gradients.capture.watching import Consumer
-from rapidin_cli.gradients.directions import LayerGradient
+from rapidin_cli.gradients.directions import WHOLE_NUMBERS, LayerGradient
 from rapidin_cli.gradients.engine import GradientEngine
 from rapidin_cli.gradients.passes import Passes, as_batch
 from rapidin_cli.gradients.scaling import reciprocal
 from rapidin_cli.influence.preconditioners import Preconditioner
 from rapidin_cli.influence.queries import Query
 
-# Gradients of more numbers are kept in half precision.
-_WHOLE_NUMBERS = 2**24
 # Tokens whose gradients are sketched at once; numbers of those that curvature is put on.
 _TOGETHER, _CHANGED_NUMBERS = 8, 2**25
 
@@ -166,7 +164,7 @@ class _Packer:
         def take(number: int, x: torch.Tensor, d: Side) -> None:
             into = self._buffers[number][self._filled]
             if isinstance(d, WideSide):
-                into.copy_(LayerGradient.of(x, d.times(sign)).dense()[0])
+                into.copy_(LayerGradient.of(x * sign, d).dense()[0])
             else:
                 torch.matmul(d[0].float().T * sign, x[0].float(), out=into)
 
@@ -216,7 +214,7 @@ def _together(passes: Passes, tokens: int, *, changed: bool) -> int:
 
 def _kept_dtype(passes: Passes, tokens: int) -> torch.dtype:
     numbers = tokens * sum(t.layer.size for t in passes.targets)
-    return torch.float32 if numbers <= _WHOLE_NUMBERS else torch.float16
+    return torch.float32 if numbers <= WHOLE_NUMBERS else torch.float16
 
 
 def token_matrices_bytes(passes: Passes, tokens: int) -> int:

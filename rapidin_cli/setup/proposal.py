@@ -257,7 +257,7 @@ def describe(root: Path, proposal: Proposal) -> list[str]:
     if proposal.start:
         lines.append(
             f"checkpoint  {START}: the model before training  (cached last; with rin curvature, "
-            "both together predict best)"
+            "--score ekfac --checkpoints all asks both)"
         )
     if len(proposal.checkpoints) > 1:
         lines.append(f"weights     {_weights(root, proposal)}")

@@ -33,7 +33,7 @@ def session(
     """Load checkpoints once, to ask them any number of times.
 
     Args:
-        checkpoint: the checkpoint to ask. By default the last.
+        checkpoint: the checkpoint to ask; the last by default.
         checkpoints: several whose scores are added, weighted by their learning rates; an
             empty list means all.
         device: `auto`, `cpu` or `cuda:N`.
@@ -95,12 +95,7 @@ def retrieve(
     if options is not None:
         check_score(options.score, options.damping)
     asked = session(
-        project,
-        checkpoint,
-        checkpoints=checkpoints,
-        device=device,
-        hold=hold,
-        executor=executor,
+        project, checkpoint, checkpoints=checkpoints, device=device, hold=hold, executor=executor
     )
     return asked.retrieve(questions, options, command=command, progress=progress, ranked=ranked)
 

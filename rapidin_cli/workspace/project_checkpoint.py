@@ -56,7 +56,6 @@ class ProjectCheckpoint:
         self._places = places
         self._fingerprints = fingerprints
         self._skip_bad = skip_bad
-        self.is_start = settings.start
         model = config.model
         path = settings.path or [each.path for each in config.checkpoints if not each.start][-1]
         find = resolve_start if settings.start else resolve

@@ -131,7 +131,8 @@ def test_what_is_unlearnt_is_what_the_query_needed(copied):
     ranked = evaluated(
         copied, "retrieval", "--planted", r":(1|2)$", "--top", "4", "--scores", "unlearn,random"
     )
-    assert ranked["scores"][0]["name"] == "unlearn"
+    areas = {s["name"]: s["measures"][1]["mean"] for s in ranked["scores"]}
+    assert areas["unlearn"] > areas["random"]
 
 
 def test_the_users_own_training_command(copied):

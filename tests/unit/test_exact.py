@@ -85,7 +85,7 @@ def test_gradients_of_tokens_score_an_example_by_its_backward_pass_alone(
     score, query, whole_numbers, monkeypatch
 ):
     """Totals, generated tokens and cells are those of forward mode, and rows those of sketches."""
-    monkeypatch.setattr(query_gradients, "_WHOLE_NUMBERS", whole_numbers)
+    monkeypatch.setattr(query_gradients, "WHOLE_NUMBERS", whole_numbers)
     monkeypatch.setattr(query_gradients, "_TOGETHER", 4)  # neither all tokens nor a divisor
     expected = scorer(tiny.lora(tiny.llama()), score, query)
     engine = GradientEngine(tiny.lora(tiny.llama()), GradientSpec(), CPU, "float32")

@@ -48,7 +48,6 @@ def sides() -> dict[str, tuple[WideSide, torch.Tensor]]:
         "logits that exist": (WordsSide(WORDS, Formed(formed)), formed),
         "an embedding": (looked_up, ones),
         "both": (both, torch.cat([formed, ones], 1)),
-        "times a number": (both.times(-2.0), -2 * torch.cat([formed, ones], 1)),
         "kept": (both.kept(), torch.cat([formed, ones], 1)),
         "used twice": (twice, torch.cat([formed, formed], 1)),
         "experts": experts(),

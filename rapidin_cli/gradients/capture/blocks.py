@@ -33,10 +33,6 @@ class BlocksSide(WideSide):
     def _size(self) -> int:
         return int(self.values.shape[2])
 
-    def times(self, factor: float) -> BlocksSide:
-        """See `WideSide.times`."""
-        return replace(self, values=self.values * factor)
-
     def pick(self, rows: slice) -> BlocksSide:
         """See `WideSide.pick`."""
         return replace(self, values=self.values[rows], blocks=self.blocks[rows])

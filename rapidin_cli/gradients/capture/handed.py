@@ -34,11 +34,6 @@ class HandedUse:
     turned: bool = False
     start: int = 0
 
-    @property
-    def size(self) -> int:
-        """Numbers of the tensor."""
-        return self.shape.numel()
-
     def accepts(self, event: Event, batch: int, length: int) -> bool:
         """Whether examples can be told apart in what a function was given."""
         given, output = event.given, event.output

@@ -31,10 +31,6 @@ class WideSide(ABC):
         """(B, T, O)"""
 
     @abstractmethod
-    def times(self, factor: float) -> WideSide:
-        """Return all numbers times one."""
-
-    @abstractmethod
     def pick(self, rows: slice) -> WideSide:
         """Return some of the B rows."""
 

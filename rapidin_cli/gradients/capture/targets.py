@@ -165,7 +165,8 @@ def _candidate(model: nn.Module, found: _Found) -> Target | str:
     parameter = found.parameter
     if "prompt_encoder" in found.name:
         return "virtual tokens of a prompt"
-    if uses := _of_tokens(model, found):
+    if "trainable_tokens_delta" in found.name:
+        uses = _of_tokens(model, found)
         layer = Layer(layer_name(found.name), *parameter.shape)
         return Target(layer, tuple(uses), (parameter,), kind="wide")
     if parameter.dim() == 1 and not isinstance(first, _CONVOLUTIONS):

@@ -118,11 +118,11 @@ class LinearUse:
 
     def part(self, call: Call, d: torch.Tensor) -> Part:
         """See `Use.part`."""
-        return Part(by_example(call.inputs[0].detach(), call.batch), by_example(d, call.batch))
+        return Part(by_example(call.inputs[0], call.batch), by_example(d, call.batch))
 
     def change(self, call: Call, along: Along) -> torch.Tensor:
         """See `Use.change`."""
-        return along(by_example(_primal(call.inputs[0]), call.batch)).view(call.shape)
+        return along(by_example(call.inputs[0], call.batch)).view(call.shape)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class OutputLayerUse(LinearUse):
 
     def part(self, call: Call, d: torch.Tensor) -> Part:
         """See `Use.part`."""
-        x, side = by_example(call.inputs[0].detach(), call.batch), by_example(d, call.batch)
+        x, side = by_example(call.inputs[0], call.batch), by_example(d, call.batch)
         return Part(x, WordsSide(side.shape[2], Formed(side)))
 
 
@@ -195,13 +195,13 @@ class TokensUse:
         count, x = len(self.words), call.inputs[0]
         if x.is_floating_point():
             mine = d[..., self.words.to(d.device)]
-            return Part(x.detach(), WordsSide(count, Formed(mine)))
+            return Part(x, WordsSide(count, Formed(mine)))
         known, ids = self._places(x)
         return Part(d * known * self.scale, WordsSide(count, ids=ids))
 
     def change(self, call: Call, along: Along) -> torch.Tensor:
         """See `Use.change`."""
-        x = _primal(call.inputs[0])
+        x = call.inputs[0]
         if x.is_floating_point():
             change = torch.zeros(call.shape, dtype=call.dtype, device=call.device)
             change[..., self.words.to(x.device)] = along(x).to(change.dtype)
@@ -243,8 +243,10 @@ class VectorUse:
 
     def accepts(self, call: Call) -> bool:
         """See `Use.accepts`."""
-        shape = call.shape
-        return len(shape) > 1 and shape[-1] == self.size and shape[0] % call.batch == 0
+        shape, tokens = call.shape, call.batch * call.length
+        if len(shape) < 2 or shape[-1] != self.size:
+            return False
+        return shape[0] == call.batch or shape[0] % tokens == 0
 
     def part(self, call: Call, d: torch.Tensor) -> Part:
         """See `Use.part`."""

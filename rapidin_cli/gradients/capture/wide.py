@@ -43,9 +43,6 @@ class Dense(Protocol):
     def pick(self, rows: slice) -> Dense:
         """Return some of the B rows."""
 
-    def times(self, factor: float) -> Dense:
-        """Return all numbers times one."""
-
     def joined(self) -> Dense:
         """Return all rows as one, (1, B * T, V)."""
 
@@ -78,10 +75,6 @@ class Formed:
     def pick(self, rows: slice) -> Formed:
         """See `Dense.pick`."""
         return Formed(self.values[rows])
-
-    def times(self, factor: float) -> Formed:
-        """See `Dense.times`."""
-        return Formed(self.values * factor)
 
     def joined(self) -> Formed:
         """See `Dense.joined`."""
@@ -152,10 +145,6 @@ class Softmax:
             factors=self.factors[rows],
         )
 
-    def times(self, factor: float) -> Softmax:
-        """See `Dense.times`."""
-        return replace(self, factors=self.factors * factor)
-
     def joined(self) -> Softmax:
         """See `Dense.joined`."""
         parts = self.logs, self.targets, self.factors
@@ -173,13 +162,11 @@ class WordsSide(WideSide):
         size: V.
         dense: the output layer's use, T1 tokens.
         ids: the embedding's, (B, T2): where each token's one is.
-        sign: what the ones are times.
     """
 
     size: int
     dense: Dense | None = None
     ids: torch.Tensor | None = None
-    sign: float = 1.0
 
     @classmethod
     def merged(cls, parts: Sequence[WordsSide]) -> tuple[WordsSide, list[int]]:
@@ -193,7 +180,7 @@ class WordsSide(WideSide):
         if len(dense) > 1:
             dense = [Formed(torch.cat([one.piece(0, one.shape[2]) for one in dense], 1))]
         together = torch.cat(ids, 1) if ids else None
-        made = cls(parts[0].size, dense[0] if dense else None, together, parts[0].sign)
+        made = cls(parts[0].size, dense[0] if dense else None, together)
         return made, order
 
     @property
@@ -204,11 +191,6 @@ class WordsSide(WideSide):
         one = self.dense if self.dense is not None else self.ids
         assert one is not None
         return torch.Size((one.shape[0], first + second, self.size))
-
-    def times(self, factor: float) -> WordsSide:
-        """Return all numbers times one."""
-        dense = None if self.dense is None else self.dense.times(factor)
-        return replace(self, dense=dense, sign=self.sign * factor)
 
     def pick(self, rows: slice) -> WordsSide:
         """Return some of the B rows."""
@@ -236,7 +218,7 @@ class WordsSide(WideSide):
             parts = [] if self.dense is None else [self.dense.piece(first, last)]
             if self.ids is not None:
                 words = torch.arange(first, last, device=self.ids.device)
-                parts.append((self.ids[..., None] == words).float().mul_(self.sign))
+                parts.append((self.ids[..., None] == words).float())
             yield slice(first, last), torch.cat(parts, 1)
 
     def gradients(self, x: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -251,10 +233,17 @@ class WordsSide(WideSide):
                 made = x.new_zeros(len(x), count, x.shape[2])
             if self.ids is not None:
                 here = (self.ids >= where.start) & (self.ids < where.stop)
-                rows = (x[:, first:] * here[..., None]) * self.sign
+                rows = x[:, first:] * here[..., None]
                 places = (self.ids - start).clamp(0, count - 1)[..., None].expand(rows.shape)
                 made.scatter_add_(1, places, rows)
             yield where, made
+
+    def _of_output(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """The numbers of the output layer's use alone, piece by piece."""
+        if self.dense is not None:
+            for first in range(0, self.size, PIECE):
+                where = slice(first, min(self.size, first + PIECE))
+                yield where, self.dense.piece(where.start, where.stop)
 
     def sketched(self, sketch: Sketch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what a sketch of the last axis makes of it, (B, T, k), and d d^T, (B, T, T)."""
@@ -264,24 +253,21 @@ class WordsSide(WideSide):
             batch, length, _ = self.dense.shape
             rows = torch.zeros(sketch.size, batch * length, device=self.device)
             inner = torch.zeros(batch, length, length, device=self.device)
-            for first in range(0, self.size, PIECE):
-                last = min(self.size, first + PIECE)
-                values = self.dense.piece(first, last)
-                rows += sketch.part(first, last, values.flatten(0, 1).t())
+            for where, values in self._of_output():
+                rows += sketch.part(where.start, where.stop, values.flatten(0, 1).t())
                 inner += values @ values.mT
             parts.append(rows.t().view(batch, length, sketch.size))
         if self.ids is not None:
-            parts.append(sketch.of_ones(self.ids) * self.sign)
+            parts.append(sketch.of_ones(self.ids))
         return torch.cat(parts, 1), self._gram(inner)
 
     def gram(self) -> torch.Tensor:
-        """Return d d^T, (B, T, T)."""
+        """See `WideSide.gram`."""
         if self.dense is None:
             return self._gram(None)
         batch, length, _ = self.dense.shape
         inner = torch.zeros(batch, length, length, device=self.device)
-        for first in range(0, self.size, PIECE):
-            values = self.dense.piece(first, min(self.size, first + PIECE))
+        for _, values in self._of_output():
             inner += values @ values.mT
         return self._gram(inner)
 
@@ -289,44 +275,41 @@ class WordsSide(WideSide):
         if self.ids is None:
             assert inner is not None
             return inner
-        ones = (self.ids[:, :, None] == self.ids[:, None]).float() * self.sign**2
+        ones = (self.ids[:, :, None] == self.ids[:, None]).float()
         if inner is None:
             return ones
         assert self.dense is not None
-        across = self.dense.columns(self.ids) * self.sign
+        across = self.dense.columns(self.ids)
         return torch.cat([torch.cat([inner, across], 2), torch.cat([across.mT, ones], 2)], 1)
 
     def along(self, matrix: torch.Tensor) -> torch.Tensor:
-        """Return d M, (B, T, n), for M (V, n) or (B, V, n)."""
+        """See `WideSide.along`."""
         parts = []
         if self.dense is not None:
             total = torch.zeros(*self.dense.shape[:2], matrix.shape[-1], device=self.device)
-            for first in range(0, self.size, PIECE):
-                last = min(self.size, first + PIECE)
-                total += self.dense.piece(first, last) @ matrix[..., first:last, :]
+            for where, values in self._of_output():
+                total += values @ matrix[..., where, :]
             parts.append(total)
         if self.ids is not None:
-            parts.append(taken(matrix, self.ids) * self.sign)
+            parts.append(taken(matrix, self.ids))
         return torch.cat(parts, 1)
 
     def combined(self, factors: torch.Tensor) -> torch.Tensor:
-        """Return factors d, (B, w, V), for factors (B, w, T)."""
+        """See `WideSide.combined`."""
         made = factors.new_zeros(len(factors), factors.shape[1], self.size)
         first = 0 if self.dense is None else self.dense.shape[1]
-        if self.dense is not None:
-            for start in range(0, self.size, PIECE):
-                where = slice(start, min(self.size, start + PIECE))
-                made[..., where] = factors[..., :first] @ self.dense.piece(where.start, where.stop)
+        for where, values in self._of_output():
+            made[..., where] = factors[..., :first] @ values
         if self.ids is not None:
             places = self.ids[:, None].expand(-1, factors.shape[1], -1)
-            made.scatter_add_(2, places, factors[..., first:] * self.sign)
+            made.scatter_add_(2, places, factors[..., first:])
         return made
 
     def columns(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the numbers of words (B, S), each row's own: (B, T, S)."""
         parts = [] if self.dense is None else [self.dense.columns(ids)]
         if self.ids is not None:
-            parts.append((self.ids[:, :, None] == ids[:, None]).float() * self.sign)
+            parts.append((self.ids[:, :, None] == ids[:, None]).float())
         return torch.cat(parts, 1)
 
     @property
