@@ -246,9 +246,9 @@ def root_of_products(gram_d: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 WIDE_SHARE = 8
 """Shares of a matrix of tokens, or of fused experts.
 
-With curvature, small eigenvalues, of rare words, amplify what a sketch confuses. With 1, 4, 8 and 16
-here, faithfulness.py gave sketches of 1,024 numbers a layer an LDS by `ekfac` of .377, .414, .445
-and .428, and by `rapidin` of .431, .413, .417 and .405.
+With curvature, small eigenvalues, of rare words, amplify what a sketch confuses. With 1, 4, 8
+and 16 here, faithfulness.py gave sketches of 1,024 numbers a layer an LDS by `ekfac` of .377,
+.414, .445 and .428, and by `rapidin` of .431, .413, .417 and .405.
 """
 
 
